@@ -1,0 +1,2 @@
+//! The `simmim` command.
+fn main() {}
