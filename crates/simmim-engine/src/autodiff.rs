@@ -1,0 +1,149 @@
+//! Differentiation as a pass over the graph: each operation appends its backward operations. There is no tape at run time.
+//!
+//! Every gradient is accumulated in place: an operation that contributes to a gradient which already has a value takes that
+//! value as an input and adds to it. The gradients of states start as the states `grad.NAME`, to which the backward adds; the
+//! optimiser's pass zeroes them. So accumulation over micro-batches is running the program several times.
+
+use crate::error::EngineError;
+use crate::graph::{Graph, Node, ValueId, ValueKind};
+use crate::ops::{Add, Op, Operation, Zero};
+
+/// Prefix of the states that hold gradients.
+pub const GRADIENT_PREFIX: &str = "grad.";
+
+/// What [`differentiate`] found.
+#[derive(Debug, Clone)]
+pub struct Gradients {
+    /// Each differentiated state with the value that holds its gradient after the run.
+    pub states: Vec<(ValueId, ValueId)>,
+}
+
+/// What an operation sees while it appends its backward.
+#[derive(Debug)]
+pub struct Backward<'g> {
+    graph: &'g mut Graph,
+    node: Node,
+    wanted: &'g [bool],
+    gradients: &'g mut Vec<Option<ValueId>>,
+}
+
+impl Backward<'_> {
+    /// The `i`-th input of the forward operation.
+    #[must_use]
+    pub fn input(&self, i: usize) -> ValueId {
+        self.node.inputs[i]
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn input_shape(&self, i: usize) -> &[usize] {
+        self.graph.shape(self.node.inputs[i])
+    }
+
+    /// The `port`-th output of the forward operation.
+    #[must_use]
+    pub fn output(&self, port: usize) -> ValueId {
+        self.node.outputs[port]
+    }
+
+    /// Gradient of the `port`-th output, if the loss depends on it.
+    #[must_use]
+    pub fn grad_output(&self, port: usize) -> Option<ValueId> {
+        self.gradients[self.node.outputs[port].index()]
+    }
+
+    /// Whether the gradient of the `i`-th input leads to a state.
+    #[must_use]
+    pub fn wants(&self, i: usize) -> bool {
+        self.wanted[self.node.inputs[i].index()]
+    }
+
+    /// The first input whose gradient is wanted; for messages.
+    #[must_use]
+    pub fn first_wanted(&self) -> usize {
+        (0..self.node.inputs.len()).find(|&i| self.wants(i)).unwrap_or(0)
+    }
+
+    /// Gradient of the `i`-th input so far.
+    #[must_use]
+    pub fn gradient(&self, i: usize) -> Option<ValueId> {
+        self.gradients[self.node.inputs[i].index()]
+    }
+
+    /// Gradient of the `i`-th input so far, or zeros.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn gradient_or_zero(&mut self, i: usize) -> Result<ValueId, EngineError> {
+        match self.gradient(i) {
+            Some(gradient) => Ok(gradient),
+            None => self.graph.apply1(Zero { shape: self.input_shape(i).to_vec() }, &[]),
+        }
+    }
+
+    /// Replaces the gradient of the `i`-th input.
+    pub fn set_gradient(&mut self, i: usize, gradient: ValueId) {
+        self.gradients[self.node.inputs[i].index()] = Some(gradient);
+    }
+
+    /// Adds to the gradient of the `i`-th input; the first contribution is taken as it is.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn add_gradient(&mut self, i: usize, contribution: ValueId) -> Result<(), EngineError> {
+        let sum = match self.gradient(i) {
+            Some(so_far) => self.graph.apply1(Add, &[so_far, contribution])?,
+            None => contribution,
+        };
+        self.set_gradient(i, sum);
+        Ok(())
+    }
+
+    /// Appends an operation.
+    ///
+    /// # Errors
+    /// As [`Graph::apply`].
+    pub fn emit(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>, EngineError> {
+        self.graph.apply(op, inputs)
+    }
+}
+
+/// Appends the gradient of `loss` with respect to every state that it depends on.
+///
+/// # Errors
+/// [`EngineError::NoBackward`] where an operation on the way has no rule.
+pub fn differentiate(graph: &mut Graph, loss: ValueId) -> Result<Gradients, EngineError> {
+    let forward: Vec<Node> = graph.nodes().to_vec();
+    let mut wanted: Vec<bool> = graph.values().iter().map(|v| v.kind == ValueKind::State).collect();
+    for node in &forward {
+        if node.inputs.iter().any(|v| wanted[v.index()]) {
+            node.outputs.iter().for_each(|v| wanted[v.index()] = true);
+        }
+    }
+    let mut reached = vec![false; wanted.len()];
+    reached[loss.index()] = true;
+    for node in forward.iter().rev() {
+        if node.outputs.iter().any(|v| reached[v.index()]) {
+            node.inputs.iter().for_each(|v| reached[v.index()] = true);
+        }
+    }
+    let parameters: Vec<ValueId> =
+        graph.of_kind(&ValueKind::State).map(|(id, _)| id).filter(|id| reached[id.index()]).collect();
+    let mut gradients: Vec<Option<ValueId>> = vec![None; wanted.len()];
+    for &parameter in &parameters {
+        let name = format!("{GRADIENT_PREFIX}{}", graph.value(parameter).name);
+        let shape = graph.shape(parameter).to_vec();
+        gradients[parameter.index()] = Some(graph.state(&name, &shape));
+    }
+    graph.set_scope("grad");
+    for node in forward.into_iter().rev() {
+        let leads = node.outputs.iter().any(|v| wanted[v.index()] && reached[v.index()]);
+        if leads {
+            let op = node.op.clone();
+            op.backward(&mut Backward { graph, node, wanted: &wanted, gradients: &mut gradients })?;
+        }
+    }
+    graph.set_scope("");
+    let states = parameters.into_iter().filter_map(|p| gradients[p.index()].map(|g| (p, g))).collect();
+    Ok(Gradients { states })
+}

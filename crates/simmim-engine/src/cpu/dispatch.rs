@@ -1,0 +1,130 @@
+//! Run-time choice of the instruction set.
+//!
+//! A kernel is written once, as plain code over chunks that the compiler can vectorise, and compiled for each instruction set by
+//! [`vectorised!`]. An [`Isa`] can only be made by asking the processor, so holding one proves that its code may run.
+
+#![allow(unsafe_code, reason = "calls of functions compiled for instruction sets that an Isa proves to be there")]
+
+/// Instruction sets that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IsaKind {
+    /// AVX-512 (F, VL, BW, DQ) with FMA.
+    Avx512,
+    /// AVX2 with FMA.
+    Avx2,
+    /// What the target guarantees.
+    Portable,
+}
+
+/// An instruction set that this processor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Isa(IsaKind);
+
+impl Isa {
+    /// The widest one here.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::available()[0]
+    }
+
+    /// All that this processor has, widest first; `portable` is always among them.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+            let avx512 = std::is_x86_feature_detected!("avx512f")
+                && std::is_x86_feature_detected!("avx512vl")
+                && std::is_x86_feature_detected!("avx512bw")
+                && std::is_x86_feature_detected!("avx512dq");
+            if avx2 && avx512 {
+                found.push(Self(IsaKind::Avx512));
+            }
+            if avx2 {
+                found.push(Self(IsaKind::Avx2));
+            }
+        }
+        found.push(Self(IsaKind::Portable));
+        found
+    }
+
+    /// The one of that name (`avx512`, `avx2`, `portable`), if this processor has it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::available().into_iter().find(|isa| isa.name() == name)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            IsaKind::Avx512 => "avx512",
+            IsaKind::Avx2 => "avx2",
+            IsaKind::Portable => "portable",
+        }
+    }
+
+    pub(crate) fn kind(self) -> IsaKind {
+        self.0
+    }
+}
+
+/// `a * b + c`, fused where `FMA` says that the instruction is there (the portable library function would be slow).
+#[inline(always)]
+pub(crate) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Compiles a function for every instruction set and adds an [`Isa`] as its first parameter, by which it is chosen.
+/// The body sees a constant (named in the angle brackets) that tells whether fused multiply-add is there.
+macro_rules! vectorised {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
+        #[allow(unsafe_code, reason = "calls code compiled for an instruction set that the Isa proves to be there")]
+        $vis fn $name(isa: $crate::cpu::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
+            fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
+            #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+            match isa.kind() {
+                // SAFETY: an `Isa` of this kind exists only where the processor has these features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::dispatch::IsaKind::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::dispatch::IsaKind::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body::<{ cfg!(target_arch = "aarch64") }>($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use vectorised;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    vectorised! {
+        fn scaled_sum<FMA>(x: &[f32], scale: f32) -> f32 {
+            x.iter().fold(0.0, |sum, &v| madd::<FMA>(v, scale, sum))
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_runs_the_same_function() {
+        for isa in Isa::available() {
+            assert_eq!(scaled_sum(isa, &[1.0, 2.0, 3.0], 2.0), 12.0, "{}", isa.name());
+            assert_eq!(Isa::named(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::named("sse9"), None);
+    }
+}

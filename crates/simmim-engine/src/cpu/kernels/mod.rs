@@ -1,0 +1,84 @@
+//! The processor's kernels: one file for each operation, under the operation's name.
+
+pub(crate) mod adamw;
+pub(crate) mod add;
+pub(crate) mod attention;
+pub(crate) mod embed_rows;
+pub(crate) mod gather_rows;
+pub(crate) mod global_norm;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod patch_gather;
+pub(crate) mod pixel_loss;
+pub(crate) mod qkv_bias;
+pub(crate) mod relative_bias;
+pub(crate) mod residual;
+pub mod vector_math;
+pub(crate) mod zero;
+
+use super::Cpu;
+pub use super::arena::{Args, Inputs};
+use crate::ops::Op;
+use crate::plan::Instruction;
+
+/// Runs the kernel of an operation.
+pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
+    match op {
+        Op::AdamW(op) => adamw::adamw(cpu, op, args),
+        Op::Add(_) => add::add(cpu, args),
+        Op::Attention(op) => attention::attention(cpu, op, args),
+        Op::AttentionGrad(op) => attention::attention_grad(cpu, op, args),
+        Op::EmbedRows(op) => embed_rows::embed_rows(cpu, op, args),
+        Op::EmbedRowsGrad(op) => embed_rows::embed_rows_grad(cpu, op, args),
+        Op::GatherRows(_) => gather_rows::gather_rows(cpu, args),
+        Op::GeluGrad(_) => linear::gelu_grad(cpu, args),
+        Op::GlobalNorm(op) => global_norm::global_norm(cpu, op, args),
+        Op::LayerNorm(op) => layer_norm::layer_norm(cpu, op, args),
+        Op::LayerNormGradInput(op) => layer_norm::layer_norm_grad_input(cpu, op, args),
+        Op::LayerNormGradParameters(_) => layer_norm::layer_norm_grad_parameters(cpu, args),
+        Op::Linear(op) => linear::linear(cpu, op, args),
+        Op::LinearGradInput(op) => linear::linear_grad_input(cpu, op, args),
+        Op::LinearGradWeight(op) => linear::linear_grad_weight(cpu, op, args),
+        Op::PatchGather(op) => patch_gather::patch_gather(cpu, op, args),
+        Op::PixelLoss(op) => pixel_loss::pixel_loss(cpu, op, args),
+        Op::PixelLossGrad(op) => pixel_loss::pixel_loss_grad(cpu, op, args),
+        Op::QkvBias(_) => qkv_bias::qkv_bias(args),
+        Op::QkvBiasGrad(_) => qkv_bias::qkv_bias_grad(args),
+        Op::RelativeBias(_) => relative_bias::relative_bias(cpu, args),
+        Op::RelativeBiasGrad(_) => relative_bias::relative_bias_grad(cpu, args),
+        Op::Residual(op) => residual::residual(cpu, op, args),
+        Op::ResidualGrad(op) => residual::residual_grad(cpu, op, args),
+        Op::ScatterAddRows(_) => gather_rows::scatter_add_rows(cpu, args),
+        Op::Zero(_) => zero::zero(args),
+    }
+}
+
+/// Floats of working memory that an instruction needs. Kept beside [`run`]: a kernel finds this much in `Args::split`.
+pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
+    match &instruction.op {
+        Op::Attention(op) => attention::scratch(op, instruction, cpu),
+        Op::AttentionGrad(op) => attention::scratch_grad(op, instruction, cpu),
+        Op::GlobalNorm(_) => global_norm::scratch(instruction),
+        Op::LayerNormGradParameters(_) => layer_norm::scratch_grad_parameters(instruction),
+        Op::Linear(_) | Op::LinearGradInput(_) | Op::LinearGradWeight(_) => linear::scratch(instruction, cpu),
+        Op::PixelLoss(_) => pixel_loss::scratch(instruction),
+        Op::ResidualGrad(_) => residual::scratch_grad(instruction),
+        Op::AdamW(_)
+        | Op::Add(_)
+        | Op::EmbedRows(_)
+        | Op::EmbedRowsGrad(_)
+        | Op::GatherRows(_)
+        | Op::GeluGrad(_)
+        | Op::LayerNorm(_)
+        | Op::LayerNormGradInput(_)
+        | Op::PatchGather(_)
+        | Op::PixelLossGrad(_)
+        | Op::QkvBias(_)
+        | Op::QkvBiasGrad(_)
+        | Op::RelativeBias(_)
+        | Op::RelativeBiasGrad(_)
+        | Op::Residual(_)
+        | Op::ScatterAddRows(_)
+        | Op::Zero(_) => 0,
+    }
+}

@@ -1,0 +1,7 @@
+//! Kernels of `patch_gather`.
+
+use super::Args;
+use crate::cpu::Cpu;
+pub(crate) fn patch_gather(_cpu: &Cpu, _op: &crate::ops::PatchGather, _args: &mut Args<'_>) {
+    unimplemented!()
+}

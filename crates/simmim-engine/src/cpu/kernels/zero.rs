@@ -1,0 +1,7 @@
+//! Kernels of `zero`.
+
+use super::Args;
+use crate::cpu::Cpu;
+pub(crate) fn zero(_args: &mut Args<'_>) {
+    unimplemented!()
+}

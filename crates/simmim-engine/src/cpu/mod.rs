@@ -1,0 +1,21 @@
+//! The processor's executor: a thread pool, kernels chosen for the instruction set at run time, one arena.
+
+mod arena;
+mod dispatch;
+mod executor;
+pub mod gemm;
+pub mod kernels;
+mod pool;
+
+pub use dispatch::Isa;
+pub use executor::CpuExecutor;
+pub use pool::Pool;
+
+/// What every kernel runs on.
+#[derive(Debug)]
+pub struct Cpu {
+    /// The threads.
+    pub pool: Pool,
+    /// The instruction set.
+    pub isa: Isa,
+}

@@ -1,0 +1,72 @@
+//! One AdamW update of one parameter.
+//!
+//! # Shapes
+//! `param [...]`, `grad [...]`, `m [...]`, `v [...]` of equal shape, `step [3]` = (learning rate, `1 - beta1^t`,
+//! `sqrt(1 - beta2^t)`), `clip [1]` -> the updated `param`, a zeroed `grad`, the updated `m` and `v`, all in place.
+//!
+//! # Mathematics
+//! `g = clip grad`, `param *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
+//! `param -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)` (Loshchilov and Hutter, arXiv 1711.05101,
+//! algorithm 2; `lr` multiplies the decay as in PyTorch). A `clip` that is not finite leaves `param`, `m` and `v` as they are.
+//!
+//! The gradient is zeroed in the same pass, so that the next step's backward can add to it.
+
+use super::{Check, Operation};
+use crate::error::EngineError;
+use crate::graph::TensorType;
+use crate::reference::Tensor;
+
+/// The update. Inputs: `param`, `grad`, `m`, `v`, `step`, `clip`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay of this parameter.
+    pub weight_decay: f32,
+    /// Factor of the learning rate for this parameter.
+    pub lr_scale: f32,
+}
+
+impl Operation for AdamW {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
+        let check = Check::new(self.name(), inputs, 6)?;
+        for (at, role) in [(1, "grad"), (2, "m"), (3, "v")] {
+            check.shape(at, role, &inputs[0].shape)?;
+        }
+        check.len(4, "step", 3)?;
+        check.len(5, "clip", 1)?;
+        Ok(inputs[..4].to_vec())
+    }
+
+    fn in_place(&self) -> Vec<(usize, usize)> {
+        vec![(0, 0), (1, 1), (2, 2), (3, 3)]
+    }
+
+    fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
+        let [lr, correction1, correction2] = [0, 1, 2].map(|i| inputs[4].f64()[i]);
+        let lr = lr * f64::from(self.lr_scale);
+        let clip = inputs[5].f64()[0];
+        let (beta1, beta2) = (f64::from(self.beta1), f64::from(self.beta2));
+        for i in 0..outputs[0].len() {
+            let g = outputs[1][i] * clip;
+            outputs[1][i] = 0.0;
+            if !clip.is_finite() {
+                continue;
+            }
+            let m = beta1 * outputs[2][i] + (1.0 - beta1) * g;
+            let v = beta2 * outputs[3][i] + (1.0 - beta2) * g * g;
+            let update = lr / correction1 * m / (v.sqrt() / correction2 + f64::from(self.eps));
+            outputs[0][i] = outputs[0][i] * (1.0 - lr * f64::from(self.weight_decay)) - update;
+            outputs[2][i] = m;
+            outputs[3][i] = v;
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The closed set of operations.
+//!
+//! Each file holds one operation with its backward operations: definition, shapes, mathematics, reference implementation and
+//! backward rule. Kernels live in the executors under the same file name. Adding an operation means a file here, a variant in
+//! [`Op`] (the `operations!` list), a kernel per executor, and then following the compiler.
+
+mod adamw;
+mod add;
+mod attention;
+mod embed_rows;
+mod gather_rows;
+mod global_norm;
+mod layer_norm;
+mod linear;
+mod patch_gather;
+mod pixel_loss;
+mod qkv_bias;
+mod relative_bias;
+mod residual;
+mod zero;
+
+pub use adamw::AdamW;
+pub use add::Add;
+pub use attention::{Attention, AttentionGrad, AttentionSizes, Packing};
+pub use embed_rows::{EmbedRows, EmbedRowsGrad};
+pub use gather_rows::{GatherRows, ScatterAddRows};
+pub use global_norm::GlobalNorm;
+pub use layer_norm::{LayerNorm, LayerNormGradInput, LayerNormGradParameters};
+pub use linear::{GeluGrad, Linear, LinearGradInput, LinearGradWeight, RowRange, gelu, gelu_derivative};
+pub use patch_gather::PatchGather;
+pub use pixel_loss::{LossKind, PixelLoss, PixelLossGrad};
+pub use qkv_bias::{QkvBias, QkvBiasGrad};
+pub use relative_bias::{RelativeBias, RelativeBiasGrad};
+pub use residual::{Residual, ResidualGrad};
+pub use zero::Zero;
+
+use crate::autodiff::Backward;
+use crate::error::EngineError;
+use crate::graph::{DType, TensorType};
+use crate::reference::Tensor;
+
+/// What every operation defines.
+pub trait Operation {
+    /// Name in snake case: also the name of the file and of the kernels.
+    fn name(&self) -> &'static str;
+
+    /// Types of the outputs.
+    ///
+    /// # Errors
+    /// [`EngineError::Shape`] or [`EngineError::Arity`] where the inputs do not fit.
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError>;
+
+    /// Pairs `(input, output)` in which the output is the input, modified. A kernel finds the input's contents in the output.
+    fn in_place(&self) -> Vec<(usize, usize)> {
+        Vec::new()
+    }
+
+    /// Floating point operations, multiplications and additions counted apart; zero where they do not matter.
+    fn flops(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
+        0
+    }
+
+    /// `(input, bound)`: the indices in that input must lie in `0..bound`.
+    fn index_bounds(&self, _inputs: &[TensorType]) -> Vec<(usize, usize)> {
+        Vec::new()
+    }
+
+    /// Emits the operations that compute the gradients of the inputs.
+    ///
+    /// # Errors
+    /// [`EngineError::NoBackward`] where there is no rule.
+    fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
+        Err(EngineError::NoBackward { op: self.name(), input: ctx.first_wanted() })
+    }
+
+    /// The plain implementation, in double precision. `outputs` hold zeros, or the input's contents where
+    /// [`Operation::in_place`] says so.
+    fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]);
+}
+
+macro_rules! operations {
+    ($($name:ident),* $(,)?) => {
+        /// An operation of the graph.
+        #[derive(Debug, Clone, PartialEq)]
+        #[allow(missing_docs, reason = "each variant is documented at the type it holds")]
+        pub enum Op { $($name($name)),* }
+
+        $(impl From<$name> for Op {
+            fn from(op: $name) -> Self { Self::$name(op) }
+        })*
+
+        impl Operation for Op {
+            fn name(&self) -> &'static str {
+                match self { $(Self::$name(op) => op.name()),* }
+            }
+            fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
+                match self { $(Self::$name(op) => op.infer(inputs)),* }
+            }
+            fn in_place(&self) -> Vec<(usize, usize)> {
+                match self { $(Self::$name(op) => op.in_place()),* }
+            }
+            fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+                match self { $(Self::$name(op) => op.flops(inputs, outputs)),* }
+            }
+            fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
+                match self { $(Self::$name(op) => op.index_bounds(inputs)),* }
+            }
+            fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
+                match self { $(Self::$name(op) => op.backward(ctx)),* }
+            }
+            fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
+                match self { $(Self::$name(op) => op.reference(inputs, outputs)),* }
+            }
+        }
+
+        impl Op {
+            /// Names of all variants; tests use it to find operations without a case.
+            pub const VARIANTS: &'static [&'static str] = &[$(stringify!($name)),*];
+
+            /// Name of this variant.
+            #[must_use]
+            pub fn variant(&self) -> &'static str {
+                match self { $(Self::$name(_) => stringify!($name)),* }
+            }
+        }
+    };
+}
+
+operations!(
+    AdamW,
+    Add,
+    Attention,
+    AttentionGrad,
+    EmbedRows,
+    EmbedRowsGrad,
+    GatherRows,
+    GeluGrad,
+    GlobalNorm,
+    LayerNorm,
+    LayerNormGradInput,
+    LayerNormGradParameters,
+    Linear,
+    LinearGradInput,
+    LinearGradWeight,
+    PatchGather,
+    PixelLoss,
+    PixelLossGrad,
+    QkvBias,
+    QkvBiasGrad,
+    RelativeBias,
+    RelativeBiasGrad,
+    Residual,
+    ResidualGrad,
+    ScatterAddRows,
+    Zero,
+);
+
+/// Checks of inputs, shared by the operations.
+pub(crate) struct Check<'a> {
+    op: &'static str,
+    inputs: &'a [TensorType],
+}
+
+impl<'a> Check<'a> {
+    pub(crate) fn new(op: &'static str, inputs: &'a [TensorType], expected: usize) -> Result<Self, EngineError> {
+        if inputs.len() == expected {
+            Ok(Self { op, inputs })
+        } else {
+            Err(EngineError::Arity { op, expected, found: inputs.len() })
+        }
+    }
+
+    pub(crate) fn fail<T>(
+        &self,
+        input: usize,
+        role: &'static str,
+        expected: impl Into<String>,
+    ) -> Result<T, EngineError> {
+        Err(EngineError::Shape {
+            op: self.op,
+            input,
+            role,
+            expected: expected.into(),
+            found: self.inputs[input].shape.clone(),
+        })
+    }
+
+    /// Input `at` must have exactly this shape.
+    pub(crate) fn shape(&self, at: usize, role: &'static str, shape: &[usize]) -> Result<(), EngineError> {
+        if self.inputs[at].shape == shape && self.inputs[at].dtype == DType::F32 {
+            Ok(())
+        } else {
+            self.fail(at, role, format!("f32 {shape:?}"))
+        }
+    }
+
+    /// Input `at` must hold this many floats, in any shape.
+    pub(crate) fn len(&self, at: usize, role: &'static str, len: usize) -> Result<(), EngineError> {
+        if self.inputs[at].len() == len && self.inputs[at].dtype == DType::F32 {
+            Ok(())
+        } else {
+            self.fail(at, role, format!("{len} floats"))
+        }
+    }
+
+    /// Input `at` must be indices.
+    pub(crate) fn index(&self, at: usize, role: &'static str) -> Result<(), EngineError> {
+        if self.inputs[at].dtype == DType::I32 { Ok(()) } else { self.fail(at, role, "i32 indices") }
+    }
+
+    /// Input `at` must be a non-empty float tensor of this rank.
+    pub(crate) fn rank(&self, at: usize, role: &'static str, rank: usize) -> Result<&'a [usize], EngineError> {
+        let ty = &self.inputs[at];
+        if ty.shape.len() == rank && ty.dtype == DType::F32 && !ty.is_empty() {
+            Ok(&ty.shape)
+        } else {
+            self.fail(at, role, format!("f32 of {rank} axes"))
+        }
+    }
+}
