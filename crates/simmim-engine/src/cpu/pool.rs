@@ -162,44 +162,70 @@ impl Pool {
         slices: [&mut [f32]; N],
         rows: usize,
         rows_per_task: usize,
-        f: impl Fn(Range<usize>, [&mut [f32]; N], usize) + Sync,
+        f: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,
     ) {
         if rows == 0 {
             return;
         }
-        let parts = slices.map(|s| {
-            assert!(s.len() % rows == 0, "a slice of {} floats does not hold {rows} rows", s.len());
-            Part { start: s.as_mut_ptr(), row: s.len() / rows }
-        });
         let step = rows_per_task.max(1);
-        self.run(rows.div_ceil(step), &|task, thread| {
-            let range = task * step..rows.min((task + 1) * step);
-            let lent = std::array::from_fn(|i| {
-                // SAFETY: (1) `range` lies in `0..rows` and each slice holds `rows` rows, so the part is inside; (2) ranges of
-                // different tasks are disjoint and each task runs once; (3) the slices are borrowed mutably until `run` returns.
-                unsafe { parts[i].rows(&range) }
-            });
-            f(range, lent, thread);
+        let lens = std::array::from_fn(|i| {
+            assert!(slices[i].len() % rows == 0, "a slice of {} floats does not hold {rows} rows", slices[i].len());
+            slices[i].len() / rows * step
+        });
+        let parts = rows.div_ceil(step);
+        self.for_parts(slices, lens, parts, &mut [], |part, slices, _| {
+            f(part * step..rows.min((part + 1) * step), slices)
+        });
+    }
+
+    /// Cuts each slice into `parts` parts of its length in `lens` (the last ones may be shorter) and calls
+    /// `f(part, its part of each slice, working memory)`. The working memory is `scratch` cut into as many equal pieces as there
+    /// are threads; what a task finds in it is undefined.
+    pub fn for_parts<const N: usize>(
+        &self,
+        slices: [&mut [f32]; N],
+        lens: [usize; N],
+        parts: usize,
+        scratch: &mut [f32],
+        f: impl Fn(usize, [&mut [f32]; N], &mut [f32]) + Sync,
+    ) {
+        let lent = slices.map(Lent::of);
+        let piece = scratch.len() / self.threads();
+        let scratch = Lent::of(scratch);
+        self.run(parts, &|part, thread| {
+            // SAFETY: `run` calls each part once, and `thread` belongs to one running call at a time; both keep the obligation
+            // that a range is lent to one task at a time. The slices stay borrowed until `run` returns.
+            let (slices, scratch) =
+                unsafe { (std::array::from_fn(|i| lent[i].part(part, lens[i])), scratch.part(thread, piece)) };
+            f(part, slices, scratch);
         });
     }
 }
 
-/// The start of a slice and the length of one row.
+/// A slice that is lent to tasks in parts.
 #[derive(Clone, Copy)]
-struct Part {
+struct Lent {
     start: *mut f32,
-    row: usize,
+    len: usize,
 }
 
-// SAFETY: the pointer comes from a `&mut [f32]` and is only used for disjoint parts (see `Pool::for_rows`).
-unsafe impl Sync for Part {}
+// SAFETY: the pointer comes from a `&mut [f32]` and is only used for disjoint parts (see `Lent::part`).
+unsafe impl Sync for Lent {}
 
-impl Part {
+impl Lent {
+    fn of(slice: &mut [f32]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len() }
+    }
+
+    /// The `at`-th part of length `len`, cut off at the end of the slice.
+    ///
     /// # Safety
-    /// The rows must lie in the slice and be lent to nobody else.
-    unsafe fn rows<'a>(self, range: &Range<usize>) -> &'a mut [f32] {
-        // SAFETY: the caller's obligation.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start * self.row), range.len() * self.row) }
+    /// (1) The slice is still borrowed. (2) No other task holds the same part while this one does.
+    unsafe fn part<'a>(self, at: usize, len: usize) -> &'a mut [f32] {
+        let from = (at * len).min(self.len);
+        let to = (from + len).min(self.len);
+        // SAFETY: the range lies in the slice; the caller's obligations.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(from), to - from) }
     }
 }
 
@@ -239,7 +265,7 @@ mod tests {
         let pool = Pool::new(3);
         for (rows, per_task) in [(1, 1), (7, 2), (10, 100), (33, 5)] {
             let (mut a, mut b) = (vec![0.0; rows * 3], vec![0.0; rows]);
-            pool.for_rows([&mut a, &mut b], rows, per_task, |range, [a, b], _| {
+            pool.for_rows([&mut a, &mut b], rows, per_task, |range, [a, b]| {
                 a.iter_mut().for_each(|v| *v += 1.0);
                 for (row, v) in range.zip(b) {
                     *v += row as f32;

@@ -1,7 +1,51 @@
-//! Kernels of `adamw`.
+//! Kernel of `adamw`.
 
-use super::Args;
+use super::{Args, rows_per_task};
 use crate::cpu::Cpu;
-pub(crate) fn adamw(_cpu: &Cpu, _op: &crate::ops::AdamW, _args: &mut Args<'_>) {
-    unimplemented!()
+use crate::cpu::dispatch::{madd, vectorised};
+use crate::ops::AdamW;
+
+pub(crate) fn adamw(cpu: &Cpu, op: &AdamW, args: &mut Args<'_>) {
+    let (inputs, [param, grad, m, v], _) = args.split::<4>();
+    let (step, clip) = (inputs.f32(4), inputs.f32(5)[0]);
+    if !clip.is_finite() {
+        grad.fill(0.0);
+        return;
+    }
+    let lr = step[0] * op.lr_scale;
+    let factors = Factors {
+        clip,
+        beta1: op.beta1,
+        beta2: op.beta2,
+        keep: 1.0 - lr * op.weight_decay,
+        rate: lr / step[1],
+        root: 1.0 / step[2],
+        eps: op.eps,
+    };
+    let len = param.len();
+    cpu.pool.for_rows([param, grad, m, v], len, rows_per_task(4), |_, [param, grad, m, v]| {
+        update(cpu.isa, param, grad, m, v, &factors);
+    });
+}
+
+struct Factors {
+    clip: f32,
+    beta1: f32,
+    beta2: f32,
+    keep: f32,
+    rate: f32,
+    root: f32,
+    eps: f32,
+}
+
+vectorised! {
+    fn update<FMA>(param: &mut [f32], grad: &mut [f32], m: &mut [f32], v: &mut [f32], f: &Factors) {
+        for ((p, g), (m, v)) in param.iter_mut().zip(grad.iter_mut()).zip(m.iter_mut().zip(v.iter_mut())) {
+            let scaled = *g * f.clip;
+            *g = 0.0;
+            *m = madd::<FMA>(f.beta1, *m, (1.0 - f.beta1) * scaled);
+            *v = madd::<FMA>(f.beta2, *v, (1.0 - f.beta2) * scaled * scaled);
+            *p = *p * f.keep - f.rate * *m / (v.sqrt() * f.root + f.eps);
+        }
+    }
 }

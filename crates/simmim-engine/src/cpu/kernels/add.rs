@@ -1,7 +1,17 @@
-//! Kernels of `add`.
+//! Kernel of `add`.
 
-use super::Args;
+use super::{Args, rows_per_task};
 use crate::cpu::Cpu;
-pub(crate) fn add(_cpu: &Cpu, _args: &mut Args<'_>) {
-    unimplemented!()
+use crate::cpu::dispatch::vectorised;
+
+pub(crate) fn add(cpu: &Cpu, args: &mut Args<'_>) {
+    let (inputs, [a], _) = args.split::<1>();
+    let (b, len) = (inputs.f32(1), a.len());
+    cpu.pool.for_rows([a], len, rows_per_task(1), |range, [a]| add_slices(cpu.isa, a, &b[range]));
+}
+
+vectorised! {
+    pub(crate) fn add_slices<_FMA>(a: &mut [f32], b: &[f32]) {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    }
 }

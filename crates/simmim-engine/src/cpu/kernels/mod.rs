@@ -21,6 +21,20 @@ pub use super::arena::{Args, Inputs};
 use crate::ops::Op;
 use crate::plan::Instruction;
 
+/// Rows that one partial sum takes: a partition that depends on the shape alone, so that sums over rows do not depend on the
+/// number of threads.
+pub(crate) const PARTIAL_ROWS: usize = 64;
+
+/// Rows of `columns` floats that make a task worth handing out.
+pub(crate) fn rows_per_task(columns: usize) -> usize {
+    (1 << 14) / columns.max(1) + 1
+}
+
+/// Adds the rows of `partials` to `sum`, in order.
+pub(crate) fn sum_partials(isa: crate::cpu::Isa, sum: &mut [f32], partials: &[f32]) {
+    partials.chunks_exact(sum.len()).for_each(|partial| add::add_slices(isa, sum, partial));
+}
+
 /// Runs the kernel of an operation.
 pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
     match op {
@@ -48,7 +62,7 @@ pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
         Op::RelativeBiasGrad(_) => relative_bias::relative_bias_grad(cpu, args),
         Op::Residual(op) => residual::residual(cpu, op, args),
         Op::ResidualGrad(op) => residual::residual_grad(cpu, op, args),
-        Op::ScatterAddRows(_) => gather_rows::scatter_add_rows(cpu, args),
+        Op::ScatterAddRows(op) => gather_rows::scatter_add_rows(cpu, op, args),
         Op::Zero(_) => zero::zero(args),
     }
 }

@@ -1,7 +1,8 @@
-//! Kernels of `zero`.
+//! Kernel of `zero`.
 
 use super::Args;
-use crate::cpu::Cpu;
-pub(crate) fn zero(_args: &mut Args<'_>) {
-    unimplemented!()
+
+pub(crate) fn zero(args: &mut Args<'_>) {
+    let (_, [y], _) = args.split::<1>();
+    y.fill(0.0);
 }
