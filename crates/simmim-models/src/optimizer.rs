@@ -1,0 +1,71 @@
+//! The optimiser's step as a graph.
+
+use crate::parameters::ParameterSpec;
+use simmim_engine::autodiff::GRADIENT_PREFIX;
+use simmim_engine::graph::TensorType;
+use simmim_engine::ops::{AdamW, GlobalNorm};
+use simmim_engine::{EngineError, Graph};
+
+/// Prefix of the states that hold first moments.
+pub const FIRST_MOMENT_PREFIX: &str = "exp_avg.";
+/// Prefix of the states that hold second moments.
+pub const SECOND_MOMENT_PREFIX: &str = "exp_avg_sq.";
+
+/// Settings of AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWConfig {
+    /// Decays of the moments.
+    pub betas: (f32, f32),
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay of the parameters that decay.
+    pub weight_decay: f32,
+    /// Largest gradient norm that is left alone.
+    pub clip_norm: Option<f32>,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self { betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.05, clip_norm: None }
+    }
+}
+
+impl AdamWConfig {
+    /// The input `step` of the update for step `t`, counted from 1: learning rate and both bias corrections.
+    #[must_use]
+    pub fn step_input(&self, lr: f64, t: u64) -> [f32; 3] {
+        let t = t.min(i32::MAX as u64) as i32;
+        let correction = |beta: f32| 1.0 - f64::from(beta).powi(t);
+        [lr as f32, correction(self.betas.0) as f32, correction(self.betas.1).sqrt() as f32]
+    }
+}
+
+/// Global norm, clipping and AdamW for all used parameters. Input `step [3]` (see [`AdamWConfig::step_input`]), output `norm [1]`.
+/// Gradients are zeroed; parameters are left alone where the norm is not finite.
+///
+/// # Errors
+/// [`EngineError`] only for an empty list.
+pub fn update_graph(parameters: &[ParameterSpec], config: &AdamWConfig) -> Result<Graph, EngineError> {
+    let mut graph = Graph::new();
+    let step = graph.input("step", TensorType::f32([3]));
+    let used: Vec<&ParameterSpec> = parameters.iter().filter(|p| p.used).collect();
+    let gradients: Vec<_> =
+        used.iter().map(|p| graph.state(&format!("{GRADIENT_PREFIX}{}", p.name), &p.graph_shape())).collect();
+    let norm = graph.apply(GlobalNorm { max_norm: config.clip_norm }, &gradients)?;
+    for (p, &gradient) in used.iter().zip(&gradients) {
+        let shape = p.graph_shape();
+        let parameter = graph.state(&p.name, &shape);
+        let first = graph.state(&format!("{FIRST_MOMENT_PREFIX}{}", p.name), &shape);
+        let second = graph.state(&format!("{SECOND_MOMENT_PREFIX}{}", p.name), &shape);
+        let op = AdamW {
+            beta1: config.betas.0,
+            beta2: config.betas.1,
+            eps: config.eps,
+            weight_decay: if p.decay { config.weight_decay } else { 0.0 },
+            lr_scale: 1.0,
+        };
+        graph.apply(op, &[parameter, gradient, first, second, step, norm[1]])?;
+    }
+    graph.output("norm", norm[0]);
+    Ok(graph)
+}

@@ -1,0 +1,186 @@
+//! The SimMIM task around an encoder (Xie et al., arXiv 2111.09886).
+
+mod graph;
+mod indices;
+
+pub use graph::{Build, Variant, simmim_graph};
+pub use indices::StepIndices;
+
+use crate::error::ModelError;
+use crate::parameters::{Init, ParameterSpec};
+use crate::vit::{InitStyle, VitConfig, specs};
+
+/// Which implementation is reproduced exactly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The tutorial on timm transformers: no class token, no final norm, loss divided again by the masked tokens.
+    Tutorial,
+    /// microsoft/SimMIM: class token kept, final norm applied, loss over masked pixels of the batch.
+    Official,
+}
+
+/// What is predicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// Pixels in normalised space.
+    Pixels,
+    /// Pixels normalised once more within each patch.
+    Normalized,
+}
+
+/// Function of the difference between prediction and target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// Absolute difference.
+    L1,
+    /// Squared difference.
+    L2,
+    /// Squared below 1, absolute above.
+    SmoothL1,
+}
+
+/// Where the loss is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Area {
+    /// On masked patches.
+    Masked,
+    /// On all patches.
+    Full,
+}
+
+/// Encoder, mask and loss.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SimMimConfig {
+    /// The encoder.
+    pub encoder: VitConfig,
+    /// Which implementation is reproduced.
+    pub mode: Mode,
+    /// Height and width of a mask cell in pixels; multiples of the patch.
+    pub mask_patch: (usize, usize),
+    /// Share of the cells that is masked.
+    pub mask_ratio: f64,
+    /// What is predicted.
+    pub target: Target,
+    /// Function of the difference.
+    pub loss: Loss,
+    /// Where the loss is taken.
+    pub area: Area,
+}
+
+impl SimMimConfig {
+    /// The tutorial's task: tokens masked one by one, L1 on masked pixels.
+    #[must_use]
+    pub fn tutorial(encoder: VitConfig, mask_ratio: f64) -> Self {
+        let (mask_patch, mode) = (encoder.patch_size, Mode::Tutorial);
+        Self { encoder, mode, mask_patch, mask_ratio, target: Target::Pixels, loss: Loss::L1, area: Area::Masked }
+    }
+
+    /// The official task with mask cells of `mask_patch` pixels.
+    #[must_use]
+    pub fn official(encoder: VitConfig, mask_patch: (usize, usize), mask_ratio: f64) -> Self {
+        Self { mask_patch, mode: Mode::Official, ..Self::tutorial(encoder, mask_ratio) }
+    }
+
+    /// Checks that sizes fit each other.
+    ///
+    /// # Errors
+    /// [`ModelError::Geometry`] with what to do.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        self.encoder.validate()?;
+        let ((mh, mw), (ph, pw), (h, w)) = (self.mask_patch, self.encoder.patch_size, self.encoder.image_size);
+        if mh == 0 || mw == 0 || mh % ph != 0 || mw % pw != 0 {
+            return Err(ModelError::geometry(
+                format!("a mask patch of {mh}x{mw} is not a multiple of the patch {ph}x{pw}"),
+                format!("set simmim.mask_patch to a multiple of {ph}x{pw}"),
+            ));
+        }
+        if h % mh != 0 || w % mw != 0 {
+            return Err(ModelError::geometry(
+                format!("mask patches of {mh}x{mw} do not divide images of {h}x{w}"),
+                "set simmim.mask_patch or model.image_size so that one divides the other",
+            ));
+        }
+        let (masked, cells) = (self.masked_cells(), self.mask_grid().0 * self.mask_grid().1);
+        if masked == 0 || masked >= cells {
+            return Err(ModelError::geometry(
+                format!("a mask ratio of {} hides {masked} of {cells} cells", self.mask_ratio),
+                "set simmim.mask_ratio so that some cells are hidden and some are not, or take a smaller simmim.mask_patch",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Rows and columns of the mask.
+    #[must_use]
+    pub fn mask_grid(&self) -> (usize, usize) {
+        (self.encoder.image_size.0 / self.mask_patch.0, self.encoder.image_size.1 / self.mask_patch.1)
+    }
+
+    /// Tokens along the height and the width of a mask cell.
+    #[must_use]
+    pub fn tokens_per_cell(&self) -> (usize, usize) {
+        (self.mask_patch.0 / self.encoder.patch_size.0, self.mask_patch.1 / self.encoder.patch_size.1)
+    }
+
+    /// Masked cells of each image: rounded down in the tutorial, up in the official code.
+    #[must_use]
+    pub fn masked_cells(&self) -> usize {
+        let cells = (self.mask_grid().0 * self.mask_grid().1) as f64 * self.mask_ratio;
+        (if self.mode == Mode::Tutorial { cells.floor() } else { cells.ceil() }) as usize
+    }
+
+    /// Masked tokens of each image.
+    #[must_use]
+    pub fn masked_tokens(&self) -> usize {
+        self.masked_cells() * self.tokens_per_cell().0 * self.tokens_per_cell().1
+    }
+
+    /// Visible patches of each image.
+    #[must_use]
+    pub fn visible_tokens(&self) -> usize {
+        self.encoder.patches() - self.masked_tokens()
+    }
+
+    /// Tokens of each image that are predicted.
+    #[must_use]
+    pub fn predicted_tokens(&self) -> usize {
+        if self.area == Area::Full { self.encoder.patches() } else { self.masked_tokens() }
+    }
+
+    /// Whether a class token runs through the encoder while pre-training.
+    #[must_use]
+    pub fn class_token(&self) -> bool {
+        self.encoder.class_token && self.mode == Mode::Official
+    }
+
+    /// Whether the final norm is applied while pre-training.
+    #[must_use]
+    pub fn final_norm(&self) -> bool {
+        self.encoder.final_norm && self.mode == Mode::Official
+    }
+
+    /// All parameters in the order of the layers, under the official names.
+    #[must_use]
+    pub fn parameters(&self) -> Vec<ParameterSpec> {
+        let (dim, values) = (self.encoder.embed_dim, self.encoder.patch_values());
+        let tutorial = self.mode == Mode::Tutorial;
+        let style = if tutorial { InitStyle::Timm } else { InitStyle::Official };
+        let mask_init =
+            if tutorial { Init::Normal { std: 1.0 } } else { Init::TruncatedNormal { std: 0.02, cut: 0.02, scale: 1.0 } };
+        let head = Init::Uniform { bound: 1.0 / (dim as f32).sqrt() };
+        let mut list = specs(&self.encoder, "encoder.", style);
+        list.push(ParameterSpec::new("encoder.mask_token", &[1, 1, dim], mask_init));
+        list.push(ParameterSpec::new("decoder.0.weight", &[values, dim, 1, 1], head));
+        list.push(ParameterSpec::new("decoder.0.bias", &[values], head));
+        for p in &mut list {
+            p.used = match p.name.as_str() {
+                "encoder.cls_token" => self.class_token(),
+                "encoder.norm.weight" | "encoder.norm.bias" => self.final_norm(),
+                _ => true,
+            };
+            // The tutorial hands all parameters to one AdamW.
+            p.decay |= tutorial;
+        }
+        list
+    }
+}

@@ -1,0 +1,252 @@
+//! Forward description of a vision transformer.
+
+use super::{Position, QkvBias as QkvBiasKind, VitConfig, relative_position_index};
+use crate::error::ModelError;
+use simmim_engine::graph::TensorType;
+use simmim_engine::ops::{
+    Attention, EmbedRows, GatherRows, LayerNorm, Linear, Packing, PatchGather, QkvBias, RelativeBias, Residual, RowRange,
+};
+use simmim_engine::{EngineError, Graph, ValueId};
+
+type Result<T> = std::result::Result<T, EngineError>;
+
+/// Which rows a block's second half runs on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rows {
+    /// All tokens.
+    All,
+    /// The rows of an index `[batch, rows]`; with a bias also the position of each.
+    Chosen {
+        /// Flat rows of `[batch tokens, dim]`.
+        index: ValueId,
+        /// Position of each row among the tokens of its image.
+        query: Option<ValueId>,
+    },
+}
+
+/// Describes the blocks of one transformer in a graph.
+pub(crate) struct Blocks<'a> {
+    pub(crate) graph: &'a mut Graph,
+    config: &'a VitConfig,
+    prefix: &'static str,
+    batch: usize,
+    drop_path: bool,
+    shared_bias: Option<ValueId>,
+}
+
+impl<'a> Blocks<'a> {
+    /// `drop_path`: whether the blocks read `keep` inputs.
+    pub(crate) fn new(graph: &'a mut Graph, config: &'a VitConfig, prefix: &'static str, batch: usize, drop_path: bool) -> Self {
+        Self { graph, config, prefix, batch, drop_path: drop_path && config.drop_path > 0.0, shared_bias: None }
+    }
+
+    fn state(&mut self, name: &str, shape: &[usize]) -> ValueId {
+        self.graph.state(&format!("{}{name}", self.prefix), shape)
+    }
+
+    fn linear(&mut self, x: ValueId, name: &str, out: usize, gelu: bool) -> Result<ValueId> {
+        let inside = self.graph.ty(x).columns();
+        let weight = self.state(&format!("{name}.weight"), &[out, inside]);
+        let bias = self.state(&format!("{name}.bias"), &[out]);
+        self.graph.apply1(Linear { bias: true, gelu, rows: None }, &[x, weight, bias])
+    }
+
+    pub(crate) fn layer_norm(&mut self, x: ValueId, name: &str) -> Result<ValueId> {
+        let dim = self.config.embed_dim;
+        let weight = self.state(&format!("{name}.weight"), &[dim]);
+        let bias = self.state(&format!("{name}.bias"), &[dim]);
+        self.graph.apply1(LayerNorm { eps: self.config.eps }, &[x, weight, bias])
+    }
+
+    /// Projected patches: `images` and `index [batch, patches]` -> `[batch, patches, dim]`.
+    pub(crate) fn patches(&mut self, images: ValueId, index: ValueId) -> Result<ValueId> {
+        let values = self.graph.apply1(PatchGather { patch: self.config.patch_size, normalise: None }, &[images, index])?;
+        self.linear(values, "patch_embed.proj", self.config.embed_dim, false)
+    }
+
+    /// Token rows: the patches, with `mask_token` one template for each position, and with `class_token` the class token.
+    pub(crate) fn token_rows(&mut self, patches: ValueId, index: ValueId, mask_token: bool, class_token: bool) -> Result<ValueId> {
+        let c = self.config;
+        let op = EmbedRows {
+            tokens: c.patches(),
+            mask_token,
+            cls_token: class_token,
+            pos_embed: c.position == Position::Absolute,
+            offset: usize::from(c.class_token),
+        };
+        let mut inputs = vec![patches, index];
+        if mask_token {
+            inputs.push(self.state("mask_token", &[1, 1, c.embed_dim]));
+        }
+        if class_token {
+            inputs.push(self.state("cls_token", &[1, 1, c.embed_dim]));
+        }
+        if op.pos_embed {
+            inputs.push(self.state("pos_embed", &[1, c.tokens(), c.embed_dim]));
+        }
+        self.graph.apply1(op, &inputs)
+    }
+
+    /// The `qkv` layer of a block, or some rows of its weight.
+    fn qkv(&mut self, x: ValueId, block: usize, rows: Option<RowRange>) -> Result<ValueId> {
+        let dim = self.config.embed_dim;
+        let name = |tail: &str| format!("blocks.{block}.attn.{tail}");
+        let weight = self.state(&name("qkv.weight"), &[3 * dim, dim]);
+        let bias = match self.config.qkv_bias {
+            QkvBiasKind::Full => Some(self.state(&name("qkv.bias"), &[3 * dim])),
+            QkvBiasKind::NoKey => {
+                let parts = [self.state(&name("q_bias"), &[dim]), self.state(&name("v_bias"), &[dim])];
+                Some(self.graph.apply1(QkvBias, &parts)?)
+            }
+            QkvBiasKind::None => None,
+        };
+        let inputs: Vec<ValueId> = [x, weight].into_iter().chain(bias).collect();
+        self.graph.apply1(Linear { bias: bias.is_some(), gelu: false, rows }, &inputs)
+    }
+
+    /// The relative position bias of a block, `[heads, tokens, tokens]`.
+    fn bias(&mut self, block: usize, class_token: bool) -> Result<Option<ValueId>> {
+        let name = match self.config.position {
+            Position::Absolute | Position::None => return Ok(None),
+            Position::SharedRelative if self.shared_bias.is_some() => return Ok(self.shared_bias),
+            Position::SharedRelative => "rel_pos_bias.relative_position_bias_table".to_owned(),
+            Position::Relative => format!("blocks.{block}.attn.relative_position_bias_table"),
+        };
+        let (rows, cols) = self.config.grid();
+        let tokens = rows * cols + usize::from(class_token);
+        let entries = super::relative::table_entries(rows, cols, self.config.class_token);
+        let table = self.state(&name, &[entries, self.config.num_heads]);
+        let data = relative_position_index(rows, cols, class_token);
+        let index = self.graph.constant("relative_position_index", &[tokens, tokens], data);
+        let bias = self.graph.apply1(RelativeBias, &[table, index])?;
+        if self.config.position == Position::SharedRelative {
+            self.shared_bias = Some(bias);
+        }
+        Ok(Some(bias))
+    }
+
+    fn residual(&mut self, x: ValueId, branch: ValueId, block: usize, gamma: &str, part: &str) -> Result<ValueId> {
+        let mut inputs = vec![x, branch];
+        let op = Residual { gamma: self.config.layer_scale.is_some(), keep: self.drop_path && block > 0 };
+        if op.gamma {
+            inputs.push(self.state(&format!("blocks.{block}.{gamma}"), &[self.config.embed_dim]));
+        }
+        if op.keep {
+            inputs.push(self.graph.input(format!("keep.{block}.{part}"), TensorType::f32([self.batch])));
+        }
+        self.graph.apply1(op, &inputs)
+    }
+
+    /// A whole block on `x [batch, tokens, dim]`. `class_token`: whether the tokens begin with it.
+    pub(crate) fn block(&mut self, x: ValueId, block: usize, class_token: bool) -> Result<ValueId> {
+        self.graph.set_scope(format!("blocks.{block}"));
+        let normed = self.layer_norm(x, &format!("blocks.{block}.norm1"))?;
+        let qkv = self.qkv(normed, block, None)?;
+        self.block_after_qkv(x, qkv, block, class_token)
+    }
+
+    /// The first block, its first layers run on token rows and put together afterwards: `rows [rows, dim]`,
+    /// `assemble [batch, tokens]`.
+    pub(crate) fn first_block(&mut self, rows: ValueId, assemble: ValueId, class_token: bool) -> Result<ValueId> {
+        self.graph.set_scope("blocks.0");
+        let normed = self.layer_norm(rows, "blocks.0.norm1")?;
+        let qkv_rows = self.qkv(normed, 0, None)?;
+        let qkv = self.graph.apply1(GatherRows, &[qkv_rows, assemble])?;
+        let x = self.graph.apply1(GatherRows, &[rows, assemble])?;
+        self.block_after_qkv(x, qkv, 0, class_token)
+    }
+
+    fn block_after_qkv(&mut self, x: ValueId, qkv: ValueId, block: usize, class_token: bool) -> Result<ValueId> {
+        let bias = self.bias(block, class_token)?;
+        let op = Attention { heads: self.config.num_heads, packing: Packing::Packed, bias: bias.is_some() };
+        let inputs: Vec<ValueId> = [qkv].into_iter().chain(bias).collect();
+        let attended = self.graph.apply1(op, &inputs)?;
+        self.block_after_attention(x, attended, block)
+    }
+
+    /// The last block: keys and values of all tokens, everything else on the chosen rows only.
+    pub(crate) fn last_block(&mut self, x: ValueId, block: usize, rows: Rows, class_token: bool) -> Result<ValueId> {
+        let Rows::Chosen { index, query } = rows else { return self.block(x, block, class_token) };
+        self.graph.set_scope(format!("blocks.{block}"));
+        let dim = self.config.embed_dim;
+        let normed = self.layer_norm(x, &format!("blocks.{block}.norm1"))?;
+        let kv = self.qkv(normed, block, Some(RowRange { start: dim, len: 2 * dim }))?;
+        let chosen = self.graph.apply1(GatherRows, &[normed, index])?;
+        let q = self.qkv(chosen, block, Some(RowRange { start: 0, len: dim }))?;
+        let bias = self.bias(block, class_token)?;
+        let op = Attention { heads: self.config.num_heads, packing: Packing::Split, bias: bias.is_some() };
+        let inputs: Vec<ValueId> = [q, kv].into_iter().chain(bias).chain(bias.and(query)).collect();
+        let attended = self.graph.apply1(op, &inputs)?;
+        let x = self.graph.apply1(GatherRows, &[x, index])?;
+        self.block_after_attention(x, attended, block)
+    }
+
+    fn block_after_attention(&mut self, x: ValueId, attended: ValueId, block: usize) -> Result<ValueId> {
+        let name = |tail: &str| format!("blocks.{block}.{tail}");
+        let (dim, mlp) = (self.config.embed_dim, self.config.mlp_dim());
+        let branch = self.linear(attended, &name("attn.proj"), dim, false)?;
+        let x = self.residual(x, branch, block, "gamma_1", "attn")?;
+        let normed = self.layer_norm(x, &name("norm2"))?;
+        let hidden = self.linear(normed, &name("mlp.fc1"), mlp, true)?;
+        let branch = self.linear(hidden, &name("mlp.fc2"), dim, false)?;
+        self.residual(x, branch, block, "gamma_2", "mlp")
+    }
+}
+
+/// What [`encoder_graph`] makes readable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EncoderOutputs {
+    /// Tokens after these blocks, counted from 1, as outputs `block.K`.
+    Blocks(Vec<usize>),
+    /// Tokens after the final norm (after the last block where there is none), as output `norm`.
+    Norm,
+}
+
+/// The encoder on whole images: input `images [batch, channels, height, width]`, outputs `[batch, tokens, dim]`.
+///
+/// # Errors
+/// [`ModelError::Geometry`] for impossible sizes or a block that does not exist.
+pub fn encoder_graph(config: &VitConfig, batch: usize, outputs: &EncoderOutputs) -> std::result::Result<Graph, ModelError> {
+    config.validate()?;
+    let wanted = match outputs {
+        EncoderOutputs::Blocks(blocks) => blocks.clone(),
+        EncoderOutputs::Norm => Vec::new(),
+    };
+    if let Some(bad) = wanted.iter().find(|&&k| k == 0 || k > config.depth) {
+        return Err(ModelError::geometry(
+            format!("there is no block {bad}"),
+            format!("blocks count from 1 to {}; -1 stands for the output of the final norm", config.depth),
+        ));
+    }
+    let mut graph = Graph::new();
+    let (height, width) = config.image_size;
+    let images = graph.input("images", TensorType::f32([batch, config.channels, height, width]));
+    let patches = config.patches();
+    let every: Vec<i32> = (0..batch * patches).map(|i| (i % patches) as i32).collect();
+    let every = graph.constant("every_patch", &[batch, patches], every);
+    let assemble = graph.constant("assemble_index", &[batch, config.tokens()], all_visible(config, batch));
+    let mut blocks = Blocks::new(&mut graph, config, "encoder.", batch, false);
+    let embedded = blocks.patches(images, every)?;
+    let rows = blocks.token_rows(embedded, every, false, config.class_token)?;
+    let mut x = blocks.graph.apply1(GatherRows, &[rows, assemble])?;
+    let last = wanted.iter().copied().max().unwrap_or(config.depth);
+    for block in 0..last {
+        x = blocks.block(x, block, config.class_token)?;
+        if wanted.contains(&(block + 1)) {
+            blocks.graph.output(format!("block.{}", block + 1), x);
+        }
+    }
+    if *outputs == EncoderOutputs::Norm {
+        blocks.graph.set_scope("");
+        let y = if config.final_norm { blocks.layer_norm(x, "norm")? } else { x };
+        graph.output("norm", y);
+    }
+    Ok(graph)
+}
+
+/// Assembly of tokens where every patch is visible: the class token's row, then the image's patches.
+fn all_visible(config: &VitConfig, batch: usize) -> Vec<i32> {
+    let patches = config.patches();
+    let class = config.class_token.then_some((batch * patches) as i32);
+    (0..batch).flat_map(|b| class.into_iter().chain((0..patches).map(move |p| (b * patches + p) as i32))).collect()
+}

@@ -1,0 +1,107 @@
+//! Parameters of a vision transformer, in the order of its layers.
+
+use super::relative::table_entries;
+use super::{Position, QkvBias, VitConfig};
+use crate::parameters::{Init, ParameterSpec};
+
+/// Whose initial values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum InitStyle {
+    /// timm's: normal of .02 for products, PyTorch's default for the patch projection.
+    Timm,
+    /// The official SimMIM code's: everything normal of .02 cut at one standard deviation, the last products of both branches
+    /// divided by `sqrt(2 layer)`.
+    Official,
+}
+
+const STD: f32 = 0.02;
+
+impl InitStyle {
+    fn weight(self, scale: f32) -> Init {
+        match self {
+            // timm cuts at +-2 in absolute terms, a hundred standard deviations away.
+            Self::Timm => Init::TruncatedNormal { std: STD, cut: 2.0, scale: 1.0 },
+            Self::Official => Init::TruncatedNormal { std: STD, cut: STD, scale },
+        }
+    }
+
+    fn patch_projection(self, fan_in: usize) -> (Init, Init) {
+        match self {
+            Self::Timm => {
+                let uniform = Init::Uniform { bound: 1.0 / (fan_in as f32).sqrt() };
+                (uniform, uniform)
+            }
+            Self::Official => (self.weight(1.0), Init::Constant(0.0)),
+        }
+    }
+
+    fn class_token(self) -> Init {
+        match self {
+            Self::Timm => Init::Normal { std: 1e-6 },
+            Self::Official => self.weight(1.0),
+        }
+    }
+}
+
+/// The parameters, with names behind `prefix`.
+pub(crate) fn specs(c: &VitConfig, prefix: &str, style: InitStyle) -> Vec<ParameterSpec> {
+    let dim = c.embed_dim;
+    let mut list = Vec::new();
+    let mut add = |name: &str, shape: &[usize], init: Init| {
+        list.push(ParameterSpec::new(format!("{prefix}{name}"), shape, init));
+    };
+    if c.class_token {
+        add("cls_token", &[1, 1, dim], style.class_token());
+    }
+    if c.position == Position::Absolute {
+        add("pos_embed", &[1, c.tokens(), dim], style.weight(1.0));
+    }
+    let (weight, bias) = style.patch_projection(c.patch_values());
+    add("patch_embed.proj.weight", &[dim, c.channels, c.patch_size.0, c.patch_size.1], weight);
+    add("patch_embed.proj.bias", &[dim], bias);
+    let entries = table_entries(c.grid().0, c.grid().1, c.class_token);
+    if c.position == Position::SharedRelative {
+        add("rel_pos_bias.relative_position_bias_table", &[entries, c.num_heads], Init::Constant(0.0));
+    }
+    for block in 0..c.depth {
+        block_specs(c, block, entries, style, &mut add);
+    }
+    if c.final_norm {
+        add("norm.weight", &[dim], Init::Constant(1.0));
+        add("norm.bias", &[dim], Init::Constant(0.0));
+    }
+    list
+}
+
+fn block_specs(c: &VitConfig, block: usize, entries: usize, style: InitStyle, add: &mut impl FnMut(&str, &[usize], Init)) {
+    let (dim, mlp) = (c.embed_dim, c.mlp_dim());
+    let depth_scale = 1.0 / (2.0 * (block as f32 + 1.0)).sqrt();
+    let (zero, one) = (Init::Constant(0.0), Init::Constant(1.0));
+    let mut add = |name: &str, shape: &[usize], init: Init| add(&format!("blocks.{block}.{name}"), shape, init);
+    if let Some(value) = c.layer_scale {
+        add("gamma_1", &[dim], Init::Constant(value));
+        add("gamma_2", &[dim], Init::Constant(value));
+    }
+    add("norm1.weight", &[dim], one);
+    add("norm1.bias", &[dim], zero);
+    add("attn.qkv.weight", &[3 * dim, dim], style.weight(1.0));
+    match c.qkv_bias {
+        QkvBias::Full => add("attn.qkv.bias", &[3 * dim], zero),
+        QkvBias::NoKey => {
+            add("attn.q_bias", &[dim], zero);
+            add("attn.v_bias", &[dim], zero);
+        }
+        QkvBias::None => {}
+    }
+    if c.position == Position::Relative {
+        add("attn.relative_position_bias_table", &[entries, c.num_heads], zero);
+    }
+    add("attn.proj.weight", &[dim, dim], style.weight(depth_scale));
+    add("attn.proj.bias", &[dim], zero);
+    add("norm2.weight", &[dim], one);
+    add("norm2.bias", &[dim], zero);
+    add("mlp.fc1.weight", &[mlp, dim], style.weight(1.0));
+    add("mlp.fc1.bias", &[mlp], zero);
+    add("mlp.fc2.weight", &[dim, mlp], style.weight(depth_scale));
+    add("mlp.fc2.bias", &[dim], zero);
+}
