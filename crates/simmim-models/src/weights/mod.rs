@@ -1,1 +1,136 @@
-//! Weight files.
+//! Weight files: safetensors in and out, and the names that encoders carry elsewhere.
+
+mod names;
+
+pub use names::{encoder_to_timm, match_parameters};
+
+use crate::error::ModelError;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+/// A tensor by shape and row-major contents.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Extent of each axis.
+    pub shape: Vec<usize>,
+    /// Contents.
+    pub data: Vec<f32>,
+}
+
+/// Tensors by name.
+pub type Weights = BTreeMap<String, Tensor>;
+
+/// Largest file that is read: far above any vision transformer, far below what a wrong path could name.
+const LARGEST: u64 = 64 << 30;
+
+fn io(path: &Path) -> impl Fn(std::io::Error) -> ModelError + '_ {
+    move |source| ModelError::Io { path: path.to_owned(), source }
+}
+
+fn format(path: &Path, reason: impl Into<String>) -> ModelError {
+    ModelError::Format { path: path.to_owned(), reason: reason.into() }
+}
+
+/// Reads a safetensors file; `f16`, `bf16` and `f64` are converted, integer tensors (such as position indices) are left out.
+///
+/// # Errors
+/// [`ModelError::Io`], [`ModelError::Format`] for anything that is not a whole safetensors file.
+pub fn read(path: &Path) -> Result<Weights, ModelError> {
+    let size = std::fs::metadata(path).map_err(io(path))?.len();
+    if size > LARGEST {
+        return Err(format(path, format!("{size} bytes are more than any model here has")));
+    }
+    let bytes = std::fs::read(path).map_err(io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| format(path, e.to_string()))?;
+    let mut weights = Weights::new();
+    for (name, view) in file.iter() {
+        if let Some(data) = to_f32(&view) {
+            weights.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
+        }
+    }
+    if weights.is_empty() {
+        return Err(format(path, "it holds no float tensors"));
+    }
+    Ok(weights)
+}
+
+fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let data = view.data();
+    let halves = || data.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
+    Some(match view.dtype() {
+        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+        Dtype::F64 => data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
+        Dtype::BF16 => halves().map(|h| f32::from_bits(u32::from(h) << 16)).collect(),
+        Dtype::F16 => halves().map(half_to_f32).collect(),
+        _ => return None,
+    })
+}
+
+/// IEEE 754 binary16 to binary32.
+fn half_to_f32(h: u16) -> f32 {
+    let sign = if h >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, mantissa) = (i32::from(h >> 10 & 31), f32::from(h & 1023));
+    match exponent {
+        0 => sign * mantissa * 2f32.powi(-24),
+        31 if mantissa == 0.0 => sign * f32::INFINITY,
+        31 => f32::NAN,
+        _ => sign * (1.0 + mantissa / 1024.0) * 2f32.powi(exponent - 15),
+    }
+}
+
+/// Writes a safetensors file: aside, synced, then renamed, so that a reader never sees half of it.
+///
+/// # Errors
+/// [`ModelError::Io`].
+pub fn write(path: &Path, weights: &Weights) -> Result<(), ModelError> {
+    let views: Result<Vec<(&String, TensorView<'_>)>, _> = weights
+        .iter()
+        .map(|(name, t)| {
+            let bytes = bytemuck::cast_slice::<f32, u8>(&t.data);
+            TensorView::new(Dtype::F32, t.shape.clone(), bytes).map(|view| (name, view))
+        })
+        .collect();
+    let views = views.map_err(|e| format(path, e.to_string()))?;
+    let bytes = safetensors::serialize(views, None).map_err(|e| format(path, e.to_string()))?;
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".part");
+    let aside = Path::new(&aside);
+    let mut file = std::fs::File::create(aside).map_err(io(aside))?;
+    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io(aside))?;
+    std::fs::rename(aside, path).map_err(io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_are_converted() {
+        for (bits, value) in [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 5.960_464_5e-8), (0x7bff, 65504.0)] {
+            assert_eq!(half_to_f32(bits), value);
+        }
+        assert!(half_to_f32(0x7e00).is_nan() && half_to_f32(0xfc00) == f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_and_damage_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let tensor = Tensor { shape: vec![2, 3], data: vec![1.0, -2.0, 3.5, 0.0, 1e-30, 7.0] };
+        let weights = Weights::from([("a".to_owned(), tensor)]);
+        write(&path, &weights).unwrap();
+        assert_eq!(read(&path).unwrap(), weights);
+        let whole = std::fs::read(&path).unwrap();
+        let mut huge = whole.clone();
+        huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        for damaged in [&whole[..whole.len() - 1], &whole[..4], &[], b"not a weight file at all", &huge] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = read(&path).unwrap_err();
+            assert!(matches!(error, ModelError::Format { .. }), "{error}");
+            assert!(error.to_string().contains("w.safetensors"));
+        }
+    }
+}

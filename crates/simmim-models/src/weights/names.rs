@@ -1,0 +1,138 @@
+//! Names of parameters here and elsewhere.
+
+use super::{Tensor, Weights};
+use crate::error::ModelError;
+use crate::parameters::ParameterSpec;
+use std::path::Path;
+
+/// Prefix of the encoder's parameters in a full model.
+const ENCODER: &str = "encoder.";
+
+/// Parameters that a file may lack: an encoder has neither mask token nor head.
+fn optional(name: &str) -> bool {
+    name.ends_with("mask_token") || name.starts_with("decoder.")
+}
+
+/// Picks the model's parameters out of a file, under the official names. The file may hold a full model (`encoder.*`,
+/// `decoder.*`) or a bare encoder in timm's names; a classifier's `head.*` and `fc_norm.*` are ignored, and in a bare encoder
+/// the mask token and the head may be missing (they are then left out of the result). With `whole` nothing may be missing.
+///
+/// # Errors
+/// [`ModelError::Mismatch`] with all missing, unexpected and misshapen keys.
+pub fn match_parameters(
+    path: &Path,
+    specs: &[ParameterSpec],
+    mut weights: Weights,
+    whole: bool,
+) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
+    let bare = !weights.keys().any(|k| k.starts_with(ENCODER));
+    weights.retain(|k, _| !(k.starts_with("head.") || k.starts_with("fc_norm.")));
+    if bare {
+        weights = std::mem::take(&mut weights).into_iter().map(|(k, t)| (format!("{ENCODER}{}", from_timm(&k)), t)).collect();
+        split_key_bias(specs, &mut weights);
+    }
+    let (mut missing, mut misshapen, mut found) = (Vec::new(), Vec::new(), Vec::new());
+    for spec in specs {
+        match weights.remove(&spec.name) {
+            Some(t) if t.shape == spec.shape || (t.data.len() == spec.len() && spec.shape.len() == 4) => {
+                found.push((spec.name.clone(), t.data));
+            }
+            Some(t) => misshapen.push(format!("{} ({:?} in the file, {:?} in the model)", spec.name, t.shape, spec.shape)),
+            None if !whole && optional(&spec.name) => {}
+            None => missing.push(spec.name.clone()),
+        }
+    }
+    let unexpected: Vec<String> = weights.into_keys().filter(|k| whole || !optional(k)).collect();
+    if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
+        Ok(found)
+    } else {
+        Err(ModelError::Mismatch { path: path.to_owned(), missing, unexpected, misshapen })
+    }
+}
+
+/// timm's layer scale to the official names.
+fn from_timm(name: &str) -> String {
+    name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
+}
+
+/// A full `qkv.bias` for a model without a key bias, where the file's key bias is zero.
+fn split_key_bias(specs: &[ParameterSpec], weights: &mut Weights) {
+    for spec in specs.iter().filter(|s| s.name.ends_with("attn.q_bias")) {
+        let base = spec.name.trim_end_matches("q_bias");
+        let key = format!("{base}qkv.bias");
+        let dim = spec.len();
+        let fits = |t: &Tensor| t.data.len() == 3 * dim && t.data[dim..2 * dim].iter().all(|&v| v == 0.0);
+        if weights.get(&key).is_some_and(fits)
+            && let Some(t) = weights.remove(&key)
+        {
+            let part = |from: usize| Tensor { shape: vec![dim], data: t.data[from..from + dim].to_vec() };
+            weights.insert(spec.name.clone(), part(0));
+            weights.insert(format!("{base}v_bias"), part(2 * dim));
+        }
+    }
+}
+
+/// The encoder of a full model in timm's names: no prefix, no mask token, no head; layer scale as `ls1.gamma` and `ls2.gamma`,
+/// the biases of queries and values joined to `qkv.bias` with zeros for the keys. Relative position bias tables keep their
+/// official names: timm's `vit_*` have none.
+#[must_use]
+pub fn encoder_to_timm(weights: &Weights) -> Weights {
+    let mut out = Weights::new();
+    for (name, tensor) in weights {
+        let Some(name) = name.strip_prefix(ENCODER).filter(|n| *n != "mask_token") else { continue };
+        if let Some(base) = name.strip_suffix("q_bias") {
+            let dim = tensor.data.len();
+            let mut data = tensor.data.clone();
+            data.resize(2 * dim, 0.0);
+            data.extend(weights.get(&format!("{ENCODER}{base}v_bias")).map_or(vec![0.0; dim], |v| v.data.clone()));
+            out.insert(format!("{base}qkv.bias"), Tensor { shape: vec![3 * dim], data });
+        } else if !name.ends_with("v_bias") {
+            let name = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma");
+            out.insert(name, tensor.clone());
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{QkvBias, SimMimConfig, VitConfig};
+
+    fn config() -> SimMimConfig {
+        let mut encoder = VitConfig::preset("vit_tiny_patch8_16").unwrap();
+        (encoder.embed_dim, encoder.depth, encoder.layer_scale, encoder.qkv_bias) = (12, 2, Some(0.1), QkvBias::NoKey);
+        SimMimConfig::official(encoder, (8, 8), 0.5)
+    }
+
+    fn full(config: &SimMimConfig) -> Weights {
+        let tensor = |s: &ParameterSpec| Tensor { shape: s.shape.clone(), data: s.initial(3) };
+        config.parameters().iter().map(|s| (s.name.clone(), tensor(s))).collect()
+    }
+
+    #[test]
+    fn an_encoder_goes_out_under_timms_names_and_comes_back() {
+        let config = config();
+        let weights = full(&config);
+        let timm = encoder_to_timm(&weights);
+        assert!(timm.contains_key("blocks.1.attn.qkv.bias") && timm.contains_key("blocks.0.ls1.gamma"));
+        assert!(!timm.keys().any(|k| k.contains("mask_token") || k.contains("decoder") || k.contains("q_bias")));
+        let back = match_parameters(Path::new("x"), &config.parameters(), timm, false).unwrap();
+        assert_eq!(back.len(), config.parameters().len() - 3);
+        assert!(back.iter().all(|(name, data)| *data == weights[name].data));
+    }
+
+    #[test]
+    fn all_differences_are_listed_at_once() {
+        let config = config();
+        let mut weights = full(&config);
+        weights.remove("encoder.norm.bias");
+        weights.insert("encoder.extra".into(), Tensor { shape: vec![1], data: vec![0.0] });
+        weights.insert("encoder.norm.weight".into(), Tensor { shape: vec![5], data: vec![0.0; 5] });
+        let error = match_parameters(Path::new("w.safetensors"), &config.parameters(), weights, true).unwrap_err();
+        let text = error.to_string();
+        for part in ["w.safetensors", "missing: encoder.norm.bias", "unexpected: encoder.extra", "[5] in the file, [12]"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
