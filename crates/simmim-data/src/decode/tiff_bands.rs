@@ -1,0 +1,90 @@
+//! TIFF layouts that the `image` crate refuses: many bands, floats, planar bands.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use tiff::TiffError;
+use tiff::decoder::{Decoder, DecodingResult, Limits};
+use tiff::{ColorType, tags::SampleFormat, tags::Tag};
+
+use super::{MAX_DECODER_BYTES, check_size};
+use crate::{DataError, Image, Pixels};
+
+/// Decodes bands as they are; `None` where `image` does it (RGB, RGBA, CMYK, gray of up to 16 bits).
+pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
+    let fail = |e| from_tiff_error(e, path);
+    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(fail)?;
+    let (width, height) = decoder.dimensions().map_err(fail)?;
+    check_size(width, height, path)?;
+    let channels = match decoder.colortype().map_err(fail)? {
+        ColorType::Multiband { bit_depth: 8 | 16 | 32 | 64, num_samples } => usize::from(num_samples),
+        ColorType::Gray(32 | 64) => 1,
+        ColorType::RGB(32 | 64) => 3,
+        ColorType::RGBA(32 | 64) => 4,
+        _ => return Ok(None),
+    };
+    let formats: Option<Vec<u16>> = decoder.find_tag_unsigned_vec(Tag::SampleFormat).map_err(fail)?;
+    if formats
+        .iter()
+        .flatten()
+        .any(|&f| !matches!(SampleFormat::from_u16(f), Some(SampleFormat::Uint | SampleFormat::IEEEFP)))
+    {
+        return Err(unsupported(path, "samples that are neither unsigned integers nor floats"));
+    }
+    let mut limits = Limits::default();
+    limits.decoding_buffer_size = MAX_DECODER_BYTES as usize;
+    limits.intermediate_buffer_size = MAX_DECODER_BYTES as usize;
+    let mut decoder = decoder.with_limits(limits);
+    let mut samples = DecodingResult::U8(Vec::new());
+    let layout = decoder.read_image_to_buffer(&mut samples).map_err(fail)?;
+    let planes = layout.planes;
+    let (width, height) = (width as usize, height as usize);
+    let pixels = match samples {
+        DecodingResult::U8(v) => Pixels::U8(interleave(v, planes)),
+        DecodingResult::U16(v) => Pixels::U16(interleave(v, planes)),
+        DecodingResult::F32(v) => Pixels::F32(interleave(v, planes)),
+        DecodingResult::F64(v) => Pixels::F32(interleave(v.into_iter().map(|x| x as f32).collect(), planes)),
+        DecodingResult::F16(_)
+        | DecodingResult::U32(_)
+        | DecodingResult::U64(_)
+        | DecodingResult::I8(_)
+        | DecodingResult::I16(_)
+        | DecodingResult::I32(_)
+        | DecodingResult::I64(_) => {
+            return Err(unsupported(path, "samples that are neither 8 or 16-bit integers nor 32 or 64-bit floats"));
+        }
+    };
+    if pixels.len() != width * height * channels {
+        return Err(DataError::Damaged {
+            path: path.to_owned(),
+            reason: format!("expected {} samples, found {}", width * height * channels, pixels.len()),
+        });
+    }
+    Ok(Some(Image { width, height, channels, pixels }))
+}
+
+/// Planar bands `[planes, pixels]` to interleaved `[pixels, planes]`.
+fn interleave<T: Copy>(samples: Vec<T>, planes: usize) -> Vec<T> {
+    if planes <= 1 {
+        return samples;
+    }
+    let pixels = samples.len() / planes;
+    (0..pixels).flat_map(|p| (0..planes).map(move |c| (c, p))).map(|(c, p)| samples[c * pixels + p]).collect()
+}
+
+fn unsupported(path: &Path, found: &str) -> DataError {
+    DataError::Unsupported { path: path.to_owned(), found: found.into() }
+}
+
+fn from_tiff_error(error: TiffError, path: &Path) -> DataError {
+    let path = path.to_owned();
+    match error {
+        TiffError::UnsupportedError(e) => DataError::Unsupported { path, found: e.to_string() },
+        TiffError::LimitsExceeded => DataError::TooLarge {
+            path,
+            limit: format!("{MAX_DECODER_BYTES} bytes"),
+            found: "a TIFF that needs more".into(),
+        },
+        other => DataError::Damaged { path, reason: other.to_string() },
+    }
+}

@@ -1,0 +1,420 @@
+//! Prefetched batches, the same for any number of threads.
+//!
+//! Batches are built ahead by *lanes*. A lane is one thread that builds every L-th batch, with helpers that share its
+//! rows; the consumer takes from the lanes in turn, so order needs no bookkeeping. What a batch holds follows from
+//! `(seed, epoch, index)` alone. Unreadable files travel with the batch that met them and are counted when that
+//! batch is taken: whether and when the limit is exceeded does not depend on timing either.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use simmim_random::{Purpose, Stream};
+
+use crate::{DataError, Source, Transform};
+
+/// Rows that one thread should get of a batch at least, so that threads seldom wait for each other at its end.
+const ROWS_PER_THREAD: usize = 16;
+
+/// How many failures an error message names.
+const NAMED_FAILURES: usize = 5;
+
+/// What a [`Loader`] delivers.
+#[derive(Debug, Clone)]
+pub struct LoaderConfig {
+    /// Images per batch of this rank.
+    pub batch: usize,
+    /// Seed of the order, crops and flips.
+    pub seed: u64,
+    /// What happens to every image.
+    pub transform: Transform,
+    /// Threads that read and transform images.
+    pub workers: usize,
+    /// Finished batches kept ahead, in all.
+    pub prefetch: usize,
+    /// Distinct unreadable images after which [`Loader::next_batch`] fails.
+    pub max_errors: usize,
+    /// Whether the last samples of an epoch that do not fill a batch are left out; otherwise the last batch is filled
+    /// up from the start of the same order.
+    pub drop_last: bool,
+    /// Number of ranks that share every global batch.
+    pub world: usize,
+    /// The rank of this process, below `world`.
+    pub rank: usize,
+}
+
+impl LoaderConfig {
+    /// A configuration with two workers, two batches ahead, at most 100 unreadable images, incomplete batches left out
+    /// and one rank.
+    #[must_use]
+    pub fn new(batch: usize, seed: u64, transform: Transform) -> Self {
+        Self { batch, seed, transform, workers: 2, prefetch: 2, max_errors: 100, drop_last: true, world: 1, rank: 0 }
+    }
+
+    fn validate(&self) -> Result<(), DataError> {
+        self.transform.validate()?;
+        if self.batch == 0 {
+            return Err(DataError::config("batch", "at least 1", 0));
+        }
+        if self.world == 0 || self.rank >= self.world {
+            return Err(DataError::config("rank", format!("a number below {} ranks", self.world), self.rank));
+        }
+        let values = self.batch.checked_mul(self.transform.values());
+        if self.batch.checked_mul(self.world).is_none() || values.is_none_or(|v| v > isize::MAX as usize / 4) {
+            return Err(DataError::config("batch", "a batch that fits into memory", self.batch));
+        }
+        Ok(())
+    }
+}
+
+/// The place of a batch in the endless sequence of batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Position {
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The batch within the epoch, from 0.
+    pub batch_index: u64,
+}
+
+/// Images and where they came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Batch {
+    /// Normalised pixels, `[batch, channels, height, width]`.
+    pub images: Vec<f32>,
+    /// The sample of each row, an index into the source.
+    pub samples: Vec<u64>,
+    /// The number that keys the random choices of each row. It equals the sample, except where an epoch visits a sample
+    /// again to fill a batch: then the n-th repetition has `sample + n * source.len()`, so that the copies get
+    /// different crops. Masks are best drawn with it too.
+    pub draws: Vec<u64>,
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The batch within the epoch, from 0.
+    pub index_in_epoch: u64,
+}
+
+/// An endless sequence of batches, built ahead by threads.
+///
+/// An epoch visits the samples in a random order, a pure function of `(seed, epoch)`; rank r of w takes the r-th of w
+/// slices of every global batch. A source smaller than a global batch is repeated to fill it. An unreadable image is
+/// replaced by the next readable one in the order. Dropping the loader stops and joins its threads.
+pub struct Loader {
+    shared: Arc<Shared>,
+    lanes: Vec<Lane>,
+    /// Batches delivered.
+    delivered: u64,
+    /// Sequence number of the first batch.
+    first: u64,
+    skipped: BTreeMap<usize, Failure>,
+    waited: Duration,
+    failed: bool,
+}
+
+/// Name and reason of an unreadable image.
+type Failure = (String, String);
+
+struct Lane {
+    batches: Receiver<Built>,
+    thread: JoinHandle<()>,
+}
+
+/// What a lane hands over: a batch unless too many images failed, and the images that failed on the way.
+struct Built {
+    batch: Option<Batch>,
+    failures: BTreeMap<usize, Failure>,
+}
+
+struct Shared {
+    source: Arc<dyn Source>,
+    config: LoaderConfig,
+    batches_per_epoch: u64,
+    stop: AtomicBool,
+    /// Buffers given back.
+    spare: Mutex<Vec<Vec<f32>>>,
+    /// The orders of the last epochs in use.
+    orders: Mutex<Vec<(u64, Arc<[u64]>)>>,
+}
+
+impl Loader {
+    /// Starts building batches from `start` on.
+    ///
+    /// # Errors
+    /// [`DataError::Config`] for values that cannot work, [`DataError::NothingReadable`] for an empty source,
+    /// [`DataError::Io`] when the system gives no threads.
+    pub fn new(source: Arc<dyn Source>, config: LoaderConfig, start: Position) -> Result<Self, DataError> {
+        config.validate()?;
+        if source.is_empty() {
+            return Err(DataError::NothingReadable { found: 0, examples: "the source is empty".into() });
+        }
+        let global = config.batch * config.world;
+        let batches = if config.drop_last { source.len() / global } else { source.len().div_ceil(global) };
+        let batches_per_epoch = batches.max(1) as u64;
+        let first = start.epoch.saturating_mul(batches_per_epoch).saturating_add(start.batch_index);
+        let workers = config.workers.max(1);
+        let threads = (config.batch / ROWS_PER_THREAD).clamp(1, workers);
+        let lane_count = workers.div_ceil(threads);
+        let ahead = config.prefetch.div_ceil(lane_count);
+        let shared = Arc::new(Shared {
+            source,
+            config,
+            batches_per_epoch,
+            stop: AtomicBool::new(false),
+            spare: Mutex::default(),
+            orders: Mutex::default(),
+        });
+        let mut loader = Self {
+            shared,
+            lanes: Vec::with_capacity(lane_count),
+            delivered: 0,
+            first,
+            skipped: BTreeMap::new(),
+            waited: Duration::ZERO,
+            failed: false,
+        };
+        for lane in 0..lane_count as u64 {
+            let (sender, batches) = sync_channel(ahead);
+            let shared = Arc::clone(&loader.shared);
+            let sequence = (first.saturating_add(lane)..).step_by(lane_count);
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{lane}"))
+                .spawn(move || shared.run_lane(sequence, threads, &sender))
+                .map_err(|e| DataError::io(std::path::Path::new("a thread"), e))?;
+            loader.lanes.push(Lane { batches, thread });
+        }
+        Ok(loader)
+    }
+
+    /// The next batch; waits for it if need be.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyFailures`] once more than `max_errors` distinct images were unreadable,
+    /// [`DataError::NothingReadable`] when no image at all can be read, [`DataError::Stopped`] after either.
+    pub fn next_batch(&mut self) -> Result<Batch, DataError> {
+        if self.failed {
+            return Err(DataError::Stopped);
+        }
+        let lane = (self.delivered % self.lanes.len() as u64) as usize;
+        let begin = Instant::now();
+        let built = self.lanes[lane].batches.recv();
+        self.waited += begin.elapsed();
+        let Ok(Built { batch, failures }) = built else {
+            self.failed = true;
+            return Err(DataError::Stopped);
+        };
+        self.skipped.extend(failures);
+        let (found, limit) = (self.skipped.len(), self.shared.config.max_errors);
+        let error = if found > limit {
+            DataError::TooManyFailures { found, limit, examples: examples(&self.skipped) }
+        } else if let Some(batch) = batch {
+            self.delivered += 1;
+            return Ok(batch);
+        } else {
+            DataError::NothingReadable { found, examples: examples(&self.skipped) }
+        };
+        self.failed = true;
+        Err(error)
+    }
+
+    /// Gives a batch's memory back, to be used for a later one.
+    pub fn recycle(&mut self, batch: Batch) {
+        let mut spare = lock(&self.shared.spare);
+        if spare.len() < self.lanes.len() + self.shared.config.prefetch {
+            spare.push(batch.images);
+        }
+    }
+
+    /// The place of the batch that [`next_batch`](Self::next_batch) will return next; starting there continues exactly.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.shared.position(self.first.saturating_add(self.delivered))
+    }
+
+    /// Number of batches of an epoch, at least 1.
+    #[must_use]
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.shared.batches_per_epoch
+    }
+
+    /// Total time that [`next_batch`](Self::next_batch) has waited, in seconds.
+    #[must_use]
+    pub fn wait_seconds(&self) -> f64 {
+        self.waited.as_secs_f64()
+    }
+
+    /// Names and reasons of the unreadable images met so far, each once, in the order of the source.
+    #[must_use]
+    pub fn skipped(&self) -> Vec<(String, String)> {
+        self.skipped.values().cloned().collect()
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let (receivers, threads): (Vec<_>, Vec<_>) = self.lanes.drain(..).map(|l| (l.batches, l.thread)).unzip();
+        // Closing the channels first wakes lanes that wait to hand over a batch.
+        drop(receivers);
+        for thread in threads {
+            // A lane that panicked has nothing more to say; its panic was printed when it happened.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn position(&self, sequence: u64) -> Position {
+        Position { epoch: sequence / self.batches_per_epoch, batch_index: sequence % self.batches_per_epoch }
+    }
+
+    fn run_lane(&self, sequence: impl Iterator<Item = u64>, threads: usize, sender: &SyncSender<Built>) {
+        for number in sequence {
+            let built = self.build(self.position(number), threads);
+            let complete = built.batch.is_some();
+            if self.stop.load(Ordering::Relaxed) || sender.send(built).is_err() || !complete {
+                break;
+            }
+        }
+    }
+
+    /// The order of an epoch, computed once for all lanes.
+    fn order(&self, epoch: u64) -> Arc<[u64]> {
+        let mut orders = lock(&self.orders);
+        if let Some((_, order)) = orders.iter().find(|(e, _)| *e == epoch) {
+            return Arc::clone(order);
+        }
+        let mut order: Vec<u64> = (0..self.source.len() as u64).collect();
+        Stream::new(self.config.seed, Purpose::Order, epoch, 0).shuffle(&mut order);
+        let order: Arc<[u64]> = order.into();
+        // Lanes are at most one epoch apart, unless an epoch is shorter than the number of lanes.
+        if orders.len() >= 2 {
+            orders.remove(0);
+        }
+        orders.push((epoch, Arc::clone(&order)));
+        order
+    }
+
+    fn build(&self, position: Position, threads: usize) -> Built {
+        let order = self.order(position.epoch);
+        let values = self.config.transform.values();
+        let batch = self.config.batch;
+        let mut images = lock(&self.spare).pop().unwrap_or_default();
+        images.resize(batch * values, 0.0);
+        let mut rows: Vec<Option<(u64, u64)>> = vec![None; batch];
+        let failures = Mutex::new(BTreeMap::new());
+        let work = Mutex::new(images.chunks_exact_mut(values).zip(&mut rows).enumerate());
+        let fill = || {
+            loop {
+                let Some((row, (out, id))) = lock(&work).next() else { break };
+                *id = self.fill_row(position, row, &order, &failures, out);
+                if id.is_none() {
+                    break;
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                // Without helpers (the system may refuse threads) the lane fills the rows alone.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, fill);
+            }
+            fill();
+        });
+        let ids: Option<Vec<(u64, u64)>> = rows.into_iter().collect();
+        let batch = ids.map(|ids| {
+            let (samples, draws) = ids.into_iter().unzip();
+            Batch { images, samples, draws, epoch: position.epoch, index_in_epoch: position.batch_index }
+        });
+        Built { batch, failures: failures.into_inner().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    /// Fills one row from the first readable sample at or after its place in the order. Returns sample and draw; `None`
+    /// when the loader stops, when too many images failed, or when nothing is readable.
+    fn fill_row(
+        &self,
+        position: Position,
+        row: usize,
+        order: &[u64],
+        failures: &Mutex<BTreeMap<usize, Failure>>,
+        out: &mut [f32],
+    ) -> Option<(u64, u64)> {
+        let Self { source, config, .. } = self;
+        let len = order.len() as u64;
+        let place = (position.batch_index * config.world as u64 + config.rank as u64) * config.batch as u64;
+        let place = place + row as u64;
+        let repetition = place / len;
+        for step in 0..len {
+            if self.stop.load(Ordering::Relaxed) || lock(failures).len() > config.max_errors {
+                return None;
+            }
+            let sample = order[((place + step) % len) as usize];
+            let draw = sample + repetition * len;
+            let mut stream = Stream::new(config.seed, Purpose::Augment, position.epoch, draw);
+            let loaded = source.load(sample as usize, config.transform.channels);
+            match loaded.and_then(|image| config.transform.apply_random(&image, &mut stream, out)) {
+                Ok(()) => return Some((sample, draw)),
+                Err(error) => {
+                    let failure = (source.name(sample as usize), error.to_string());
+                    lock(failures).insert(sample as usize, failure);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Transforms images without randomness, in the order of `indices`: row i of `out`, of shape
+/// `[indices.len(), channels, height, width]`, is the centred view of image `indices[i]`.
+///
+/// Returns the rows that could not be read with their errors, sorted; those rows are filled with zeros.
+///
+/// # Errors
+/// [`DataError::Config`] when the transform cannot work or `out` has the wrong length.
+pub fn load_centered(
+    source: &dyn Source,
+    indices: &[usize],
+    transform: &Transform,
+    threads: usize,
+    out: &mut [f32],
+) -> Result<Vec<(usize, DataError)>, DataError> {
+    transform.validate()?;
+    let values = transform.values();
+    if indices.len().checked_mul(values) != Some(out.len()) {
+        let expected = format!("{} images of {values} values", indices.len());
+        return Err(DataError::config("output", expected, out.len()));
+    }
+    let failures = Mutex::new(Vec::new());
+    let work = Mutex::new(out.chunks_exact_mut(values).zip(indices).enumerate());
+    let fill = || {
+        loop {
+            let Some((row, (out, &index))) = lock(&work).next() else { break };
+            let loaded = source.load(index, transform.channels);
+            if let Err(error) = loaded.and_then(|image| transform.apply_centered(&image, out)) {
+                out.fill(0.0);
+                lock(&failures).push((row, error));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.clamp(1, indices.len().max(1)) {
+            let _ = std::thread::Builder::new().spawn_scoped(scope, fill);
+        }
+        fill();
+    });
+    let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failures.sort_by_key(|(row, _)| *row);
+    Ok(failures)
+}
+
+fn examples(failures: &BTreeMap<usize, Failure>) -> String {
+    let named: Vec<String> = failures.values().take(NAMED_FAILURES).map(|(_, reason)| reason.clone()).collect();
+    let more = failures.len().saturating_sub(named.len());
+    let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
+    named.join("; ") + &rest
+}
+
+/// Locks; a poisoned lock is taken over, since what it guards is never left half-written.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
