@@ -1,1 +1,22 @@
-//! Part of simmim; see ARCHITECTURE.md.
+//! Training: recipes, the loop, checkpoints, metrics.
+//!
+//! A run is a folder ([`RunFolder`]); what it does is a [`Recipe`]; [`Trainer`] joins a model on an executor ([`Session`]) with
+//! batches of images.
+
+pub mod checkpoint;
+mod error;
+pub mod guard;
+pub mod metrics;
+pub mod picture;
+pub mod recipe;
+mod run_folder;
+pub mod schedule;
+mod trainer;
+
+pub use error::TrainError;
+pub use recipe::Recipe;
+pub use run_folder::RunFolder;
+pub use trainer::{
+    Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation, open_data, training_graph,
+    write_encoder,
+};

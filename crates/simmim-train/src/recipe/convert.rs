@@ -1,0 +1,225 @@
+//! From a recipe to what models, data and the loop take.
+
+use super::{
+    AreaKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind, Statistic,
+    TargetKind, wrong,
+};
+use crate::error::TrainError;
+use crate::schedule::{Decay, LearningRate};
+use simmim_data::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, MaskSpec, RandomResizedCrop, Source, Transform};
+use simmim_models::optimizer::AdamWConfig;
+use simmim_models::{Area, Loss, Mode, ModelError, Position, QkvBias, SimMimConfig, Target, VitConfig};
+use toml::Value;
+
+/// Images over which `"measure"` takes mean and deviation.
+const MEASURED: usize = 4096;
+
+/// The keys that a preset gives.
+pub(super) fn preset(c: &VitConfig) -> Vec<(&'static str, Value)> {
+    let pair = |(a, b): (usize, usize)| Value::Array(vec![Value::Integer(a as i64), Value::Integer(b as i64)]);
+    vec![
+        ("model.image_size", pair(c.image_size)),
+        ("model.patch_size", pair(c.patch_size)),
+        ("model.channels", Value::Integer(c.channels as i64)),
+        ("model.embed_dim", Value::Integer(c.embed_dim as i64)),
+        ("model.depth", Value::Integer(c.depth as i64)),
+        ("model.num_heads", Value::Integer(c.num_heads as i64)),
+        ("model.mlp_ratio", Value::Float(c.mlp_ratio)),
+    ]
+}
+
+impl Recipe {
+    pub(super) fn validate(&self, origin: &str) -> Result<(), TrainError> {
+        let fail = |key: &str, found: String, help: &str| Err(wrong(origin, format!("{key} is {found}"), help));
+        let (t, s, o) = (&self.train, &self.schedule, &self.optimizer);
+        if t.batch_size == 0 {
+            return fail("train.batch_size", "0".into(), "give a positive number of images");
+        }
+        if t.accumulation > 0 && t.batch_size % t.accumulation != 0 {
+            let found = format!("{}, which does not divide train.batch_size = {}", t.accumulation, t.batch_size);
+            return fail("train.accumulation", found, "give a divisor of the batch size, or 0");
+        }
+        if !(self.simmim.mask_ratio > 0.0 && self.simmim.mask_ratio < 1.0) {
+            return fail("simmim.mask_ratio", self.simmim.mask_ratio.to_string(), "give a share between 0 and 1");
+        }
+        if self.simmim.mask_kind == MaskKind::Block && self.simmim.mode == ModeKind::Tutorial {
+            return fail("simmim.mask_kind", "\"block\" in tutorial mode".into(), "set simmim.mode = \"official\"");
+        }
+        match (s.epochs, s.steps) {
+            (0, 0) => return fail("schedule", "neither epochs nor steps long".into(), "set schedule.steps or schedule.epochs"),
+            (1.., 1..) => return fail("schedule", "both epochs and steps long".into(), "set one of them to 0"),
+            _ => {}
+        }
+        for (key, value) in [("optimizer.lr", o.lr), ("optimizer.weight_decay", o.weight_decay), ("optimizer.eps", o.eps)] {
+            if !(value.is_finite() && value >= 0.0) {
+                return fail(key, value.to_string(), "give a number that is not negative");
+            }
+        }
+        if o.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
+            return fail("optimizer.betas", format!("{:?}", o.betas), "give two numbers from 0 to below 1");
+        }
+        if self.log.every_steps == 0 || self.reconstruct.images == 0 || self.validate.images == 0 {
+            return fail("an interval or count", "0".into(), "log.every_steps, reconstruct.images and validate.images are positive");
+        }
+        Ok(())
+    }
+
+    /// The model and its task.
+    ///
+    /// # Errors
+    /// [`ModelError::Geometry`] for sizes that do not fit.
+    pub fn simmim_config(&self) -> Result<SimMimConfig, ModelError> {
+        let m = &self.model;
+        let pair = |v: [usize; 2]| (v[0], v[1]);
+        let encoder = VitConfig {
+            image_size: pair(m.image_size),
+            patch_size: pair(m.patch_size),
+            channels: m.channels,
+            embed_dim: m.embed_dim,
+            depth: m.depth,
+            num_heads: m.num_heads,
+            mlp_ratio: m.mlp_ratio,
+            class_token: m.class_token,
+            position: match m.position {
+                PositionKind::Absolute => Position::Absolute,
+                PositionKind::SharedRelative => Position::SharedRelative,
+                PositionKind::Relative => Position::Relative,
+                PositionKind::None => Position::None,
+            },
+            layer_scale: (m.layer_scale != 0.0).then_some(m.layer_scale as f32),
+            drop_path: m.drop_path as f32,
+            qkv_bias: match m.qkv_bias {
+                QkvBiasKind::Full => QkvBias::Full,
+                QkvBiasKind::NoKey => QkvBias::NoKey,
+                QkvBiasKind::None => QkvBias::None,
+            },
+            final_norm: m.final_norm,
+            eps: 1e-6,
+        };
+        let s = &self.simmim;
+        let config = SimMimConfig {
+            encoder,
+            mode: if s.mode == ModeKind::Tutorial { Mode::Tutorial } else { Mode::Official },
+            mask_patch: pair(s.mask_patch),
+            mask_ratio: s.mask_ratio,
+            target: if s.target == TargetKind::Pixels { Target::Pixels } else { Target::Normalized },
+            loss: match s.loss {
+                LossKind::L1 => Loss::L1,
+                LossKind::L2 => Loss::L2,
+                LossKind::SmoothL1 => Loss::SmoothL1,
+            },
+            area: if s.area == AreaKind::Masked { Area::Masked } else { Area::Full },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The masks.
+    #[must_use]
+    pub fn mask_spec(&self, config: &SimMimConfig) -> MaskSpec {
+        let (rows, cols) = config.mask_grid();
+        let kind = match (self.simmim.mask_kind, self.simmim.mode) {
+            (MaskKind::Block, _) => simmim_data::MaskKind::Block,
+            (MaskKind::Random, ModeKind::Tutorial) => simmim_data::MaskKind::TutorialTokens,
+            (MaskKind::Random, ModeKind::Official) => simmim_data::MaskKind::Random,
+        };
+        MaskSpec { rows, cols, ratio: self.simmim.mask_ratio, kind }
+    }
+
+    /// Replaces `"imagenet"` and `"measure"` by numbers.
+    ///
+    /// # Errors
+    /// Images that cannot be read, a list of the wrong length.
+    pub fn fix_statistics(&mut self, source: &dyn Source) -> Result<(), TrainError> {
+        let channels = self.model.channels;
+        let measured = if [&self.data.mean, &self.data.std].contains(&&Statistic::Named("measure".into())) {
+            Some(simmim_data::mean_std(source, channels, MEASURED)?)
+        } else {
+            None
+        };
+        let fix = |key: &str, s: &Statistic, imagenet: [f32; 3], measured: Option<&Vec<f32>>| match s {
+            Statistic::Given(v) if v.len() == channels => Ok(v.clone()),
+            Statistic::Given(v) => Err(wrong(
+                key,
+                format!("{} numbers for {channels} channels", v.len()),
+                "give one number for each channel",
+            )),
+            Statistic::Named(name) => match (name.as_str(), measured) {
+                ("measure", Some(v)) => Ok(v.clone()),
+                ("imagenet", _) if channels == 3 => Ok(imagenet.to_vec()),
+                ("imagenet", _) if channels == 1 => Ok(vec![imagenet.iter().sum::<f32>() / 3.0]),
+                ("imagenet", _) => Err(wrong(key, "ImageNet has three channels", "set it to \"measure\"")),
+                _ => Err(wrong(key, format!("unknown word `{name}`"), "write \"imagenet\", \"measure\" or numbers")),
+            },
+        };
+        let mean = fix("data.mean", &self.data.mean, IMAGENET_MEAN, measured.as_ref().map(|m| &m.0))?;
+        let std = fix("data.std", &self.data.std, IMAGENET_STD, measured.as_ref().map(|m| &m.1))?;
+        (self.data.mean, self.data.std) = (Statistic::Given(mean), Statistic::Given(std));
+        Ok(())
+    }
+
+    /// Mean and deviation, once they are numbers.
+    #[must_use]
+    pub fn statistics(&self) -> (Vec<f32>, Vec<f32>) {
+        let numbers = |s: &Statistic, or: f32| match s {
+            Statistic::Given(v) => v.clone(),
+            Statistic::Named(_) => vec![or; self.model.channels],
+        };
+        (numbers(&self.data.mean, 0.0), numbers(&self.data.std, 1.0))
+    }
+
+    /// What happens to images, once mean and deviation are numbers.
+    #[must_use]
+    pub fn transform(&self) -> Transform {
+        let d = &self.data;
+        let mut transform = Transform::new((self.model.image_size[0], self.model.image_size[1]), self.model.channels);
+        let crop = RandomResizedCrop { scale: (d.crop_scale[0], d.crop_scale[1]), ratio: (d.crop_ratio[0], d.crop_ratio[1]) };
+        transform.crop = d.random_crop.then_some(crop);
+        transform.flip = d.flip;
+        transform.interpolation =
+            if d.interpolation == InterpolationKind::Bilinear { Interpolation::Bilinear } else { Interpolation::Bicubic };
+        (transform.mean, transform.std) = self.statistics();
+        transform
+    }
+
+    /// The optimiser.
+    #[must_use]
+    pub fn adamw(&self) -> AdamWConfig {
+        let o = &self.optimizer;
+        AdamWConfig {
+            betas: (o.betas[0] as f32, o.betas[1] as f32),
+            eps: o.eps as f32,
+            weight_decay: o.weight_decay as f32,
+            clip_norm: (o.clip_norm > 0.0).then_some(o.clip_norm as f32),
+        }
+    }
+
+    /// Learning rates, for epochs of so many steps.
+    #[must_use]
+    pub fn learning_rate(&self, steps_per_epoch: u64) -> LearningRate {
+        let (s, o) = (&self.schedule, &self.optimizer);
+        let factor = if o.scale_lr { self.train.batch_size as f64 / 512.0 } else { 1.0 };
+        let steps = |epochs: f64| (epochs * steps_per_epoch as f64).round() as u64;
+        LearningRate {
+            lr: o.lr * factor,
+            warmup_lr: s.warmup_lr * factor,
+            min_lr: s.min_lr * factor,
+            warmup_steps: if s.warmup_steps > 0 { s.warmup_steps } else { steps(s.warmup_epochs) },
+            total_steps: self.total_steps(steps_per_epoch),
+            decay: match s.kind {
+                ScheduleKind::Cosine => Decay::Cosine,
+                ScheduleKind::Linear => Decay::Linear,
+                ScheduleKind::Constant => Decay::Constant,
+                ScheduleKind::MultiStep => {
+                    Decay::MultiStep { milestones: s.milestones.iter().map(|&e| steps(e)).collect(), gamma: s.gamma }
+                }
+            },
+        }
+    }
+
+    /// Length of the training in steps.
+    #[must_use]
+    pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
+        if self.schedule.steps > 0 { self.schedule.steps } else { self.schedule.epochs * steps_per_epoch }
+    }
+}

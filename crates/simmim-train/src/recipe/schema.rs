@@ -1,0 +1,153 @@
+//! What a recipe holds. Every value of a resolved recipe is written out, so a run's `config.toml` is complete.
+
+use serde::{Deserialize, Serialize};
+
+/// All settings of a run. The meaning of each key stands in [`super::KEYS`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(missing_docs, reason = "each key is documented once, in the table that `recipes show` prints")]
+pub struct Recipe {
+    pub model: Model,
+    pub simmim: SimMim,
+    pub data: Data,
+    pub optimizer: Optimizer,
+    pub schedule: Schedule,
+    pub train: Train,
+    pub validate: Every,
+    pub reconstruct: Every,
+    pub log: Log,
+    pub checkpoint: Checkpoint,
+    pub guard: Guard,
+}
+
+macro_rules! section {
+    ($(#[$meta:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[allow(missing_docs, reason = "each key is documented once, in the table that `recipes show` prints")]
+        pub struct $name { $(pub $field: $ty),* }
+    };
+}
+
+section!(
+    /// The encoder.
+    Model {
+        name: String, image_size: [usize; 2], patch_size: [usize; 2], channels: usize, embed_dim: usize, depth: usize,
+        num_heads: usize, mlp_ratio: f64, class_token: bool, position: PositionKind, layer_scale: f64, drop_path: f64,
+        qkv_bias: QkvBiasKind, final_norm: bool,
+    }
+);
+section!(
+    /// Mask, target and loss.
+    SimMim {
+        mode: ModeKind, mask_patch: [usize; 2], mask_ratio: f64, mask_kind: MaskKind, target: TargetKind, loss: LossKind,
+        area: AreaKind,
+    }
+);
+section!(
+    /// Images.
+    Data {
+        path: String, val_path: String, held_out: usize, random_crop: bool, crop_scale: [f64; 2], crop_ratio: [f64; 2], flip: f64,
+        interpolation: InterpolationKind, mean: Statistic, std: Statistic, workers: usize, prefetch: usize, max_errors: usize,
+    }
+);
+section!(
+    /// AdamW.
+    Optimizer { lr: f64, scale_lr: bool, betas: [f64; 2], eps: f64, weight_decay: f64, clip_norm: f64 }
+);
+section!(
+    /// Length and learning rate.
+    Schedule {
+        epochs: u64, steps: u64, kind: ScheduleKind, warmup_epochs: f64, warmup_steps: u64, warmup_lr: f64, min_lr: f64,
+        milestones: Vec<f64>, gamma: f64,
+    }
+);
+section!(
+    /// The step.
+    Train { batch_size: usize, accumulation: usize, seed: u64 }
+);
+section!(
+    /// Something done at intervals on some held-out images.
+    Every { every_steps: u64, images: usize }
+);
+section!(
+    /// Metrics.
+    Log { every_steps: u64 }
+);
+section!(
+    /// Checkpoints.
+    Checkpoint { every_steps: u64, keep: usize }
+);
+section!(
+    /// What to do when training goes wrong.
+    Guard { on_nan: Reaction, on_spike: Reaction, spike_factor: f64, spike_window: usize, max_rollbacks: usize }
+);
+
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($variant:ident),* $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        #[allow(missing_docs, reason = "the variants are the words that recipes use")]
+        pub enum $name { $($variant),* }
+    };
+}
+
+choice!(
+    /// `model.position`.
+    PositionKind { Absolute, SharedRelative, Relative, None }
+);
+choice!(
+    /// `model.qkv_bias`.
+    QkvBiasKind { Full, NoKey, None }
+);
+choice!(
+    /// `simmim.mode`.
+    ModeKind { Tutorial, Official }
+);
+choice!(
+    /// `simmim.mask_kind`.
+    MaskKind { Random, Block }
+);
+choice!(
+    /// `simmim.target`.
+    TargetKind { Pixels, Normalized }
+);
+choice!(
+    /// `simmim.area`.
+    AreaKind { Masked, Full }
+);
+choice!(
+    /// `data.interpolation`.
+    InterpolationKind { Bilinear, Bicubic }
+);
+choice!(
+    /// `schedule.kind`.
+    ScheduleKind { Cosine, MultiStep, Linear, Constant }
+);
+choice!(
+    /// `guard.on_nan` and `guard.on_spike`.
+    Reaction { Ignore, Warn, Stop, Rollback }
+);
+
+/// `simmim.loss`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the variants are the words that recipes use")]
+pub enum LossKind {
+    L1,
+    L2,
+    #[serde(rename = "smooth_l1")]
+    SmoothL1,
+}
+
+/// `data.mean` and `data.std`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Statistic {
+    /// `"imagenet"` or `"measure"`.
+    Named(String),
+    /// One number for each channel, of pixels in 0 to 1.
+    Given(Vec<f32>),
+}

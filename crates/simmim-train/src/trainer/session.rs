@@ -1,0 +1,287 @@
+//! A model on a device: the compiled programs of training and evaluation over one set of parameters.
+
+use crate::error::TrainError;
+use simmim_engine::autodiff::differentiate;
+use simmim_engine::{Executor, Graph, Program, ProgramId};
+use simmim_models::optimizer::{AdamWConfig, FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX, update_graph};
+use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
+use simmim_models::weights::{Tensor, Weights};
+use simmim_models::{ParameterSpec, SimMimConfig};
+use simmim_random::{Purpose, Stream};
+use std::collections::BTreeMap;
+
+/// What one optimiser step gave.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepResult {
+    /// Loss of the batch.
+    pub loss: f32,
+    /// Norm of all gradients before clipping. Where it is not finite the parameters were left as they are.
+    pub grad_norm: f32,
+}
+
+/// Loss, predictions and targets of a batch.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reconstruction {
+    /// Loss of the batch.
+    pub loss: f32,
+    /// Predicted patches, `[images, predicted, channels height width]`.
+    pub prediction: Vec<f32>,
+    /// Their targets, of the same shape.
+    pub target: Vec<f32>,
+    /// Position in the patch grid of each, `[images, predicted]`.
+    pub positions: Vec<i32>,
+}
+
+/// The training programs.
+struct Training {
+    step: ProgramId,
+    update: ProgramId,
+    adamw: AdamWConfig,
+    micro: usize,
+    accumulation: usize,
+}
+
+/// A SimMIM model on an executor. See the module's documentation.
+pub struct Session {
+    executor: Box<dyn Executor>,
+    config: SimMimConfig,
+    parameters: Vec<ParameterSpec>,
+    training: Option<Training>,
+    evaluation: BTreeMap<usize, ProgramId>,
+    /// Parameters that no program uses, kept for files.
+    idle: BTreeMap<String, Vec<f32>>,
+    indices: StepIndices,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("config", &self.config).field("memory", &self.executor.memory()).finish_non_exhaustive()
+    }
+}
+
+/// The differentiated graph of one micro-batch: what [`Session::prepare_training`] compiles.
+///
+/// # Errors
+/// As [`simmim_graph`].
+pub fn training_graph(config: &SimMimConfig, micro: usize, accumulation: usize) -> Result<Graph, TrainError> {
+    let build = Build { batch: micro, variant: Variant::Fast, accumulation, train: true, outputs: false };
+    let (mut graph, loss) = simmim_graph(config, build)?;
+    differentiate(&mut graph, loss).map_err(simmim_models::ModelError::from)?;
+    Ok(graph)
+}
+
+/// Parts into which a batch is cut so that the arena of one part stays within `bytes`: the smallest number that divides the
+/// batch; the finest cut where even that does not fit.
+///
+/// # Errors
+/// As [`training_graph`].
+pub fn choose_accumulation(config: &SimMimConfig, batch: usize, bytes: usize) -> Result<usize, TrainError> {
+    for parts in (1..=batch).filter(|parts| batch % parts == 0) {
+        let program = Program::compile(&training_graph(config, batch / parts, parts)?)?;
+        if program.arena_bytes() <= bytes {
+            return Ok(parts);
+        }
+    }
+    Ok(batch)
+}
+
+impl Session {
+    /// A model with its starting values: a pure function of the seed.
+    ///
+    /// # Errors
+    /// Impossible sizes.
+    pub fn new(executor: Box<dyn Executor>, config: SimMimConfig, seed: u64) -> Result<Self, TrainError> {
+        config.validate()?;
+        let parameters = config.parameters();
+        let idle = parameters.iter().map(|p| (p.name.clone(), p.initial(seed))).collect();
+        let (training, evaluation) = (None, BTreeMap::new());
+        Ok(Self { executor, config, parameters, training, evaluation, idle, indices: StepIndices::default() })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn config(&self) -> &SimMimConfig {
+        &self.config
+    }
+
+    /// All parameters.
+    #[must_use]
+    pub fn parameters(&self) -> &[ParameterSpec] {
+        &self.parameters
+    }
+
+    /// The executor, for its memory and timings.
+    #[must_use]
+    pub fn executor(&self) -> &dyn Executor {
+        &*self.executor
+    }
+
+    /// Loads a program; parameters that come to the device with it move there.
+    fn load(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
+        let program = Program::compile(graph)?;
+        let names: Vec<String> = program.states.iter().map(|(name, _)| name.clone()).collect();
+        let id = self.executor.load(program)?;
+        for name in names {
+            if let Some(data) = self.idle.remove(&name) {
+                self.executor.write_state(&name, &data)?;
+            }
+        }
+        Ok(id)
+    }
+
+    /// Compiles the training step: `micro * accumulation` images in as many runs as `accumulation` says.
+    ///
+    /// # Errors
+    /// Faults of the plan or the device.
+    pub fn prepare_training(&mut self, micro: usize, accumulation: usize, adamw: AdamWConfig) -> Result<(), TrainError> {
+        let step = self.load(&training_graph(&self.config, micro, accumulation)?)?;
+        let update = self.load(&update_graph(&self.parameters, &adamw)?)?;
+        self.training = Some(Training { step, update, adamw, micro, accumulation });
+        Ok(())
+    }
+
+    /// One optimiser step.
+    ///
+    /// `images [batch, channels, height, width]`, `masks [batch][patches]`; `step` counts from 0, and `samples` name the images
+    /// for drop path.
+    ///
+    /// # Errors
+    /// Masks of the wrong size, faults of the device. Call [`Session::prepare_training`] first.
+    pub fn train_step(
+        &mut self,
+        images: &[f32],
+        masks: &[Vec<bool>],
+        seed: u64,
+        step: u64,
+        lr: f64,
+    ) -> Result<StepResult, TrainError> {
+        let Some(t) = &self.training else { return Err(TrainError::Internal { what: "training was not prepared".into() }) };
+        let (program, update, micro, runs) = (t.step, t.update, t.micro, t.accumulation);
+        let input = t.adamw.step_input(lr, step + 1);
+        let size = images.len() / (micro * runs);
+        let mut total = 0.0;
+        for part in 0..runs {
+            let range = part * micro..(part + 1) * micro;
+            self.executor.write(program, "images", &images[range.start * size..range.end * size])?;
+            self.indices.fill(&self.config, Variant::Fast, &masks[range.clone()])?;
+            self.indices.write(&mut *self.executor, program, &self.config, Variant::Fast)?;
+            self.write_drop_path(program, seed, step, range)?;
+            self.executor.run(program)?;
+            let mut loss = [0.0];
+            self.executor.read(program, "loss", &mut loss)?;
+            total += f64::from(loss[0]);
+        }
+        self.executor.write(update, "step", &input)?;
+        self.executor.run(update)?;
+        let mut norm = [0.0];
+        self.executor.read(update, "norm", &mut norm)?;
+        Ok(StepResult { loss: total as f32, grad_norm: norm[0] })
+    }
+
+    /// Keeps or drops each branch of each sample: a pure function of (seed, step, place in the batch, branch).
+    fn write_drop_path(
+        &mut self,
+        program: ProgramId,
+        seed: u64,
+        step: u64,
+        range: std::ops::Range<usize>,
+    ) -> Result<(), TrainError> {
+        let encoder = &self.config.encoder;
+        if encoder.drop_path <= 0.0 {
+            return Ok(());
+        }
+        for block in 1..encoder.depth {
+            let rate = f64::from(encoder.drop_path_of(block));
+            for (part, name) in ["attn", "mlp"].into_iter().enumerate() {
+                let draw = |sample: usize| {
+                    let place = ((sample * encoder.depth + block) * 2 + part) as u64;
+                    let kept = Stream::new(seed, Purpose::DropPath, step, place).uniform() >= rate;
+                    if kept { (1.0 / (1.0 - rate)) as f32 } else { 0.0 }
+                };
+                let keep: Vec<f32> = range.clone().map(draw).collect();
+                self.executor.write(program, &format!("keep.{block}.{name}"), &keep)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loss, predictions and targets of images under given masks; nothing is changed.
+    ///
+    /// # Errors
+    /// Masks of the wrong size, faults of the device.
+    pub fn reconstruct(&mut self, images: &[f32], masks: &[Vec<bool>]) -> Result<Reconstruction, TrainError> {
+        let batch = masks.len();
+        let program = match self.evaluation.get(&batch) {
+            Some(&known) => known,
+            None => {
+                let build = Build { batch, variant: Variant::Fast, accumulation: 1, train: false, outputs: true };
+                let new = self.load(&simmim_graph(&self.config, build)?.0)?;
+                self.evaluation.insert(batch, new);
+                new
+            }
+        };
+        self.executor.write(program, "images", images)?;
+        self.indices.fill(&self.config, Variant::Fast, masks)?;
+        self.indices.write(&mut *self.executor, program, &self.config, Variant::Fast)?;
+        self.executor.run(program)?;
+        let mut loss = [0.0];
+        self.executor.read(program, "loss", &mut loss)?;
+        let len = batch * self.config.predicted_tokens() * self.config.encoder.patch_values();
+        let (mut prediction, mut target) = (vec![0.0; len], vec![0.0; len]);
+        self.executor.read(program, "prediction", &mut prediction)?;
+        self.executor.read(program, "target", &mut target)?;
+        Ok(Reconstruction { loss: loss[0], prediction, target, positions: self.indices.predicted_patch.clone() })
+    }
+
+    fn read(&mut self, name: &str, len: usize) -> Result<Vec<f32>, TrainError> {
+        if let Some(data) = self.idle.get(name) {
+            return Ok(data.clone());
+        }
+        let mut data = vec![0.0; len];
+        self.executor.read_state(name, &mut data)?;
+        Ok(data)
+    }
+
+    /// All parameters under the official names.
+    ///
+    /// # Errors
+    /// Faults of the device.
+    pub fn weights(&mut self) -> Result<Weights, TrainError> {
+        let specs = self.parameters.clone();
+        specs
+            .into_iter()
+            .map(|p| Ok((p.name.clone(), Tensor { data: self.read(&p.name, p.len())?, shape: p.shape })))
+            .collect()
+    }
+
+    /// Overwrites parameters.
+    ///
+    /// # Errors
+    /// Faults of the device.
+    pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
+        for (name, data) in weights {
+            match self.idle.get_mut(&name) {
+                Some(place) => *place = data,
+                None => self.executor.write_state(&name, &data)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The optimiser's moments, by the names of their states.
+    ///
+    /// # Errors
+    /// Faults of the device.
+    pub fn moments(&mut self) -> Result<Weights, TrainError> {
+        let specs: Vec<ParameterSpec> = self.parameters.iter().filter(|p| p.used).cloned().collect();
+        let mut out = Weights::new();
+        for p in specs {
+            for prefix in [FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX] {
+                let name = format!("{prefix}{}", p.name);
+                let data = self.read(&name, p.len())?;
+                out.insert(name, Tensor { shape: p.shape.clone(), data });
+            }
+        }
+        Ok(out)
+    }
+}
