@@ -134,21 +134,33 @@ impl Transform {
     /// # Errors
     /// [`DataError::Config`] when `out` or the image's channels do not fit the transform.
     pub fn apply_random(&self, image: &Image, stream: &mut Stream, out: &mut [f32]) -> Result<(), DataError> {
-        let region = self.crop.map(|crop| crop.draw(stream, image.width, image.height));
+        let region = match self.crop {
+            Some(crop) => crop.draw(stream, image.width, image.height),
+            None => self.centered(image.width, image.height),
+        };
         let flip = stream.uniform() < self.flip;
         self.render(image, region, flip, out)
     }
 
     /// Writes the centred view of `image` to `out`, of shape `[channels, height, width]`: the largest centred part with
-    /// the result's aspect ratio, resized (resize to cover, then centre crop, in one step).
+    /// the result's aspect ratio, to whole pixels, resized. (Resizing to cover and cutting out the centre gives the
+    /// same to rounding, but would take unbounded memory for very long images.)
     ///
     /// # Errors
     /// [`DataError::Config`] when `out` or the image's channels do not fit the transform.
     pub fn apply_centered(&self, image: &Image, out: &mut [f32]) -> Result<(), DataError> {
-        self.render(image, None, false, out)
+        self.render(image, self.centered(image.width, image.height), false, out)
     }
 
-    fn render(&self, image: &Image, region: Option<Region>, flip: bool, out: &mut [f32]) -> Result<(), DataError> {
+    /// The largest centred part of an image with the aspect ratio of the result, in whole pixels.
+    fn centered(&self, width: usize, height: usize) -> Region {
+        let ratio = self.size.1 as f64 / self.size.0 as f64;
+        let w = ((height as f64 * ratio).round() as usize).clamp(1, width.max(1));
+        let h = ((width as f64 / ratio).round() as usize).clamp(1, height.max(1));
+        Region { left: (width - w.min(width)) / 2, top: (height - h.min(height)) / 2, width: w, height: h }
+    }
+
+    fn render(&self, image: &Image, region: Region, flip: bool, out: &mut [f32]) -> Result<(), DataError> {
         if image.channels != self.channels || self.mean.len() != self.channels || self.std.len() != self.channels {
             return Err(DataError::config(
                 "channels",
@@ -178,7 +190,7 @@ impl Transform {
         &self,
         samples: &[T],
         image: &Image,
-        region: Option<Region>,
+        region: Region,
         flip: bool,
         scratch: &mut Scratch,
         out: &mut [f32],
@@ -207,11 +219,11 @@ impl Transform {
         Ok(())
     }
 
-    /// Resizes a region, or the largest centred part with the right aspect ratio.
+    /// Resizes a region.
     fn resize<T: Sample>(
         &self,
         source: &View<'_, T>,
-        region: Option<Region>,
+        region: Region,
         resizer: &mut Resizer,
         resized: &mut [T],
     ) -> Result<(), DataError> {
@@ -229,18 +241,13 @@ impl Transform {
         };
         // Alpha, where there is any, is a channel like the others.
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
-        match region {
-            Some(Region { left, top, width, height }) => {
-                // Cut first, so that the filter does not see beyond the crop, as torchvision does.
-                let part = CroppedImage::new(&view, left as u32, top as u32, width as u32, height as u32)
-                    .map_err(|e| internal(&e))?;
-                resizer.resize(&part, &mut target, &options).map_err(|e| internal(&e))
-            }
-            None => {
-                let options = options.fit_into_destination(None);
-                resizer.resize(&view, &mut target, &options).map_err(|e| internal(&e))
-            }
-        }
+        // Cut first, so that the filter does not see beyond the crop, as torchvision does. A view is also safer than
+        // the resizer's own crop box: for some boxes between pixels, fast_image_resize 6.1 computes a first column
+        // behind the second and its index arithmetic overflows.
+        let Region { left, top, width, height } = region;
+        let part =
+            CroppedImage::new(&view, left as u32, top as u32, width as u32, height as u32).map_err(|e| internal(&e))?;
+        resizer.resize(&part, &mut target, &options).map_err(|e| internal(&e))
     }
 
     /// Normalises one channel of interleaved samples into its plane of `out`.

@@ -89,7 +89,9 @@ impl ModelError {
                 Some("name the model these weights belong to (--model, --image-size, --recipe)".to_owned())
             }
             Self::Format { .. } => Some("give a .safetensors file, a run folder or a checkpoint folder".to_owned()),
-            Self::MaskCount { .. } => Some("every mask must hide the share of cells that the recipe's ratio says".to_owned()),
+            Self::MaskCount { .. } => {
+                Some("every mask must hide the share of cells that the recipe's ratio says".to_owned())
+            }
             Self::Io { .. } | Self::Engine(_) => None,
         }
     }

@@ -80,7 +80,8 @@ impl TrainError {
                 Some("remove this checkpoint and go on with --resume: the one before it is taken then".to_owned())
             }
             Self::Diverged { .. } => Some(
-                "lower optimizer.lr, lengthen the warm-up, set optimizer.clip_norm, or set guard.on_nan = \"rollback\"".to_owned(),
+                "lower optimizer.lr, lengthen the warm-up, set optimizer.clip_norm, or set guard.on_nan = \"rollback\""
+                    .to_owned(),
             ),
             Self::Data(e) => e.help(),
             Self::Model(e) => e.help(),
@@ -91,7 +92,10 @@ impl TrainError {
     /// Whether the fault lies in what the user gave, found before anything was written.
     #[must_use]
     pub fn is_input(&self) -> bool {
-        matches!(self, Self::Recipe { .. } | Self::Run { .. } | Self::Checkpoint { .. } | Self::Data(_) | Self::Model(_))
+        matches!(
+            self,
+            Self::Recipe { .. } | Self::Run { .. } | Self::Checkpoint { .. } | Self::Data(_) | Self::Model(_)
+        )
     }
 
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {

@@ -7,6 +7,7 @@ pub mod checkpoint;
 mod error;
 pub mod guard;
 pub mod metrics;
+pub mod metrics_tensorboard;
 pub mod picture;
 pub mod recipe;
 mod run_folder;
@@ -17,6 +18,6 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation, open_data, training_graph,
-    write_encoder,
+    Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation, open_data,
+    training_graph, write_encoder,
 };

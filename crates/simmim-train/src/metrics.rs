@@ -85,7 +85,9 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut metrics = Metrics::open(&path, 0).unwrap();
         for step in 1..=5 {
-            metrics.write(&Record { step, loss: 0.1, val_loss: (step == 2).then_some(0.5), ..Record::default() }).unwrap();
+            metrics
+                .write(&Record { step, loss: 0.1, val_loss: (step == 2).then_some(0.5), ..Record::default() })
+                .unwrap();
         }
         let torn = std::fs::read_to_string(&path).unwrap() + "{\"step\": 6, \"lo";
         std::fs::write(&path, torn).unwrap();

@@ -81,7 +81,8 @@ pub fn draw(
     let zoom = SMALLEST.div_ceil(h.max(w)).max(1) as u32;
     let (cell_w, cell_h) = (w as u32 * zoom + GAP, h as u32 * zoom + GAP);
     let mut grid = RgbImage::from_pixel(3 * cell_w + GAP, masks.len() as u32 * cell_h + GAP, Rgb([255, 255, 255]));
-    for (image, column, i) in (0..masks.len()).flat_map(|m| (0..3).flat_map(move |c| (0..area).map(move |i| (m, c, i)))) {
+    for (image, column, i) in (0..masks.len()).flat_map(|m| (0..3).flat_map(move |c| (0..area).map(move |i| (m, c, i))))
+    {
         let value = |from: &[f32], c: usize| {
             let c = if channels >= 3 { c } else { 0 };
             from[(image * channels + c) * area + i] * std[c] + mean[c]
@@ -93,7 +94,8 @@ pub fn draw(
             _ => value(images, c),
         });
         let color = Rgb(color.map(|v| (v.clamp(0.0, 1.0) * 255.0).round() as u8));
-        let (left, top) = (GAP + column * cell_w + (i % w) as u32 * zoom, GAP + image as u32 * cell_h + (i / w) as u32 * zoom);
+        let (left, top) =
+            (GAP + column * cell_w + (i % w) as u32 * zoom, GAP + image as u32 * cell_h + (i / w) as u32 * zoom);
         for (x, y) in (0..zoom).flat_map(|x| (0..zoom).map(move |y| (x, y))) {
             grid.put_pixel(left + x, top + y, color);
         }

@@ -44,7 +44,8 @@ impl RunFolder {
                 return Err(TrainError::Run {
                     path: root.to_owned(),
                     what: "there is a run in this folder".into(),
-                    help: "go on with it by --resume, replace it by --overwrite, or name another folder by --out".into(),
+                    help: "go on with it by --resume, replace it by --overwrite, or name another folder by --out"
+                        .into(),
                 });
             }
             let lock = Self::lock(root)?;

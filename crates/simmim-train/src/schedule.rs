@@ -66,7 +66,14 @@ mod tests {
 
     #[test]
     fn schedules_have_their_closed_forms() {
-        let base = LearningRate { lr: 1.0, warmup_lr: 0.1, min_lr: 0.2, warmup_steps: 10, total_steps: 100, decay: Decay::Cosine };
+        let base = LearningRate {
+            lr: 1.0,
+            warmup_lr: 0.1,
+            min_lr: 0.2,
+            warmup_steps: 10,
+            total_steps: 100,
+            decay: Decay::Cosine,
+        };
         let linear = LearningRate { decay: Decay::Linear, ..base.clone() };
         let steps = Decay::MultiStep { milestones: vec![50, 80], gamma: 0.1 };
         let steps = LearningRate { decay: steps, ..base.clone() };

@@ -1,2 +1,31 @@
-//! The `simmim` command.
-fn main() {}
+//! The `simmim` command: a table of modes. What a mode does stands in `commands`.
+
+mod arguments;
+mod commands;
+mod diagnostics;
+mod progress;
+
+use arguments::{Arguments, BenchWhat, Command, RecipesAction};
+use clap::Parser;
+use diagnostics::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let format = arguments.log_format;
+    let result: Result<ExitCode, Failure> = match arguments.command {
+        Command::Pretrain(a) => commands::pretrain::run(&a, format),
+        Command::Reconstruct(a) => commands::reconstruct::run(&a),
+        Command::Embed(a) => commands::embed::run(&a),
+        Command::Inspect(a) => commands::inspect::run(&a),
+        Command::Recipes(a) => match a.action {
+            None => commands::recipes::list(),
+            Some(RecipesAction::Show { name }) => commands::recipes::show(&name),
+        },
+        Command::Bench(a) => match a.what {
+            BenchWhat::Step(a) => commands::bench::step(&a),
+            BenchWhat::Loader(a) => commands::bench::loader(&a),
+        },
+    };
+    result.unwrap_or_else(|failure| failure.report(format))
+}

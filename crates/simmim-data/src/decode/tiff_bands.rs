@@ -1,4 +1,4 @@
-//! TIFF layouts that the `image` crate refuses: many bands, floats, planar bands.
+//! TIFF layouts that the `image` crate refuses: many bands, floats, planar bands, palettes.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -12,6 +12,13 @@ use crate::{DataError, Image, Pixels};
 
 /// Decodes bands as they are; `None` where `image` does it (RGB, RGBA, CMYK, gray of up to 16 bits).
 pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
+    if let Some(indices) = palette_as_gray(bytes) {
+        return decode_palette(&indices, path).map(Some);
+    }
+    decode_bands(bytes, path)
+}
+
+fn decode_bands(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
     let fail = |e| from_tiff_error(e, path);
     let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(fail)?;
     let (width, height) = decoder.dimensions().map_err(fail)?;
@@ -31,10 +38,7 @@ pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataErr
     {
         return Err(unsupported(path, "samples that are neither unsigned integers nor floats"));
     }
-    let mut limits = Limits::default();
-    limits.decoding_buffer_size = MAX_DECODER_BYTES as usize;
-    limits.intermediate_buffer_size = MAX_DECODER_BYTES as usize;
-    let mut decoder = decoder.with_limits(limits);
+    let mut decoder = decoder.with_limits(limits());
     let mut samples = DecodingResult::U8(Vec::new());
     let layout = decoder.read_image_to_buffer(&mut samples).map_err(fail)?;
     let planes = layout.planes;
@@ -70,6 +74,66 @@ fn interleave<T: Copy>(samples: Vec<T>, planes: usize) -> Vec<T> {
     }
     let pixels = samples.len() / planes;
     (0..pixels).flat_map(|p| (0..planes).map(move |c| (c, p))).map(|(c, p)| samples[c * pixels + p]).collect()
+}
+
+/// A copy of a palette TIFF in which the colour numbers are declared to be gray: the `tiff` crate reads no palettes, but
+/// gives gray samples and the colour map. `None` for other files (BigTIFF, which nobody writes with palettes, included).
+fn palette_as_gray(bytes: &[u8]) -> Option<Vec<u8>> {
+    const PHOTOMETRIC: u16 = 262;
+    const PALETTE: u16 = 3;
+    const GRAY: u16 = 1;
+    let little = match bytes.get(..4)? {
+        b"II*\0" => true,
+        b"MM\0*" => false,
+        _ => return None,
+    };
+    let short = |at: usize| {
+        let pair: [u8; 2] = bytes.get(at..at.checked_add(2)?)?.try_into().ok()?;
+        Some(if little { u16::from_le_bytes(pair) } else { u16::from_be_bytes(pair) })
+    };
+    let offset: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+    let directory = if little { u32::from_le_bytes(offset) } else { u32::from_be_bytes(offset) } as usize;
+    for entry in 0..usize::from(short(directory)?) {
+        // An entry has 12 bytes: tag, type, count, value.
+        let at = directory + 2 + entry * 12;
+        if short(at)? == PHOTOMETRIC {
+            if short(at + 8)? != PALETTE {
+                return None;
+            }
+            let mut copy = bytes.to_vec();
+            let gray = if little { GRAY.to_le_bytes() } else { GRAY.to_be_bytes() };
+            copy.get_mut(at + 8..at + 10)?.copy_from_slice(&gray);
+            return Some(copy);
+        }
+    }
+    None
+}
+
+/// Decodes colour numbers of 8 bits and looks up their colours.
+fn decode_palette(bytes: &[u8], path: &Path) -> Result<Image, DataError> {
+    let fail = |e| from_tiff_error(e, path);
+    let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(fail)?;
+    let (width, height) = decoder.dimensions().map_err(fail)?;
+    check_size(width, height, path)?;
+    let map = decoder.get_tag_u16_vec(Tag::ColorMap).map_err(fail)?;
+    let mut decoder = decoder.with_limits(limits());
+    if decoder.colortype().map_err(fail)? != ColorType::Gray(8) || map.len() != 3 * 256 {
+        return Err(unsupported(path, "a palette of other than 256 colours"));
+    }
+    let DecodingResult::U8(indices) = decoder.read_image().map_err(fail)? else {
+        return Err(unsupported(path, "a palette with samples that are not bytes"));
+    };
+    // The map holds all reds, then all greens, then all blues, in 16 bits.
+    let color = |i: u8| [0, 256, 512].map(|part| (map[part + usize::from(i)] >> 8) as u8);
+    let pixels = Pixels::U8(indices.into_iter().flat_map(color).collect());
+    Ok(Image { width: width as usize, height: height as usize, channels: 3, pixels })
+}
+
+fn limits() -> Limits {
+    let mut limits = Limits::default();
+    limits.decoding_buffer_size = MAX_DECODER_BYTES as usize;
+    limits.intermediate_buffer_size = MAX_DECODER_BYTES as usize;
+    limits
 }
 
 fn unsupported(path: &Path, found: &str) -> DataError {

@@ -165,8 +165,11 @@ impl SimMimConfig {
         let (dim, values) = (self.encoder.embed_dim, self.encoder.patch_values());
         let tutorial = self.mode == Mode::Tutorial;
         let style = if tutorial { InitStyle::Timm } else { InitStyle::Official };
-        let mask_init =
-            if tutorial { Init::Normal { std: 1.0 } } else { Init::TruncatedNormal { std: 0.02, cut: 0.02, scale: 1.0 } };
+        let mask_init = if tutorial {
+            Init::Normal { std: 1.0 }
+        } else {
+            Init::TruncatedNormal { std: 0.02, cut: 0.02, scale: 1.0 }
+        };
         let head = Init::Uniform { bound: 1.0 / (dim as f32).sqrt() };
         let mut list = specs(&self.encoder, "encoder.", style);
         list.push(ParameterSpec::new("encoder.mask_token", &[1, 1, dim], mask_init));

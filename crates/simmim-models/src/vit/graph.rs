@@ -4,7 +4,8 @@ use super::{Position, QkvBias as QkvBiasKind, VitConfig, relative_position_index
 use crate::error::ModelError;
 use simmim_engine::graph::TensorType;
 use simmim_engine::ops::{
-    Attention, EmbedRows, GatherRows, LayerNorm, Linear, Packing, PatchGather, QkvBias, RelativeBias, Residual, RowRange,
+    Attention, EmbedRows, GatherRows, LayerNorm, Linear, Packing, PatchGather, QkvBias, RelativeBias, Residual,
+    RowRange,
 };
 use simmim_engine::{EngineError, Graph, ValueId};
 
@@ -36,7 +37,13 @@ pub(crate) struct Blocks<'a> {
 
 impl<'a> Blocks<'a> {
     /// `drop_path`: whether the blocks read `keep` inputs.
-    pub(crate) fn new(graph: &'a mut Graph, config: &'a VitConfig, prefix: &'static str, batch: usize, drop_path: bool) -> Self {
+    pub(crate) fn new(
+        graph: &'a mut Graph,
+        config: &'a VitConfig,
+        prefix: &'static str,
+        batch: usize,
+        drop_path: bool,
+    ) -> Self {
         Self { graph, config, prefix, batch, drop_path: drop_path && config.drop_path > 0.0, shared_bias: None }
     }
 
@@ -60,12 +67,19 @@ impl<'a> Blocks<'a> {
 
     /// Projected patches: `images` and `index [batch, patches]` -> `[batch, patches, dim]`.
     pub(crate) fn patches(&mut self, images: ValueId, index: ValueId) -> Result<ValueId> {
-        let values = self.graph.apply1(PatchGather { patch: self.config.patch_size, normalise: None }, &[images, index])?;
+        let values =
+            self.graph.apply1(PatchGather { patch: self.config.patch_size, normalise: None }, &[images, index])?;
         self.linear(values, "patch_embed.proj", self.config.embed_dim, false)
     }
 
     /// Token rows: the patches, with `mask_token` one template for each position, and with `class_token` the class token.
-    pub(crate) fn token_rows(&mut self, patches: ValueId, index: ValueId, mask_token: bool, class_token: bool) -> Result<ValueId> {
+    pub(crate) fn token_rows(
+        &mut self,
+        patches: ValueId,
+        index: ValueId,
+        mask_token: bool,
+        class_token: bool,
+    ) -> Result<ValueId> {
         let c = self.config;
         let op = EmbedRows {
             tokens: c.patches(),
@@ -206,7 +220,11 @@ pub enum EncoderOutputs {
 ///
 /// # Errors
 /// [`ModelError::Geometry`] for impossible sizes or a block that does not exist.
-pub fn encoder_graph(config: &VitConfig, batch: usize, outputs: &EncoderOutputs) -> std::result::Result<Graph, ModelError> {
+pub fn encoder_graph(
+    config: &VitConfig,
+    batch: usize,
+    outputs: &EncoderOutputs,
+) -> std::result::Result<Graph, ModelError> {
     config.validate()?;
     let wanted = match outputs {
         EncoderOutputs::Blocks(blocks) => blocks.clone(),

@@ -5,8 +5,8 @@ mod parameters;
 mod presets;
 mod relative;
 
-pub use graph::{EncoderOutputs, encoder_graph};
 pub(crate) use graph::{Blocks, Rows};
+pub use graph::{EncoderOutputs, encoder_graph};
 pub(crate) use parameters::{InitStyle, specs};
 pub use relative::relative_position_index;
 
@@ -138,12 +138,20 @@ impl VitConfig {
         }
         if self.depth == 0 || self.channels == 0 || self.mlp_dim() == 0 {
             return Err(ModelError::geometry(
-                format!("depth {}, channels {} and MLP width {} must be positive", self.depth, self.channels, self.mlp_dim()),
+                format!(
+                    "depth {}, channels {} and MLP width {} must be positive",
+                    self.depth,
+                    self.channels,
+                    self.mlp_dim()
+                ),
                 "set model.depth, model.channels and model.mlp_ratio",
             ));
         }
         if !(0.0..1.0).contains(&self.drop_path) {
-            return Err(ModelError::geometry(format!("drop path {} is not in [0, 1)", self.drop_path), "set model.drop_path"));
+            return Err(ModelError::geometry(
+                format!("drop path {} is not in [0, 1)", self.drop_path),
+                "set model.drop_path",
+            ));
         }
         Ok(())
     }

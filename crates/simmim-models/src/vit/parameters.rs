@@ -73,7 +73,13 @@ pub(crate) fn specs(c: &VitConfig, prefix: &str, style: InitStyle) -> Vec<Parame
     list
 }
 
-fn block_specs(c: &VitConfig, block: usize, entries: usize, style: InitStyle, add: &mut impl FnMut(&str, &[usize], Init)) {
+fn block_specs(
+    c: &VitConfig,
+    block: usize,
+    entries: usize,
+    style: InitStyle,
+    add: &mut impl FnMut(&str, &[usize], Init),
+) {
     let (dim, mlp) = (c.embed_dim, c.mlp_dim());
     let depth_scale = 1.0 / (2.0 * (block as f32 + 1.0)).sqrt();
     let (zero, one) = (Init::Constant(0.0), Init::Constant(1.0));

@@ -15,7 +15,8 @@ pub(super) fn parse(name: &str) -> Result<VitConfig, ModelError> {
     let (_, embed_dim, depth, num_heads) =
         *SIZES.iter().find(|(known, ..)| Some(*known) == size).ok_or_else(unknown)?;
     let number = |text: Option<&str>| text.and_then(|t| t.parse::<usize>().ok());
-    let patch = number(patch.and_then(|p| p.strip_prefix("patch"))).filter(|p| PATCHES.contains(p)).ok_or_else(unknown)?;
+    let patch =
+        number(patch.and_then(|p| p.strip_prefix("patch"))).filter(|p| PATCHES.contains(p)).ok_or_else(unknown)?;
     let image = number(image).filter(|&n| n > 0).ok_or_else(unknown)?;
     if parts.next().is_some() {
         return Err(unknown());
@@ -42,10 +43,8 @@ pub(super) fn parse(name: &str) -> Result<VitConfig, ModelError> {
 
 /// The three names that share most with the one asked for.
 fn nearest(name: &str) -> String {
-    let mut known: Vec<String> = SIZES
-        .iter()
-        .flat_map(|(size, ..)| PATCHES.iter().map(move |p| format!("vit_{size}_patch{p}_224")))
-        .collect();
+    let mut known: Vec<String> =
+        SIZES.iter().flat_map(|(size, ..)| PATCHES.iter().map(move |p| format!("vit_{size}_patch{p}_224"))).collect();
     known.sort_by_key(|k| (distance(k, name), k.clone()));
     known.truncate(3);
     known.join(", ")

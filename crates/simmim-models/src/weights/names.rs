@@ -28,7 +28,8 @@ pub fn match_parameters(
     let bare = !weights.keys().any(|k| k.starts_with(ENCODER));
     weights.retain(|k, _| !(k.starts_with("head.") || k.starts_with("fc_norm.")));
     if bare {
-        weights = std::mem::take(&mut weights).into_iter().map(|(k, t)| (format!("{ENCODER}{}", from_timm(&k)), t)).collect();
+        weights =
+            std::mem::take(&mut weights).into_iter().map(|(k, t)| (format!("{ENCODER}{}", from_timm(&k)), t)).collect();
         split_key_bias(specs, &mut weights);
     }
     let (mut missing, mut misshapen, mut found) = (Vec::new(), Vec::new(), Vec::new());
@@ -37,7 +38,9 @@ pub fn match_parameters(
             Some(t) if t.shape == spec.shape || (t.data.len() == spec.len() && spec.shape.len() == 4) => {
                 found.push((spec.name.clone(), t.data));
             }
-            Some(t) => misshapen.push(format!("{} ({:?} in the file, {:?} in the model)", spec.name, t.shape, spec.shape)),
+            Some(t) => {
+                misshapen.push(format!("{} ({:?} in the file, {:?} in the model)", spec.name, t.shape, spec.shape))
+            }
             None if !whole && optional(&spec.name) => {}
             None => missing.push(spec.name.clone()),
         }
@@ -131,7 +134,9 @@ mod tests {
         weights.insert("encoder.norm.weight".into(), Tensor { shape: vec![5], data: vec![0.0; 5] });
         let error = match_parameters(Path::new("w.safetensors"), &config.parameters(), weights, true).unwrap_err();
         let text = error.to_string();
-        for part in ["w.safetensors", "missing: encoder.norm.bias", "unexpected: encoder.extra", "[5] in the file, [12]"] {
+        for part in
+            ["w.safetensors", "missing: encoder.norm.bias", "unexpected: encoder.extra", "[5] in the file, [12]"]
+        {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -1,8 +1,8 @@
 //! From a recipe to what models, data and the loop take.
 
 use super::{
-    AreaKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind, Statistic,
-    TargetKind, wrong,
+    AreaKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind,
+    Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};
@@ -46,11 +46,19 @@ impl Recipe {
             return fail("simmim.mask_kind", "\"block\" in tutorial mode".into(), "set simmim.mode = \"official\"");
         }
         match (s.epochs, s.steps) {
-            (0, 0) => return fail("schedule", "neither epochs nor steps long".into(), "set schedule.steps or schedule.epochs"),
+            (0, 0) => {
+                return fail(
+                    "schedule",
+                    "neither epochs nor steps long".into(),
+                    "set schedule.steps or schedule.epochs",
+                );
+            }
             (1.., 1..) => return fail("schedule", "both epochs and steps long".into(), "set one of them to 0"),
             _ => {}
         }
-        for (key, value) in [("optimizer.lr", o.lr), ("optimizer.weight_decay", o.weight_decay), ("optimizer.eps", o.eps)] {
+        for (key, value) in
+            [("optimizer.lr", o.lr), ("optimizer.weight_decay", o.weight_decay), ("optimizer.eps", o.eps)]
+        {
             if !(value.is_finite() && value >= 0.0) {
                 return fail(key, value.to_string(), "give a number that is not negative");
             }
@@ -59,7 +67,11 @@ impl Recipe {
             return fail("optimizer.betas", format!("{:?}", o.betas), "give two numbers from 0 to below 1");
         }
         if self.log.every_steps == 0 || self.reconstruct.images == 0 || self.validate.images == 0 {
-            return fail("an interval or count", "0".into(), "log.every_steps, reconstruct.images and validate.images are positive");
+            return fail(
+                "an interval or count",
+                "0".into(),
+                "log.every_steps, reconstruct.images and validate.images are positive",
+            );
         }
         Ok(())
     }
@@ -173,11 +185,15 @@ impl Recipe {
     pub fn transform(&self) -> Transform {
         let d = &self.data;
         let mut transform = Transform::new((self.model.image_size[0], self.model.image_size[1]), self.model.channels);
-        let crop = RandomResizedCrop { scale: (d.crop_scale[0], d.crop_scale[1]), ratio: (d.crop_ratio[0], d.crop_ratio[1]) };
+        let crop =
+            RandomResizedCrop { scale: (d.crop_scale[0], d.crop_scale[1]), ratio: (d.crop_ratio[0], d.crop_ratio[1]) };
         transform.crop = d.random_crop.then_some(crop);
         transform.flip = d.flip;
-        transform.interpolation =
-            if d.interpolation == InterpolationKind::Bilinear { Interpolation::Bilinear } else { Interpolation::Bicubic };
+        transform.interpolation = if d.interpolation == InterpolationKind::Bilinear {
+            Interpolation::Bilinear
+        } else {
+            Interpolation::Bicubic
+        };
         (transform.mean, transform.std) = self.statistics();
         transform
     }

@@ -61,7 +61,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("log.every_steps", "steps between lines of metrics.jsonl"),
     ("checkpoint.every_steps", "steps between checkpoints; 0: only at the end"),
     ("checkpoint.keep", "checkpoints kept"),
-    ("guard.on_nan", "a loss or gradient that is not finite: warn (the step is skipped), stop, or rollback to the last checkpoint"),
+    (
+        "guard.on_nan",
+        "a loss or gradient that is not finite: warn (the step is skipped), stop, or rollback to the last checkpoint",
+    ),
     ("guard.on_spike", "a loss spike: ignore, warn, stop or rollback"),
     ("guard.spike_factor", "a spike is a loss above this multiple of the median of the last losses; 0: off"),
     ("guard.spike_window", "how many last losses"),

@@ -9,8 +9,8 @@ mod schema;
 
 pub use keys::{KEYS, meaning};
 pub use schema::{
-    AreaKind, Checkpoint, Data, Every, Guard, InterpolationKind, Log, LossKind, MaskKind, Model, ModeKind, Optimizer, PositionKind,
-    QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
+    AreaKind, Checkpoint, Data, Every, Guard, InterpolationKind, Log, LossKind, MaskKind, ModeKind, Model, Optimizer,
+    PositionKind, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
 };
 
 use crate::error::TrainError;
@@ -24,6 +24,7 @@ pub const EMBEDDED: &[(&str, &str)] = &[
     ("small_images_32", include_str!("../../../../recipes/small_images_32.toml")),
     ("small_images_64", include_str!("../../../../recipes/small_images_64.toml")),
     ("tutorial_vit_small_patch32", include_str!("../../../../recipes/tutorial_vit_small_patch32.toml")),
+    ("bare", include_str!("../../../../recipes/bare.toml")),
     ("official_vit_base_patch16", include_str!("../../../../recipes/official_vit_base_patch16.toml")),
 ];
 
@@ -70,8 +71,8 @@ impl Recipe {
     }
 
     fn from_table(given: Table, origin: &str) -> Result<Self, TrainError> {
-        let mut table: Table =
-            toml::from_str(DEFAULTS).map_err(|e| TrainError::Internal { what: format!("recipes/defaults.toml: {e}") })?;
+        let mut table: Table = toml::from_str(DEFAULTS)
+            .map_err(|e| TrainError::Internal { what: format!("recipes/defaults.toml: {e}") })?;
         let name = lookup(&given, "model.name").and_then(Value::as_str).ok_or_else(|| {
             wrong(origin, "model.name is missing", "name the encoder, such as model.name = \"vit_small_patch16_224\"")
         })?;
@@ -94,7 +95,11 @@ impl Recipe {
         let recipe: Self = toml::from_str(&text).map_err(|e| {
             let line = e.span().and_then(|s| text[..s.start].lines().last()).unwrap_or_default();
             let line = text[e.span().map_or(0, |s| s.start)..].lines().next().filter(|l| !l.is_empty()).unwrap_or(line);
-            wrong(origin, format!("{} (at `{line}`)", e.message()), "`simmim recipes show demo` prints every key with its meaning")
+            wrong(
+                origin,
+                format!("{} (at `{line}`)", e.message()),
+                "`simmim recipes show demo` prints every key with its meaning",
+            )
         })?;
         recipe.validate(origin)?;
         Ok(recipe)
@@ -173,7 +178,11 @@ fn check_key(origin: &str, key: &str) -> Result<(), TrainError> {
 
 fn unknown(origin: &str, key: &str) -> TrainError {
     let near = nearest(key, KEYS.iter().map(|(k, _)| *k));
-    wrong(origin, format!("unknown key `{key}`"), format!("did you mean `{near}`? `simmim recipes show demo` prints all keys"))
+    wrong(
+        origin,
+        format!("unknown key `{key}`"),
+        format!("did you mean `{near}`? `simmim recipes show demo` prints all keys"),
+    )
 }
 
 fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
@@ -234,10 +243,8 @@ mod tests {
     fn every_key_has_its_meaning_and_every_meaning_a_key() {
         let text = toml::to_string(&set(&[]).unwrap()).unwrap();
         let table: Table = toml::from_str(&text).unwrap();
-        let mut keys: Vec<String> = table
-            .iter()
-            .flat_map(|(s, v)| v.as_table().unwrap().keys().map(move |k| format!("{s}.{k}")))
-            .collect();
+        let mut keys: Vec<String> =
+            table.iter().flat_map(|(s, v)| v.as_table().unwrap().keys().map(move |k| format!("{s}.{k}"))).collect();
         let mut known: Vec<String> = KEYS.iter().map(|(k, _)| (*k).to_owned()).collect();
         keys.sort();
         known.sort();
@@ -246,7 +253,9 @@ mod tests {
 
     #[test]
     fn single_values_win_and_words_need_no_quotes() {
-        let r = set(&["optimizer.lr=3e-3", "simmim.loss=l2", "simmim.mask_patch=4", "schedule.epochs=7", "train.seed=9"]).unwrap();
+        let r =
+            set(&["optimizer.lr=3e-3", "simmim.loss=l2", "simmim.mask_patch=4", "schedule.epochs=7", "train.seed=9"])
+                .unwrap();
         assert_eq!((r.optimizer.lr, r.simmim.loss, r.train.seed), (3e-3, LossKind::L2, 9));
         assert_eq!((r.schedule.epochs, r.schedule.steps, r.simmim.mask_patch), (7, 0, [4, 4]));
     }

@@ -140,7 +140,21 @@ impl Trainer {
         let guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
         let (rollbacks, step, window) = (0, at.step, Window::new(0.0));
         Ok(Self {
-            recipe, run, session, loader, masks, held_out, schedule, checkpoints, metrics, guard, rollbacks, threads, step, window, data,
+            recipe,
+            run,
+            session,
+            loader,
+            masks,
+            held_out,
+            schedule,
+            checkpoints,
+            metrics,
+            guard,
+            rollbacks,
+            threads,
+            step,
+            window,
+            data,
         })
     }
 
@@ -292,9 +306,10 @@ impl Trainer {
                 let what = format!("{what} is not finite (loss {}, gradient norm {})", result.loss, result.grad_norm);
                 (self.recipe.guard.on_nan, what)
             }
-            Verdict::Spike { median } => {
-                (self.recipe.guard.on_spike, format!("the loss is {}, the median of the last ones {median}", result.loss))
-            }
+            Verdict::Spike { median } => (
+                self.recipe.guard.on_spike,
+                format!("the loss is {}, the median of the last ones {median}", result.loss),
+            ),
         };
         match reaction {
             Reaction::Ignore => Ok(false),
@@ -313,7 +328,10 @@ impl Trainer {
     /// Goes back to the weights of the last checkpoint, but on with the data after the step that failed.
     fn roll_back(&mut self, what: &str, tell: &mut dyn FnMut(Event)) -> Result<bool, TrainError> {
         let Some((meta, tensors, _)) = self.checkpoints.load_latest()? else {
-            return Err(TrainError::Diverged { step: self.step, what: format!("{what}, and there is no checkpoint yet") });
+            return Err(TrainError::Diverged {
+                step: self.step,
+                what: format!("{what}, and there is no checkpoint yet"),
+            });
         };
         let failed = self.step;
         self.session.set_weights(tensors.into_iter().map(|(name, t)| (name, t.data)).collect())?;
@@ -358,7 +376,8 @@ impl Trainer {
         if skipped.is_empty() {
             return Ok(());
         }
-        let lines: Vec<String> = skipped.iter().map(|(name, reason)| format!("{name}\t{}\n", reason.replace('\n', " "))).collect();
+        let lines: Vec<String> =
+            skipped.iter().map(|(name, reason)| format!("{name}\t{}\n", reason.replace('\n', " "))).collect();
         atomic_write(&self.run.skipped(), lines.concat().as_bytes())
     }
 

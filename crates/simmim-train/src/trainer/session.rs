@@ -55,7 +55,10 @@ pub struct Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("config", &self.config).field("memory", &self.executor.memory()).finish_non_exhaustive()
+        f.debug_struct("Session")
+            .field("config", &self.config)
+            .field("memory", &self.executor.memory())
+            .finish_non_exhaustive()
     }
 }
 
@@ -133,7 +136,12 @@ impl Session {
     ///
     /// # Errors
     /// Faults of the plan or the device.
-    pub fn prepare_training(&mut self, micro: usize, accumulation: usize, adamw: AdamWConfig) -> Result<(), TrainError> {
+    pub fn prepare_training(
+        &mut self,
+        micro: usize,
+        accumulation: usize,
+        adamw: AdamWConfig,
+    ) -> Result<(), TrainError> {
         let step = self.load(&training_graph(&self.config, micro, accumulation)?)?;
         let update = self.load(&update_graph(&self.parameters, &adamw)?)?;
         self.training = Some(Training { step, update, adamw, micro, accumulation });
@@ -155,7 +163,9 @@ impl Session {
         step: u64,
         lr: f64,
     ) -> Result<StepResult, TrainError> {
-        let Some(t) = &self.training else { return Err(TrainError::Internal { what: "training was not prepared".into() }) };
+        let Some(t) = &self.training else {
+            return Err(TrainError::Internal { what: "training was not prepared".into() });
+        };
         let (program, update, micro, runs) = (t.step, t.update, t.micro, t.accumulation);
         let input = t.adamw.step_input(lr, step + 1);
         let size = images.len() / (micro * runs);

@@ -1,0 +1,183 @@
+//! Arguments as they are typed. What they mean is resolved by the commands.
+
+mod pretrain;
+mod use_weights;
+
+pub(crate) use pretrain::Pretrain;
+pub(crate) use use_weights::{Embed, Pool, Reconstruct, WeightsOf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 failed while running (what was written before stays); 2 wrong arguments or input, nothing was written;
+130 stopped by Ctrl-C after a checkpoint was written.";
+
+/// Masked image modelling: pre-train a vision transformer on unlabelled images, see what it learns, take its weights elsewhere.
+#[derive(Debug, Parser)]
+#[command(name = "simmim", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Arguments {
+    /// Format of progress and log lines on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Format of the lines on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A progress bar on a terminal, plain lines otherwise.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Pre-train an encoder with SimMIM on a folder of images.
+    Pretrain(Box<Pretrain>),
+    /// Draw original, masked and reconstructed images side by side.
+    Reconstruct(Reconstruct),
+    /// Write the features of images.
+    Embed(Embed),
+    /// Print a model: parameters, FLOPs, memory plan, graph.
+    Inspect(Inspect),
+    /// List the recipes in the binary, or show one.
+    Recipes(Recipes),
+    /// Measure speed.
+    Bench(Bench),
+}
+
+/// Settings of a recipe, by name, file and single values.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RecipeArguments {
+    /// Recipe: a name from `simmim recipes` or a TOML file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) recipe: Option<String>,
+    /// Set one value of the recipe, such as `optimizer.lr=1e-4`. May be given several times; the last one wins.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim inspect --recipe official_vit_base_patch16
+  simmim inspect --recipe demo --batch 8 --graph
+  simmim inspect --recipe demo --plan")]
+pub(crate) struct Inspect {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Images in a step; default: the recipe's batch size.
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<usize>,
+    /// Print every parameter with its shape.
+    #[arg(long)]
+    pub(crate) parameters: bool,
+    /// Print the operations of the training step.
+    #[arg(long)]
+    pub(crate) graph: bool,
+    /// Print the program: every operation with the places of its values in memory.
+    #[arg(long)]
+    pub(crate) plan: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim recipes
+  simmim recipes show demo > my.toml")]
+pub(crate) struct Recipes {
+    #[command(subcommand)]
+    pub(crate) action: Option<RecipesAction>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum RecipesAction {
+    /// Print a recipe with every value and its meaning, ready to be saved and changed.
+    Show {
+        /// A name from `simmim recipes` or a TOML file.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    pub(crate) what: BenchWhat,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchWhat {
+    /// Measure the training step (forward, backward, optimiser) on random images held in memory.
+    Step(BenchStep),
+    /// Measure the loader: decode, crop, flip, normalise.
+    Loader(BenchLoader),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim bench step --model vit_small_patch32_224 --batch 32 --threads 2 --mask-ratio 0.5 --json
+  simmim bench step --model vit_tiny_patch16_224 --batch 16 --profile")]
+pub(crate) struct BenchStep {
+    /// Model, by its timm name.
+    #[arg(long, value_name = "NAME", default_value = "vit_small_patch32_224")]
+    pub(crate) model: String,
+    /// Height and width of the images; default: the model's.
+    #[arg(long, value_name = "N|HxW")]
+    pub(crate) image_size: Option<String>,
+    /// Images in a step.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) batch: usize,
+    /// Threads; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Share of the image that is masked.
+    #[arg(long, value_name = "X", default_value_t = 0.5)]
+    pub(crate) mask_ratio: f64,
+    /// Steps measured, after two that are not.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) steps: usize,
+    /// Parts into which a step is cut (gradient accumulation); 0: chosen by the plan.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) accumulation: usize,
+    /// Instruction set: avx512, avx2 or portable; default: the widest here.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+    /// Print the time of each operation to standard error.
+    #[arg(long)]
+    pub(crate) profile: bool,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  simmim bench loader --data photos --image-size 224 --threads 2 --json")]
+pub(crate) struct BenchLoader {
+    /// Folder, list file or IDX file; default: the embedded demonstration set.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Height and width of the crops.
+    #[arg(long, value_name = "N|HxW", default_value = "224")]
+    pub(crate) image_size: String,
+    /// Channels of the crops.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) channels: usize,
+    /// Loader threads; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Images measured.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub(crate) images: usize,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

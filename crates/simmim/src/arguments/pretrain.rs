@@ -1,0 +1,54 @@
+//! Arguments of `simmim pretrain`.
+
+use super::RecipeArguments;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim pretrain
+      train on the embedded demonstration set, about two minutes
+  simmim pretrain --recipe small_images_64 --data photos --out runs/photos
+      train on a folder of images; labels are not needed
+  simmim pretrain --out runs/photos --resume
+      go on after an interruption; ends with the same weights as without it
+  simmim pretrain --recipe demo --out runs/try --steps 50 --set simmim.mask_ratio=0.8")]
+pub(crate) struct Pretrain {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Images: a folder (any depth, mixed formats), a list file, an IDX file or a folder with IDX files. Default: the recipe's,
+    /// else the embedded demonstration set.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Run folder. Default: runs/NAME-N with the recipe's name and the first free number.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on with the run in `--out` from its last checkpoint.
+    #[arg(long, requires = "out", conflicts_with_all = ["overwrite", "weights"])]
+    pub(crate) resume: bool,
+    /// Delete the run in `--out` first.
+    #[arg(long, requires = "out")]
+    pub(crate) overwrite: bool,
+    /// Start from these weights (a full model or an encoder; a run folder, a checkpoint or a safetensors file).
+    #[arg(long, value_name = "W")]
+    pub(crate) weights: Option<PathBuf>,
+    /// Length of the training in optimiser steps.
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    pub(crate) steps: Option<u64>,
+    /// Length of the training in epochs.
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u64>,
+    /// Where to run: auto or cpu.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: String,
+    /// Threads of the training step; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Seed of everything random.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Checkpoints to keep.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep: Option<usize>,
+}

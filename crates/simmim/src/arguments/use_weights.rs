@@ -1,0 +1,92 @@
+//! Arguments of the commands that use trained weights.
+
+use clap::{Args, ValueEnum};
+use std::path::PathBuf;
+
+/// Weights, and the model they belong to where the file does not say.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct WeightsOf {
+    /// Weights: a run folder, a checkpoint folder or a safetensors file.
+    #[arg(long, value_name = "W")]
+    pub(crate) weights: PathBuf,
+    /// Model of a bare safetensors file, by its timm name.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Height and width of the model's images; default: those in its name.
+    #[arg(long, value_name = "N|HxW", requires = "model")]
+    pub(crate) image_size: Option<String>,
+    /// Recipe that says how a bare safetensors file was trained (mask, target, mode, mean and std).
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) recipe: Option<String>,
+    /// Set one value of that recipe.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Threads; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim reconstruct --weights runs/photos --data photos --out grid.png
+  simmim reconstruct --weights model.safetensors --model vit_base_patch16_224 \\
+      --recipe official_vit_base_patch16 --data photos --out grid.png --mask mask.npy --values values.safetensors")]
+pub(crate) struct Reconstruct {
+    #[command(flatten)]
+    pub(crate) weights: WeightsOf,
+    /// Images to reconstruct; default: the data the run was trained on.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: Option<PathBuf>,
+    /// Picture to write: a row an image, with original, masked and reconstruction.
+    #[arg(long, value_name = "FILE.png")]
+    pub(crate) out: PathBuf,
+    /// Number of images.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) images: usize,
+    /// Masks: a 0/1 array [images, rows, columns] in mask units; default: drawn from the seed.
+    #[arg(long, value_name = "M.npy")]
+    pub(crate) mask: Option<PathBuf>,
+    /// Also write `mask`, `target`, `prediction` (normalised space, [n, C, H, W]) and `loss` to this safetensors file.
+    #[arg(long, value_name = "V.safetensors")]
+    pub(crate) values: Option<PathBuf>,
+    /// Seed of the masks.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// How the tokens of an image become one vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pool {
+    /// Mean of the patch tokens. What SimMIM supervises; take this unless you know better.
+    Mean,
+    /// The class token. SimMIM never supervises it: its features are near random.
+    Cls,
+    /// All tokens, [images, tokens, dim].
+    None,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim embed --weights runs/photos --data photos --out features.npy
+  simmim embed --weights vit.safetensors --model vit_small_patch16_224 --data photos --out f.npy --pool none --layer 8")]
+pub(crate) struct Embed {
+    #[command(flatten)]
+    pub(crate) weights: WeightsOf,
+    /// Images to embed.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: PathBuf,
+    /// Array to write (float32); the rows' files are named in F.files.txt beside it.
+    #[arg(long, value_name = "F.npy")]
+    pub(crate) out: PathBuf,
+    /// How the tokens of an image become one vector.
+    #[arg(long, value_enum, default_value_t = Pool::Mean)]
+    pub(crate) pool: Pool,
+    /// Layer: k for the output of block k (from 1), -1 for the output of the final norm.
+    #[arg(long, value_name = "K", default_value_t = -1, allow_hyphen_values = true)]
+    pub(crate) layer: i64,
+    /// Images in a pass.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(crate) batch: usize,
+}

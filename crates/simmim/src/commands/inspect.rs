@@ -1,0 +1,76 @@
+//! `simmim inspect`.
+
+#![allow(clippy::print_stdout, reason = "results go to standard output")]
+
+use crate::arguments::Inspect;
+use crate::diagnostics::Failure;
+use simmim_engine::Program;
+use simmim_engine::autodiff::differentiate;
+use simmim_models::simmim::{Build, Variant, simmim_graph};
+use simmim_train::{Recipe, training_graph};
+use std::process::ExitCode;
+
+pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
+    let recipe = Recipe::resolve(a.recipe.recipe.as_deref().unwrap_or("demo"), &a.recipe.set)?;
+    let config = recipe.simmim_config()?;
+    let batch = a.batch.unwrap_or(recipe.train.batch_size);
+    let graph = training_graph(&config, batch, 1)?;
+    let program = Program::compile(&graph)?;
+    let build = Build { batch, variant: Variant::Plain, accumulation: 1, train: true, outputs: false };
+    let (mut plain, loss) = simmim_graph(&config, build)?;
+    differentiate(&mut plain, loss)?;
+    let specs = config.parameters();
+    let parameters: usize = specs.iter().map(simmim_models::ParameterSpec::len).sum();
+    if a.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "parameters": parameters, "batch": batch, "arena_bytes": program.arena_bytes(),
+                "state_bytes": 2 * program.state_bytes(), "flops_per_step": graph.flops(), "model_flops_per_step": plain.flops(),
+            })
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    let e = &config.encoder;
+    println!(
+        "encoder      {} with {} blocks of width {}, {} heads",
+        recipe.model.name, e.depth, e.embed_dim, e.num_heads
+    );
+    println!(
+        "image        {}x{}, {} channels, patches of {}x{}",
+        e.image_size.0, e.image_size.1, e.channels, e.patch_size.0, e.patch_size.1
+    );
+    let (rows, cols) = config.mask_grid();
+    println!(
+        "mask         {} of {} cells ({rows}x{cols}), {} of {} tokens",
+        config.masked_cells(),
+        rows * cols,
+        config.masked_tokens(),
+        e.patches()
+    );
+    println!("parameters   {parameters}");
+    println!(
+        "step         {batch} images, {:.2} GFLOP ({:.2} without the exact savings)",
+        graph.flops() as f64 / 1e9,
+        plain.flops() as f64 / 1e9
+    );
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    println!(
+        "memory       {:.1} MiB arena in one part, {:.1} MiB states with moments",
+        mib(program.arena_bytes()),
+        mib(2 * program.state_bytes())
+    );
+    println!("program      {} operations", program.instructions.len());
+    if a.parameters {
+        specs
+            .iter()
+            .for_each(|p| println!("{:60} {:?}{}", p.name, p.shape, if p.used { "" } else { "  (not trained)" }));
+    }
+    if a.graph {
+        print!("{graph}");
+    }
+    if a.plan {
+        print!("{program}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,118 @@
+//! `simmim pretrain`.
+
+#![allow(clippy::print_stdout, reason = "results go to standard output")]
+
+use crate::arguments::{LogFormat, Pretrain};
+use crate::commands::weights;
+use crate::diagnostics::Failure;
+use crate::progress::Progress;
+use simmim_engine::cpu::CpuExecutor;
+use simmim_train::{Outcome, Recipe, RunFolder, Summary, Trainer, open_data};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> {
+    if !["auto", "cpu"].contains(&a.device.as_str()) {
+        return Err(Failure::input(
+            format!("there is no device `{}` in this build", a.device),
+            "give --device cpu or auto",
+        ));
+    }
+    let (recipe, out) = resolve(a)?;
+    let data = open_data(&recipe)?;
+    let mut recipe = recipe;
+    recipe.fix_statistics(&*data.train)?;
+    let config = recipe.simmim_config()?;
+    let start = a.weights.as_deref().map(|w| weights::for_model(w, &config)).transpose()?;
+    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, a.overwrite)? };
+    if !a.resume {
+        std::fs::write(run.config(), recipe.to_toml())?;
+    }
+    let executor = CpuExecutor::new(a.threads)?;
+    let threads = executor.threads();
+    let mut early = Progress::new(format, 0, 0);
+    let mut trainer = Trainer::new(recipe, run, data, Box::new(executor), threads, &mut |e| early.show(&e))
+        .map_err(|e| Failure::from(e).after_start())?;
+    if let Some(start) = start {
+        trainer.set_weights(start)?;
+    }
+    let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
+    announce(&trainer, &progress, threads);
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = Arc::clone(&stop);
+    // A second handler in one process is the only way to fail; then Ctrl-C ends the process as usual.
+    let _ = ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    });
+    let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
+    progress.finish();
+    conclude(&trainer, &summary, &progress);
+    Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// The recipe with the flags on top, and the run folder.
+fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
+    let mut set = a.recipe.set.clone();
+    let mut flag = |key: &str, value: Option<String>| set.extend(value.map(|v| format!("{key}={v}")));
+    flag("schedule.steps", a.steps.map(|v| v.to_string()));
+    flag("schedule.epochs", a.epochs.map(|v| v.to_string()));
+    flag("train.seed", a.seed.map(|v| v.to_string()));
+    flag("checkpoint.keep", a.keep.map(|v| v.to_string()));
+    let path = a.data.as_deref().map(std::path::absolute).transpose()?;
+    flag("data.path", path.map(|p| format!("'{}'", p.display())));
+    if let (true, Some(out)) = (a.resume, &a.out) {
+        if !RunFolder::is_run(out) {
+            return Err(RunFolder::open(out).err().map_or_else(|| Failure::running("no run"), Failure::from));
+        }
+        return Ok((Recipe::resolve(&out.join("config.toml").display().to_string(), &set)?, out.clone()));
+    }
+    let name = a.recipe.recipe.as_deref().unwrap_or("demo");
+    let recipe = Recipe::resolve(name, &set)?;
+    Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(name))))
+}
+
+/// `runs/NAME-N` with the first free number.
+fn free_folder(recipe: &str) -> PathBuf {
+    let name = Path::new(recipe).file_stem().and_then(|n| n.to_str()).unwrap_or("run");
+    (1..).map(|n| Path::new("runs").join(format!("{name}-{n}"))).find(|p| !p.exists()).unwrap_or_default()
+}
+
+fn announce(trainer: &Trainer, progress: &Progress, threads: usize) {
+    let memory = trainer.session().executor().memory();
+    let parameters: usize = trainer.session().parameters().iter().map(simmim_models::ParameterSpec::len).sum();
+    let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    progress.say(&format!(
+        "{} images, {:.1} million parameters, {} steps on {threads} threads; memory: {:.0} MiB (parameters, gradients, moments) + \
+         {:.0} MiB (activations); run folder {}",
+        trainer.images(),
+        parameters as f64 / 1e6,
+        trainer.total_steps() - trainer.step(),
+        mib(memory.states),
+        mib(memory.arena + memory.scratch),
+        trainer.root().display(),
+    ));
+}
+
+fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
+    let root = trainer.root().display();
+    let skipped = trainer.skipped().len();
+    if skipped > 0 {
+        progress.say(&format!("{skipped} images could not be read; {root}/skipped.txt names them"));
+    }
+    match summary.outcome {
+        Outcome::Stopped => progress.say(&format!(
+            "stopped after step {}, everything is saved; go on with: simmim pretrain --out {root} --resume",
+            summary.step
+        )),
+        Outcome::Finished => {
+            let from = summary.first_val_loss.map(|v| format!("from {v:.4} ")).unwrap_or_default();
+            println!("held-out loss {from}to {:.4} in {} steps", summary.val_loss, summary.step);
+            println!("pictures: {root}/reconstructions; encoder for timm: {root}/encoder.safetensors");
+            println!("next: simmim embed --weights {root} --data FOLDER --out features.npy");
+        }
+    }
+}

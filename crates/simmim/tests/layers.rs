@@ -1,0 +1,35 @@
+//! The direction of dependencies between the crates, as ARCHITECTURE.md states it.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+
+#[test]
+fn crates_see_only_the_layers_below_them() {
+    let allowed: BTreeMap<&str, &[&str]> = [
+        ("simmim-random", &[][..]),
+        ("simmim-testing", &[]),
+        ("simmim-engine", &[]),
+        ("simmim-data", &["simmim-random"]),
+        ("simmim-models", &["simmim-engine", "simmim-random"]),
+        ("simmim-train", &["simmim-data", "simmim-engine", "simmim-models", "simmim-random"]),
+        ("simmim", &["simmim-data", "simmim-engine", "simmim-models", "simmim-random", "simmim-train"]),
+    ]
+    .into();
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .output()
+        .expect("cargo metadata runs");
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    assert_eq!(packages.len(), allowed.len(), "a crate is missing from the table of layers");
+    for package in packages {
+        let name = package["name"].as_str().expect("a name");
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let below = dependency["name"].as_str().expect("a name");
+            if below.starts_with("simmim") && dependency["kind"].is_null() {
+                assert!(allowed[name].contains(&below), "{name} may not depend on {below}");
+            }
+        }
+    }
+}
