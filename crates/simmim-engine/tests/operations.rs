@@ -1,6 +1,8 @@
 //! Every operation: the processor's kernel against the double precision reference, over random odd shapes, on every instruction
 //! set of this machine, with one to three threads.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
 mod cases;
 
 use cases::{Case, cases, random_inputs};
@@ -13,6 +15,7 @@ use std::collections::{BTreeSet, HashMap};
 fn run(graph: &Graph, given: &HashMap<String, Tensor>, isa: Isa, threads: usize) -> Vec<Vec<f32>> {
     let mut executor = CpuExecutor::with_isa(threads, isa).unwrap();
     let id = executor.load(Program::compile(graph).unwrap()).unwrap();
+    #[allow(clippy::iter_over_hash_type, reason = "inputs are written in any order")]
     for (name, tensor) in given {
         match &tensor.data {
             Data::F64(data) => {

@@ -1,5 +1,7 @@
 //! The training step: forward, backward, clipping and AdamW on random images, the tutorial's task at mask ratio 0.5.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::cpu::CpuExecutor;

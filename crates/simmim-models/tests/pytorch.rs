@@ -1,5 +1,7 @@
 //! The models against numbers made by PyTorch and timm (`fixtures/scripts/make_models.py`), in both descriptions of the step.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
 use serde_json::Value;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::CpuExecutor;

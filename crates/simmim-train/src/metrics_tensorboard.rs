@@ -233,7 +233,7 @@ mod tests {
 
     fn unmasked(masked: &[u8]) -> u32 {
         let masked = u32::from_le_bytes(masked.try_into().unwrap()).wrapping_sub(0xa282_ead8);
-        masked << 15 | masked >> 17
+        masked.rotate_left(15)
     }
 
     fn records(path: &Path) -> Vec<Vec<u8>> {

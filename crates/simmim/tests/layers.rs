@@ -1,5 +1,7 @@
 //! The direction of dependencies between the crates, as ARCHITECTURE.md states it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
 use std::collections::BTreeMap;
 use std::process::Command;
 

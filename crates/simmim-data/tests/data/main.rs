@@ -1,5 +1,7 @@
 //! The data layer as its users see it, in one binary.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
 mod damaged;
 mod formats;
 mod loading;

@@ -64,7 +64,6 @@ fn resizes_agree_with_pil() {
                 worst = worst.max(difference);
             }
             let mean = sum / bytes(&expected).len() as f64;
-            println!("{name} {width}x{height}{suffix}: mean {mean:.3}, worst {worst:.2}");
             assert!(mean < 5.0 && worst < 100.0, "{name} {width}x{height}{suffix}: mean {mean}, worst {worst}");
         }
     }

@@ -169,7 +169,11 @@ impl Pool {
         }
         let step = rows_per_task.max(1);
         let lens = std::array::from_fn(|i| {
-            assert!(slices[i].len() % rows == 0, "a slice of {} floats does not hold {rows} rows", slices[i].len());
+            assert!(
+                slices[i].len().is_multiple_of(rows),
+                "a slice of {} floats does not hold {rows} rows",
+                slices[i].len()
+            );
             slices[i].len() / rows * step
         });
         let parts = rows.div_ceil(step);

@@ -75,9 +75,8 @@ impl Operation for QkvBiasGrad {
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
         let dim = inputs[1].len();
-        for c in 0..dim {
-            outputs[0][c] += inputs[0].f64()[c];
-            outputs[1][c] += inputs[0].f64()[2 * dim + c];
-        }
+        let grad = inputs[0].f64();
+        outputs[0].iter_mut().zip(&grad[..dim]).for_each(|(a, g)| *a += g);
+        outputs[1].iter_mut().zip(&grad[2 * dim..]).for_each(|(a, g)| *a += g);
     }
 }

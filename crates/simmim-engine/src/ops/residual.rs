@@ -54,7 +54,7 @@ impl Operation for Residual {
         }
         if self.keep {
             let at = 2 + usize::from(self.gamma);
-            if inputs[at].is_empty() || inputs[0].rows() % inputs[at].len() != 0 {
+            if inputs[at].is_empty() || !inputs[0].rows().is_multiple_of(inputs[at].len()) {
                 return check.fail(at, "keep", format!("a divisor of {} rows", inputs[0].rows()));
             }
         }

@@ -121,16 +121,18 @@ impl VitConfig {
     pub fn validate(&self) -> Result<(), ModelError> {
         let (h, w) = self.image_size;
         let (ph, pw) = self.patch_size;
-        if ph == 0 || pw == 0 || h == 0 || w == 0 || h % ph != 0 || w % pw != 0 {
+        if ph == 0 || pw == 0 || h == 0 || w == 0 || !h.is_multiple_of(ph) || !w.is_multiple_of(pw) {
             let near = |size: usize, patch: usize| (size / patch.max(1)).max(1) * patch.max(1);
             return Err(ModelError::geometry(
                 format!("patches of {ph}x{pw} do not divide images of {h}x{w}"),
                 format!("set model.image_size to a multiple, such as [{}, {}]", near(h, ph), near(w, pw)),
             ));
         }
-        if self.num_heads == 0 || self.embed_dim == 0 || self.embed_dim % self.num_heads != 0 {
-            let fit: Vec<String> =
-                (1..=self.embed_dim.min(32)).filter(|n| self.embed_dim % n == 0).map(|n| n.to_string()).collect();
+        if self.num_heads == 0 || self.embed_dim == 0 || !self.embed_dim.is_multiple_of(self.num_heads) {
+            let fit: Vec<String> = (1..=self.embed_dim.min(32))
+                .filter(|n| self.embed_dim.is_multiple_of(*n))
+                .map(|n| n.to_string())
+                .collect();
             return Err(ModelError::geometry(
                 format!("{} heads do not divide a width of {}", self.num_heads, self.embed_dim),
                 format!("set model.num_heads to one of {}", fit.join(", ")),

@@ -79,7 +79,7 @@ pub fn training_graph(config: &SimMimConfig, micro: usize, accumulation: usize) 
 /// # Errors
 /// As [`training_graph`].
 pub fn choose_accumulation(config: &SimMimConfig, batch: usize, bytes: usize) -> Result<usize, TrainError> {
-    for parts in (1..=batch).filter(|parts| batch % parts == 0) {
+    for parts in (1..=batch).filter(|parts| batch.is_multiple_of(*parts)) {
         let program = Program::compile(&training_graph(config, batch / parts, parts)?)?;
         if program.arena_bytes() <= bytes {
             return Ok(parts);

@@ -37,7 +37,7 @@ pub(crate) fn step(a: &BenchStep) -> Result<ExitCode, Failure> {
     }
     let config = SimMimConfig::tutorial(encoder, a.mask_ratio);
     config.validate()?;
-    if a.batch == 0 || a.steps == 0 || (a.accumulation > 0 && a.batch % a.accumulation != 0) {
+    if a.batch == 0 || a.steps == 0 || (a.accumulation > 0 && !a.batch.is_multiple_of(a.accumulation)) {
         return Err(Failure::input(
             "batch and steps are positive, and accumulation divides the batch",
             "see simmim bench step --help",
