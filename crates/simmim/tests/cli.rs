@@ -1,0 +1,96 @@
+//! The program as its user meets it.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn simmim(folder: &Path, arguments: &str) -> Output {
+    let program = env!("CARGO_BIN_EXE_simmim");
+    Command::new(program).current_dir(folder).args(arguments.split_whitespace()).output().expect("the program starts")
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+const SHORT: &str = "--set train.batch_size=16 --set validate.images=16 --set log.every_steps=1 --set model.depth=2";
+
+#[test]
+fn a_run_leaves_what_the_readme_says_and_its_loss_falls() {
+    let place = tempfile::tempdir().unwrap();
+    let out = simmim(place.path(), &format!("pretrain --out run --steps 30 {SHORT}"));
+    assert!(out.status.success(), "{}", errors(&out));
+    let run = place.path().join("run");
+    for name in [
+        "config.toml",
+        "metrics.jsonl",
+        "encoder.safetensors",
+        "model.safetensors",
+        "reconstructions/step-00000030.png",
+    ] {
+        assert!(run.join(name).is_file(), "{name}");
+    }
+    let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let loss = |i: usize| lines[i]["loss"].as_f64().unwrap();
+    assert!(lines.len() == 30 && loss(29) < 0.8 * loss(0), "{} to {}", loss(0), loss(29));
+    assert!(lines[29]["val_loss"].is_number() && lines[0]["val_loss"].is_null());
+
+    let again = simmim(place.path(), "pretrain --out run --steps 3");
+    assert_eq!(again.status.code(), Some(2));
+    assert!(errors(&again).contains("there is a run in this folder"));
+
+    let picture = simmim(place.path(), "reconstruct --weights run --out grid.png --images 3 --values v.safetensors");
+    assert!(picture.status.success(), "{}", errors(&picture));
+    let values = simmim_models::weights::read(&place.path().join("v.safetensors")).unwrap();
+    assert_eq!(values["mask"].shape, [3, 7, 7]);
+    assert_eq!(values["prediction"].shape, [3, 1, 28, 28]);
+
+    let idx = concat!(env!("CARGO_MANIFEST_DIR"), "/../simmim-data/demo/t10k-images-idx3-ubyte.gz");
+    let embed = simmim(place.path(), &format!("embed --weights run --data {idx} --out f.npy --pool none --layer 1"));
+    assert!(embed.status.success(), "{}", errors(&embed));
+    assert_eq!(std::fs::read_to_string(place.path().join("f.files.txt")).unwrap().lines().count(), 1000);
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped() {
+    let place = tempfile::tempdir().unwrap();
+    let whole = simmim(place.path(), &format!("pretrain --out whole --steps 9 {SHORT}"));
+    assert!(whole.status.success(), "{}", errors(&whole));
+    let every = "--set checkpoint.every_steps=4 --set checkpoint.keep=9";
+    let cut = simmim(place.path(), &format!("pretrain --out cut --steps 9 {SHORT} {every}"));
+    assert!(cut.status.success(), "{}", errors(&cut));
+    for step in [9, 8] {
+        std::fs::remove_dir_all(place.path().join(format!("cut/checkpoints/step-{step:08}"))).unwrap();
+    }
+    std::fs::remove_file(place.path().join("cut/model.safetensors")).unwrap();
+    let resumed = simmim(place.path(), "pretrain --out cut --resume");
+    assert!(resumed.status.success(), "{}", errors(&resumed));
+    let model = |run: &str| std::fs::read(place.path().join(run).join("model.safetensors")).unwrap();
+    assert!(model("whole") == model("cut"));
+    let lines = std::fs::read_to_string(place.path().join("cut/metrics.jsonl")).unwrap().lines().count();
+    assert_eq!(lines, 9);
+}
+
+#[test]
+fn wrong_input_is_refused_before_anything_is_written() {
+    let place = tempfile::tempdir().unwrap();
+    for (arguments, message) in [
+        ("pretrain --out x --set optimizer.lrr=1", "did you mean `optimizer.lr`"),
+        ("pretrain --out x --recipe dmo", "did you mean `demo`"),
+        ("pretrain --out x --data nowhere", "nowhere"),
+        ("pretrain --out x --set model.num_heads=3", "do not divide a width of 128"),
+        ("pretrain --out x --set model.image_size=30", "do not divide images of 30x30"),
+        ("pretrain --out x --set simmim.mask_patch=6", "not a multiple of the patch"),
+        ("pretrain --out x --weights missing.safetensors", "missing.safetensors"),
+        ("pretrain --out x --resume", "no run in this folder"),
+        ("pretrain --out x --device cuda:0", "no device `cuda:0`"),
+        ("embed --weights missing.safetensors --data . --out f.npy", "name it by --model"),
+        ("bench step --model resnet50", "unknown model `resnet50`"),
+    ] {
+        let out = simmim(place.path(), arguments);
+        assert_eq!(out.status.code(), Some(2), "{arguments}: {}", errors(&out));
+        assert!(errors(&out).contains(message), "{arguments}: {}", errors(&out));
+        assert!(!place.path().join("x").exists(), "{arguments} left a folder behind");
+    }
+}
