@@ -1,0 +1,186 @@
+//! The backward rules against central differences of the forward references, in double precision.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
+use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
+use simmim_engine::graph::{Graph, TensorType, ValueId, ValueKind};
+use simmim_engine::ops::*;
+use simmim_engine::reference::{Tensor, evaluate};
+use simmim_random::{Purpose, Stream};
+use std::collections::HashMap;
+
+const STEP: f64 = 1e-5;
+
+/// Ends a graph with a smooth loss against a random target, differentiates it, and compares every gradient.
+fn check(name: &str, mut graph: Graph, y: ValueId) {
+    let shape = graph.shape(y).to_vec();
+    let target = graph.input("target", TensorType::f32(shape));
+    let loss = graph.apply1(PixelLoss { kind: LossKind::L2, scale: 0.5, weighted: false }, &[y, target]).unwrap();
+    check_loss(name, graph, loss);
+}
+
+fn check_loss(name: &str, mut graph: Graph, loss: ValueId) {
+    let forward = graph.clone();
+    let gradients = differentiate(&mut graph, loss).unwrap();
+    graph.verify().unwrap();
+    let mut stream = Stream::new(11, Purpose::Test, 0, 0);
+    let mut given = HashMap::new();
+    for kind in [ValueKind::Input, ValueKind::State] {
+        for (_, v) in forward.of_kind(&kind) {
+            let data = (0..v.ty.len()).map(|_| stream.normal()).collect();
+            given.insert(v.name.clone(), Tensor::floats(v.ty.shape.clone(), data));
+        }
+    }
+    let values = evaluate(&graph, &given);
+    assert!(!gradients.states.is_empty(), "{name} has no gradients");
+    for (state, gradient) in gradients.states {
+        let value = graph.value(state).clone();
+        assert!(!value.name.starts_with(GRADIENT_PREFIX));
+        for at in 0..value.ty.len() {
+            let loss_at = |delta: f64| {
+                let mut moved = given.clone();
+                let mut data = moved[&value.name].f64().to_vec();
+                data[at] += delta;
+                moved.insert(value.name.clone(), Tensor::floats(value.ty.shape.clone(), data));
+                evaluate(&forward, &moved)[loss.index()].f64()[0]
+            };
+            let truth = (loss_at(STEP) - loss_at(-STEP)) / (2.0 * STEP);
+            let found = values[gradient.index()].f64()[at];
+            assert!(
+                (found - truth).abs() < 1e-6 * truth.abs().max(1.0),
+                "{name}: {}[{at}] is {found}, expected {truth}",
+                value.name
+            );
+        }
+    }
+}
+
+#[test]
+fn linear() {
+    for (bias, gelu, rows) in [
+        (true, false, None),
+        (false, false, None),
+        (true, true, None),
+        (true, true, Some(RowRange { start: 1, len: 2 })),
+        (false, false, Some(RowRange { start: 2, len: 2 })),
+    ] {
+        let mut g = Graph::new();
+        let mut inputs = vec![g.state("x", &[2, 3, 5]), g.state("w", &[4, 5])];
+        if bias {
+            inputs.push(g.state("b", &[4]));
+        }
+        let y = g.apply1(Linear { bias, gelu, rows }, &inputs).unwrap();
+        check("linear", g, y);
+    }
+}
+
+#[test]
+fn layer_norm() {
+    let mut g = Graph::new();
+    let inputs = [g.state("x", &[3, 7]), g.state("w", &[7]), g.state("b", &[7])];
+    let y = g.apply1(LayerNorm { eps: 1e-3 }, &inputs).unwrap();
+    check("layer_norm", g, y);
+}
+
+#[test]
+fn attention() {
+    for bias in [false, true] {
+        let mut g = Graph::new();
+        let mut inputs = vec![g.state("qkv", &[2, 5, 18])];
+        if bias {
+            inputs.push(g.state("bias", &[3, 5, 5]));
+        }
+        let y = g.apply1(Attention { heads: 3, packing: Packing::Packed, bias }, &inputs).unwrap();
+        check("packed attention", g, y);
+
+        let mut g = Graph::new();
+        let mut inputs = vec![g.state("q", &[2, 3, 4]), g.state("kv", &[2, 5, 8])];
+        if bias {
+            inputs.push(g.state("bias", &[2, 5, 5]));
+            inputs.push(g.constant("query", &[2, 3], vec![4, 0, 4, 1, 2, 3]));
+        }
+        let y = g.apply1(Attention { heads: 2, packing: Packing::Split, bias }, &inputs).unwrap();
+        check("split attention", g, y);
+    }
+}
+
+#[test]
+fn residual() {
+    for (gamma, keep) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut g = Graph::new();
+        let mut inputs = vec![g.state("x", &[2, 3, 4]), g.state("branch", &[2, 3, 4])];
+        if gamma {
+            inputs.push(g.state("gamma", &[4]));
+        }
+        if keep {
+            inputs.push(g.input("keep", TensorType::f32([2])));
+        }
+        let y = g.apply1(Residual { gamma, keep }, &inputs).unwrap();
+        check("residual", g, y);
+    }
+}
+
+#[test]
+fn embed_rows() {
+    for case in 0..8 {
+        let (mask_token, cls_token, pos_embed) = (case & 1 > 0, case & 2 > 0, case & 4 > 0);
+        let op = EmbedRows { tokens: 4, mask_token, cls_token, pos_embed, offset: 1 };
+        let mut g = Graph::new();
+        let mut inputs = vec![g.state("patches", &[2, 3, 2]), g.constant("index", &[2, 3], vec![0, 3, 2, 1, 3, 0])];
+        for (there, name, rows) in
+            [(mask_token, "mask_token", 1), (cls_token, "cls_token", 1), (pos_embed, "pos_embed", 5)]
+        {
+            if there {
+                inputs.push(g.state(name, &[1, rows, 2]));
+            }
+        }
+        let y = g.apply1(op, &inputs).unwrap();
+        check("embed_rows", g, y);
+    }
+}
+
+#[test]
+fn gathers_and_bias_tables() {
+    let mut g = Graph::new();
+    let inputs = [g.state("x", &[4, 3]), g.constant("index", &[2, 3], vec![3, 3, 0, 1, 3, 0])];
+    let y = g.apply1(GatherRows, &inputs).unwrap();
+    check("gather_rows", g, y);
+
+    let mut g = Graph::new();
+    let inputs = [g.state("table", &[5, 2]), g.constant("index", &[2, 3], vec![4, 4, 0, 1, 2, 0])];
+    let y = g.apply1(RelativeBias, &inputs).unwrap();
+    check("relative_bias", g, y);
+
+    let mut g = Graph::new();
+    let inputs = [g.state("q", &[3]), g.state("v", &[3])];
+    let y = g.apply1(QkvBias, &inputs).unwrap();
+    check("qkv_bias", g, y);
+}
+
+#[test]
+fn losses() {
+    for kind in [LossKind::L1, LossKind::L2, LossKind::SmoothL1 { beta: 0.8 }] {
+        for weighted in [false, true] {
+            let mut g = Graph::new();
+            let mut inputs = vec![g.state("p", &[3, 4]), g.input("t", TensorType::f32([3, 4]))];
+            if weighted {
+                inputs.push(g.input("weight", TensorType::f32([3])));
+            }
+            let loss = g.apply1(PixelLoss { kind, scale: 0.3, weighted }, &inputs).unwrap();
+            check_loss("pixel_loss", g, loss);
+        }
+    }
+}
+
+/// One value read by several operations: its gradient is the sum of what each contributes.
+#[test]
+fn a_value_that_is_read_several_times() {
+    let mut g = Graph::new();
+    let (x, w) = (g.state("x", &[3, 4]), g.state("w", &[4, 4]));
+    let once = g.apply1(Linear::default(), &[x, w]).unwrap();
+    let twice = g.apply1(Linear { gelu: true, ..Linear::default() }, &[once, w]).unwrap();
+    let sum = g.apply1(Residual::default(), &[once, twice]).unwrap();
+    let index = g.constant("index", &[2], vec![1, 1]);
+    let (a, b) = (g.apply1(GatherRows, &[sum, index]).unwrap(), g.apply1(GatherRows, &[once, index]).unwrap());
+    let y = g.apply1(Residual::default(), &[a, b]).unwrap();
+    check("a value read several times", g, y);
+}
