@@ -6,9 +6,10 @@ pub use names::{encoder_to_timm, match_parameters};
 
 use crate::error::ModelError;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use std::borrow::Cow;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 /// A tensor by shape and row-major contents.
@@ -86,21 +87,71 @@ fn half_to_f32(h: u16) -> f32 {
 /// # Errors
 /// [`ModelError::Io`].
 pub fn write(path: &Path, weights: &Weights) -> Result<(), ModelError> {
-    let views: Result<Vec<(&String, TensorView<'_>)>, _> = weights
-        .iter()
-        .map(|(name, t)| {
-            let bytes = bytemuck::cast_slice::<f32, u8>(&t.data);
-            TensorView::new(Dtype::F32, t.shape.clone(), bytes).map(|view| (name, view))
-        })
-        .collect();
-    let views = views.map_err(|e| format(path, e.to_string()))?;
-    let bytes = safetensors::serialize(views, None).map_err(|e| format(path, e.to_string()))?;
+    let shapes = weights.iter().map(|(name, t)| (name.clone(), t.shape.clone())).collect();
+    write_streamed(path, shapes, |name| Ok(weights.get(name).map(|t| t.data.clone()).unwrap_or_default()))
+}
+
+/// As [`write`], but each tensor is fetched when its turn comes: no more than one is held besides what the caller holds.
+///
+/// # Errors
+/// [`ModelError::Io`], and what `fetch` fails with; the file at `path` is then as before.
+pub fn write_streamed<E: From<ModelError>>(
+    path: &Path,
+    shapes: Vec<(String, Vec<usize>)>,
+    fetch: impl FnMut(&str) -> Result<Vec<f32>, E>,
+) -> Result<(), E> {
+    let source = RefCell::new(Source { fetch, failure: None });
+    let tensors = shapes.into_iter().map(|(name, shape)| (name.clone(), Streamed { name, shape, source: &source }));
     let mut aside = path.as_os_str().to_owned();
     aside.push(".part");
     let aside = Path::new(&aside);
-    let mut file = std::fs::File::create(aside).map_err(io(aside))?;
-    file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(io(aside))?;
-    std::fs::rename(aside, path).map_err(io(path))
+    let written = safetensors::serialize_to_file(tensors, None, aside);
+    if let Some(failure) = source.into_inner().failure {
+        return Err(failure);
+    }
+    match written {
+        Err(SafeTensorError::IoError(e)) => return Err(io(aside)(e).into()),
+        Err(e) => return Err(format(path, e.to_string()).into()),
+        Ok(()) => {}
+    }
+    std::fs::File::open(aside).and_then(|f| f.sync_all()).map_err(io(aside))?;
+    Ok(std::fs::rename(aside, path).map_err(io(path))?)
+}
+
+/// Where [`Streamed`] tensors come from, and the first failure there: the writer itself knows no failing tensors.
+struct Source<F, E> {
+    fetch: F,
+    failure: Option<E>,
+}
+
+/// A tensor that is fetched when it is written.
+struct Streamed<'a, F, E> {
+    name: String,
+    shape: Vec<usize>,
+    source: &'a RefCell<Source<F, E>>,
+}
+
+impl<F: FnMut(&str) -> Result<Vec<f32>, E>, E> View for Streamed<'_, F, E> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let mut source = self.source.borrow_mut();
+        let values = (source.fetch)(&self.name).unwrap_or_else(|e| {
+            source.failure.get_or_insert(e);
+            Vec::new()
+        });
+        Cow::Owned(bytemuck::cast_slice(&values).to_vec())
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * 4
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +164,21 @@ mod tests {
             assert_eq!(half_to_f32(bits), value);
         }
         assert!(half_to_f32(0x7e00).is_nan() && half_to_f32(0xfc00) == f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_fetched_leaves_the_file_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.safetensors");
+        let shapes = || vec![("a".to_owned(), vec![2]), ("b".to_owned(), vec![1])];
+        write_streamed::<ModelError>(&path, shapes(), |name| Ok(vec![1.0; if name == "a" { 2 } else { 1 }])).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let failed = write_streamed(&path, shapes(), |name| match name {
+            "a" => Ok(vec![2.0; 2]),
+            _ => Err(format(&path, "gone")),
+        });
+        assert!(failed.unwrap_err().to_string().contains("gone"));
+        assert_eq!(std::fs::read(&path).unwrap(), before);
     }
 
     #[test]
