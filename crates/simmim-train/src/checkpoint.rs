@@ -1,4 +1,4 @@
-//! Checkpoints: written aside, synced, renamed; every file checked by its BLAKE3 hash when read.
+//! Checkpoints: written aside, synced, renamed; tensors and metadata are checked by BLAKE3 hashes when read.
 
 use crate::error::TrainError;
 use crate::run_folder::{atomic_write, sync_folder};
@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 
 const STATE: &str = "state.safetensors";
 const META: &str = "meta.json";
+/// Names the newest checkpoint, for scripts; [`CheckpointStore::load_latest`] trusts the folders themselves.
 const LATEST: &str = "latest";
+/// Changes when older programs can no longer read a checkpoint.
+const FORMAT: u32 = 1;
 
 /// Where a run stands.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Meta {
     /// Optimiser steps done.
     pub step: u64,
@@ -21,8 +24,34 @@ pub struct Meta {
     pub batch: u64,
     /// Threads that the run was started with.
     pub threads: usize,
+    /// Losses that the guard compares the next one with, oldest first.
+    pub recent_losses: Vec<f32>,
+    /// Rollbacks so far.
+    pub rollbacks: usize,
+}
+
+/// What `meta.json` holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sealed {
+    format: u32,
+    meta: Meta,
     /// BLAKE3 of the tensors' file.
-    pub state_hash: String,
+    state_hash: String,
+    /// BLAKE3 of the fields above.
+    seal: String,
+}
+
+impl Sealed {
+    fn new(meta: Meta, state_hash: String) -> Self {
+        let mut sealed = Self { format: FORMAT, meta, state_hash, seal: String::new() };
+        sealed.seal = sealed.sealed_with();
+        sealed
+    }
+
+    fn sealed_with(&self) -> String {
+        let text = serde_json::to_string(&(self.format, &self.meta, &self.state_hash)).unwrap_or_default();
+        blake3::hash(text.as_bytes()).to_hex().to_string()
+    }
 }
 
 /// The checkpoints of a run.
@@ -31,23 +60,40 @@ pub struct CheckpointStore {
     folder: PathBuf,
 }
 
+/// A checkpoint as read.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Where the run stood.
+    pub meta: Meta,
+    /// Parameters and moments.
+    pub tensors: Weights,
+    /// A message for each newer checkpoint that is damaged.
+    pub damaged: Vec<String>,
+}
+
 fn broken(path: &Path, what: impl Into<String>) -> TrainError {
     TrainError::Checkpoint { path: path.to_owned(), what: what.into() }
 }
 
 impl CheckpointStore {
-    /// The checkpoints in a folder. What an interrupted write left behind is removed.
+    /// The checkpoints in a folder, which is created where it is missing. What an interrupted write left behind is removed.
     ///
     /// # Errors
     /// [`TrainError::Io`].
     pub fn open(folder: &Path) -> Result<Self, TrainError> {
-        let store = Self { folder: folder.to_owned() };
+        std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
         for entry in std::fs::read_dir(folder).map_err(TrainError::io(folder))?.flatten() {
             if entry.file_name().to_string_lossy().starts_with(".aside-") {
                 std::fs::remove_dir_all(entry.path()).map_err(TrainError::io(&entry.path()))?;
             }
         }
-        Ok(store)
+        Ok(Self { folder: folder.to_owned() })
+    }
+
+    /// The checkpoints in a folder that another process may be writing to: nothing is changed.
+    #[must_use]
+    pub fn read_only(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
     }
 
     fn path(&self, step: u64) -> PathBuf {
@@ -66,50 +112,62 @@ impl CheckpointStore {
         Ok(steps)
     }
 
-    /// Writes a checkpoint, names it the latest, and removes all but the last `keep`.
+    /// Writes a checkpoint of tensors with the given names and shapes, names it the latest, and removes all but the last `keep`.
+    /// A whole checkpoint of the same step stays as it is: the same run has written it. Tensors are fetched one by one.
     ///
     /// # Errors
-    /// [`TrainError::Io`]; the checkpoints before are untouched then.
-    pub fn save(&self, mut meta: Meta, tensors: &Weights, keep: usize) -> Result<(), TrainError> {
-        let aside = self.folder.join(format!(".aside-{:08}", meta.step));
-        std::fs::create_dir_all(&aside).map_err(TrainError::io(&aside))?;
-        let state = aside.join(STATE);
-        weights::write(&state, tensors)?;
-        meta.state_hash = hash(&state)?;
-        let text = serde_json::to_vec_pretty(&meta).map_err(|e| broken(&aside, e.to_string()))?;
-        atomic_write(&aside.join(META), &text)?;
-        let path = self.path(meta.step);
+    /// [`TrainError::Io`], and what `fetch` fails with; the checkpoints before are untouched then.
+    pub fn save(
+        &self,
+        meta: Meta,
+        shapes: Vec<(String, Vec<usize>)>,
+        fetch: impl FnMut(&str) -> Result<Vec<f32>, TrainError>,
+        keep: usize,
+    ) -> Result<(), TrainError> {
+        let (step, path) = (meta.step, self.path(meta.step));
         if path.exists() {
+            if load(&path).is_ok() {
+                return Ok(());
+            }
             std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
         }
+        let aside = self.folder.join(format!(".aside-{step:08}"));
+        std::fs::create_dir_all(&aside).map_err(TrainError::io(&aside))?;
+        let state = aside.join(STATE);
+        weights::write_streamed(&state, shapes, fetch)?;
+        let sealed = Sealed::new(meta, hash(&state)?);
+        let text = serde_json::to_vec_pretty(&sealed).map_err(|e| broken(&aside, e.to_string()))?;
+        atomic_write(&aside.join(META), &text)?;
         std::fs::rename(&aside, &path).map_err(TrainError::io(&path))?;
         sync_folder(&self.folder)?;
-        atomic_write(&self.folder.join(LATEST), format!("step-{:08}\n", meta.step).as_bytes())?;
-        let steps = self.steps()?;
-        for &old in steps.iter().filter(|&&s| s < meta.step).rev().skip(keep.max(1) - 1) {
+        atomic_write(&self.folder.join(LATEST), format!("step-{step:08}\n").as_bytes())?;
+        for old in self.steps()?.into_iter().filter(|&s| s < step).rev().skip(keep.max(1) - 1) {
             let path = self.path(old);
             std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
         }
         Ok(())
     }
 
-    /// The newest whole checkpoint, with a message for each newer one that is damaged. None where there is none at all.
+    /// The newest whole checkpoint. None where there is none at all.
     ///
     /// # Errors
-    /// [`TrainError::Checkpoint`] where all are damaged.
-    pub fn load_latest(&self) -> Result<Option<(Meta, Weights, Vec<String>)>, TrainError> {
-        let mut warnings = Vec::new();
-        let mut failure = None;
+    /// [`TrainError::Run`] where all are damaged.
+    pub fn load_latest(&self) -> Result<Option<Loaded>, TrainError> {
+        let mut damaged = Vec::new();
         for step in self.steps()?.into_iter().rev() {
             match load(&self.path(step)) {
-                Ok((meta, tensors)) => return Ok(Some((meta, tensors, warnings))),
-                Err(e) => {
-                    warnings.push(e.to_string());
-                    failure = Some(e);
-                }
+                Ok((meta, tensors)) => return Ok(Some(Loaded { meta, tensors, damaged })),
+                Err(e) => damaged.push(e.to_string()),
             }
         }
-        failure.map_or(Ok(None), Err)
+        if damaged.is_empty() {
+            return Ok(None);
+        }
+        Err(TrainError::Run {
+            path: self.folder.clone(),
+            what: format!("every checkpoint is damaged: {}", damaged.join("; ")),
+            help: "bring one back from a copy, or start anew with --overwrite".into(),
+        })
     }
 }
 
@@ -120,12 +178,18 @@ impl CheckpointStore {
 pub fn load(folder: &Path) -> Result<(Meta, Weights), TrainError> {
     let path = folder.join(META);
     let text = std::fs::read(&path).map_err(|e| broken(&path, e.to_string()))?;
-    let meta: Meta = serde_json::from_slice(&text).map_err(|e| broken(&path, format!("damaged: {e}")))?;
+    let sealed: Sealed = serde_json::from_slice(&text).map_err(|e| broken(&path, format!("damaged: {e}")))?;
+    if sealed.seal != sealed.sealed_with() {
+        return Err(broken(&path, "damaged: its hash is not the one that was written"));
+    }
+    if sealed.format != FORMAT {
+        return Err(broken(&path, format!("format {}, this program reads {FORMAT}", sealed.format)));
+    }
     let state = folder.join(STATE);
-    if hash(&state).map_err(|e| broken(&state, e.to_string()))? != meta.state_hash {
+    if hash(&state).map_err(|e| broken(&state, e.to_string()))? != sealed.state_hash {
         return Err(broken(&state, "damaged: its hash is not the one that was written"));
     }
-    Ok((meta, weights::read(&state)?))
+    Ok((sealed.meta, weights::read(&state)?))
 }
 
 fn hash(path: &Path) -> Result<String, TrainError> {
@@ -138,14 +202,10 @@ fn hash(path: &Path) -> Result<String, TrainError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use simmim_models::weights::Tensor;
 
-    fn meta(step: u64) -> Meta {
-        Meta { step, epoch: 1, batch: 2, threads: 2, state_hash: String::new() }
-    }
-
-    fn tensors(step: u64) -> Weights {
-        [("a".to_owned(), Tensor { shape: vec![2], data: vec![step as f32, 1.0] })].into()
+    fn save(store: &CheckpointStore, step: u64, keep: usize) {
+        let meta = Meta { step, epoch: 1, batch: 2, threads: 2, recent_losses: vec![0.1, 0.7], rollbacks: 1 };
+        store.save(meta, vec![("a".into(), vec![2])], |_| Ok(vec![step as f32, 1.0]), keep).unwrap();
     }
 
     #[test]
@@ -154,11 +214,13 @@ mod tests {
         let store = CheckpointStore::open(folder.path()).unwrap();
         assert!(store.load_latest().unwrap().is_none());
         for step in 1..=5 {
-            store.save(meta(step), &tensors(step), 2).unwrap();
+            save(&store, step, 2);
         }
         assert_eq!(store.steps().unwrap(), [4, 5]);
-        let (found, state, warnings) = store.load_latest().unwrap().unwrap();
-        assert_eq!((found.step, found.batch, state, warnings.len()), (5, 2, tensors(5), 0));
+        let found = store.load_latest().unwrap().unwrap();
+        assert_eq!((found.meta.step, found.meta.batch, found.damaged.len()), (5, 2, 0));
+        assert_eq!((found.meta.recent_losses, found.meta.rollbacks), (vec![0.1, 0.7], 1));
+        assert_eq!(found.tensors["a"].data, [5.0, 1.0]);
         assert_eq!(std::fs::read_to_string(folder.path().join("latest")).unwrap().trim(), "step-00000005");
     }
 
@@ -166,22 +228,30 @@ mod tests {
     fn a_damaged_checkpoint_is_named_and_the_one_before_it_taken() {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(folder.path()).unwrap();
-        store.save(meta(1), &tensors(1), 3).unwrap();
-        for damage in 0..4 {
-            store.save(meta(2), &tensors(2), 3).unwrap();
+        save(&store, 1, 3);
+        for damage in 0..5 {
+            save(&store, 2, 3);
             let state = folder.path().join("step-00000002").join(STATE);
+            let meta = state.with_file_name(META);
             let mut bytes = std::fs::read(&state).unwrap();
             match damage {
                 0 => *bytes.last_mut().unwrap() ^= 1,
                 1 => bytes.truncate(bytes.len() / 2),
-                2 => std::fs::remove_file(state.with_file_name(META)).unwrap(),
-                _ => std::fs::write(state.with_file_name(META), b"{").unwrap(),
+                2 => std::fs::remove_file(&meta).unwrap(),
+                3 => std::fs::write(&meta, b"{").unwrap(),
+                _ => {
+                    let text = std::fs::read_to_string(&meta).unwrap();
+                    std::fs::write(&meta, text.replace("\"batch\": 2", "\"batch\": 3")).unwrap();
+                }
             }
             std::fs::write(&state, bytes).unwrap();
-            let (found, _, warnings) = store.load_latest().unwrap().unwrap();
-            assert_eq!((found.step, warnings.len()), (1, 1));
-            assert!(warnings[0].contains("step-00000002"), "{warnings:?}");
+            let found = store.load_latest().unwrap().unwrap();
+            assert_eq!((found.meta.step, found.damaged.len()), (1, 1), "damage {damage}");
+            assert!(found.damaged[0].contains("step-00000002"), "{:?}", found.damaged);
         }
+        std::fs::remove_file(folder.path().join("step-00000001").join(META)).unwrap();
+        let error = store.load_latest().unwrap_err();
+        assert!(error.to_string().contains("every checkpoint is damaged"), "{error}");
     }
 
     #[test]

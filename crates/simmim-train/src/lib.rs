@@ -19,5 +19,5 @@ pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
     Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation, open_data,
-    training_graph, write_encoder,
+    settle, training_graph, write_encoder,
 };

@@ -2,7 +2,7 @@
 
 use crate::error::TrainError;
 use crate::run_folder::atomic_write;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,13 @@ pub struct Record {
     pub step: u64,
     /// Epochs done, with the part of the current one.
     pub epoch: f64,
-    /// Mean training loss since the last line.
+    /// Mean training loss since the last line; not finite (`null` in the file) where a step's was not.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f32,
     /// Learning rate of the step.
     pub lr: f64,
-    /// Gradient norm of the step, before clipping.
+    /// Gradient norm of the step, before clipping; as the loss.
+    #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f32,
     /// Images for each second of training since the last line.
     pub images_per_second: f64,
@@ -27,6 +29,11 @@ pub struct Record {
     /// Loss on the held-out images under fixed masks, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f32>,
+}
+
+/// JSON has no numbers that are not finite; they are written as `null`.
+fn null_is_nan<'de, D: Deserializer<'de>>(from: D) -> Result<f32, D::Error> {
+    Ok(Option::<f32>::deserialize(from)?.unwrap_or(f32::NAN))
 }
 
 /// Appends lines to a file.
@@ -71,8 +78,8 @@ impl Metrics {
 /// # Errors
 /// [`TrainError::Io`].
 pub fn read(path: &Path) -> Result<Vec<Record>, TrainError> {
-    let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    let bytes = std::fs::read(path).map_err(TrainError::io(path))?;
+    Ok(String::from_utf8_lossy(&bytes).lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
 #[cfg(test)]
@@ -86,15 +93,21 @@ mod tests {
         let mut metrics = Metrics::open(&path, 0).unwrap();
         for step in 1..=5 {
             metrics
-                .write(&Record { step, loss: 0.1, val_loss: (step == 2).then_some(0.5), ..Record::default() })
+                .write(&Record {
+                    step,
+                    loss: if step == 3 { f32::NAN } else { 0.1 },
+                    val_loss: (step == 2).then_some(0.5),
+                    ..Record::default()
+                })
                 .unwrap();
         }
-        let torn = std::fs::read_to_string(&path).unwrap() + "{\"step\": 6, \"lo";
+        let torn = [&std::fs::read(&path).unwrap()[..], b"{\"step\": 6, \"lo\xff"].concat();
         std::fs::write(&path, torn).unwrap();
         let mut metrics = Metrics::open(&path, 3).unwrap();
         metrics.write(&Record { step: 4, ..Record::default() }).unwrap();
         let lines = read(&path).unwrap();
         assert_eq!(lines.iter().map(|r| r.step).collect::<Vec<_>>(), [1, 2, 3, 4]);
         assert_eq!((lines[1].val_loss, lines[0].val_loss), (Some(0.5), None));
+        assert!(lines[2].loss.is_nan());
     }
 }

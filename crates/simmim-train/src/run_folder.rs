@@ -5,6 +5,12 @@ use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// What a run consists of.
+const FOLDERS: [&str; 3] = ["checkpoints", "reconstructions", "tensorboard"];
+const FILES: [&str; 5] = ["config.toml", "metrics.jsonl", "encoder.safetensors", "model.safetensors", "skipped.txt"];
+/// Held by the process that works in a run; also tells the folder of a run from others that hold a `config.toml`.
+const LOCK: &str = ".lock";
+
 /// The folder of a run; see ARCHITECTURE.md for what it holds. One process at a time writes to it.
 #[derive(Debug)]
 pub struct RunFolder {
@@ -34,12 +40,15 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<(), TrainError> {
 }
 
 impl RunFolder {
-    /// Creates a run. A folder that holds a run is only replaced with `overwrite`; one that holds something else never.
+    /// Creates a run and writes its resolved recipe, from which on the folder counts as a run. A folder that holds a run is only
+    /// replaced with `overwrite`; one that holds something else never. What a start left that was interrupted before its recipe
+    /// was written is no obstacle.
     ///
     /// # Errors
     /// [`TrainError::Run`] where the folder is taken.
-    pub fn create(root: &Path, overwrite: bool) -> Result<Self, TrainError> {
-        if Self::is_run(root) {
+    pub fn create(root: &Path, config: &str, overwrite: bool) -> Result<Self, TrainError> {
+        let marked = root.join(LOCK).is_file();
+        if marked && Self::is_run(root) {
             if !overwrite {
                 return Err(TrainError::Run {
                     path: root.to_owned(),
@@ -48,20 +57,46 @@ impl RunFolder {
                         .into(),
                 });
             }
-            let lock = Self::lock(root)?;
-            Self::clear(root)?;
-            drop(lock);
-        } else if root.exists() && std::fs::read_dir(root).map_err(TrainError::io(root))?.next().is_some() {
+        } else if root.exists() && !(marked && Self::only_leftovers(root)?) && !Self::is_empty(root)? {
             return Err(TrainError::Run {
                 path: root.to_owned(),
                 what: "the folder holds files that are not a run".into(),
                 help: "name an empty or new folder by --out".into(),
             });
         }
-        for folder in [root.to_owned(), root.join("checkpoints"), root.join("reconstructions")] {
+        std::fs::create_dir_all(root).map_err(TrainError::io(root))?;
+        let run = Self { root: root.to_owned(), _lock: Self::lock(root)? };
+        Self::clear(root)?;
+        run.complete()?;
+        atomic_write(&run.config(), config.as_bytes())?;
+        Ok(run)
+    }
+
+    /// The folders that a run has.
+    fn complete(&self) -> Result<(), TrainError> {
+        for name in FOLDERS {
+            let folder = self.root.join(name);
             std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
         }
-        Ok(Self { root: root.to_owned(), _lock: Self::lock(root)? })
+        Ok(())
+    }
+
+    fn is_empty(root: &Path) -> Result<bool, TrainError> {
+        Ok(std::fs::read_dir(root).map_err(TrainError::io(root))?.next().is_none())
+    }
+
+    /// Whether a folder without recipe holds nothing but what [`RunFolder::create`] makes before it writes the recipe.
+    fn only_leftovers(root: &Path) -> Result<bool, TrainError> {
+        for entry in std::fs::read_dir(root).map_err(TrainError::io(root))?.flatten() {
+            let name = entry.file_name();
+            let file_of_create = name == LOCK || name == "config.toml.part";
+            let folder_of_create = FOLDERS.iter().any(|folder| name == *folder);
+            let leftover = file_of_create || (folder_of_create && Self::is_empty(&entry.path())?);
+            if !leftover {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Opens a run that exists.
@@ -76,7 +111,9 @@ impl RunFolder {
                 help: "a run folder holds a config.toml; start one without --resume".into(),
             });
         }
-        Ok(Self { root: root.to_owned(), _lock: Self::lock(root)? })
+        let run = Self { root: root.to_owned(), _lock: Self::lock(root)? };
+        run.complete()?;
+        Ok(run)
     }
 
     /// Whether a folder holds a run.
@@ -86,7 +123,7 @@ impl RunFolder {
     }
 
     fn lock(root: &Path) -> Result<File, TrainError> {
-        let path = root.join(".lock");
+        let path = root.join(LOCK);
         let file = File::create(&path).map_err(TrainError::io(&path))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
@@ -101,13 +138,13 @@ impl RunFolder {
 
     /// Removes what a run consists of, and nothing else.
     fn clear(root: &Path) -> Result<(), TrainError> {
-        for name in ["checkpoints", "reconstructions"] {
+        for name in FOLDERS {
             let path = root.join(name);
             if path.exists() {
                 std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
             }
         }
-        for name in ["config.toml", "metrics.jsonl", "encoder.safetensors", "model.safetensors", "skipped.txt"] {
+        for name in FILES {
             let path = root.join(name);
             if path.exists() {
                 std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
@@ -132,6 +169,12 @@ impl RunFolder {
     #[must_use]
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")
+    }
+
+    /// Event files for TensorBoard.
+    #[must_use]
+    pub fn tensorboard(&self) -> PathBuf {
+        self.root.join("tensorboard")
     }
 
     /// The checkpoints.
@@ -169,19 +212,56 @@ impl RunFolder {
 mod tests {
     use super::*;
 
+    fn create(root: &Path, overwrite: bool) -> Result<RunFolder, String> {
+        RunFolder::create(root, "x = 1", overwrite).map_err(|e| e.to_string())
+    }
+
     #[test]
     fn a_run_is_never_overwritten_unasked_and_nothing_else_ever() {
         let place = tempfile::tempdir().unwrap();
         let root = place.path().join("run");
-        let run = RunFolder::create(&root, false).unwrap();
-        std::fs::write(run.config(), "x = 1").unwrap();
+        let run = create(&root, false).unwrap();
+        std::fs::write(run.metrics(), "old").unwrap();
         std::fs::write(root.join("mine.txt"), "keep").unwrap();
         assert!(RunFolder::open(&root).unwrap_err().to_string().contains("another process"));
+        assert!(create(&root, true).unwrap_err().contains("another process"));
         drop(run);
-        assert!(RunFolder::create(&root, false).unwrap_err().to_string().contains("there is a run"));
-        RunFolder::create(&root, true).unwrap();
-        assert!(root.join("mine.txt").exists() && !root.join("config.toml").exists());
-        assert!(RunFolder::create(&root, true).unwrap_err().to_string().contains("not a run"));
+        assert!(create(&root, false).unwrap_err().contains("there is a run"));
+        let run = create(&root, true).unwrap();
+        assert!(root.join("mine.txt").exists() && run.config().exists() && !run.metrics().exists());
+        drop(run);
+        std::fs::remove_file(root.join("config.toml")).unwrap();
+        assert!(create(&root, true).unwrap_err().contains("not a run"));
         assert!(RunFolder::open(&root).unwrap_err().to_string().contains("no run"));
+    }
+
+    #[test]
+    fn a_foreign_folder_with_a_config_is_no_run() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::write(place.path().join("config.toml"), "mine").unwrap();
+        assert!(create(place.path(), true).unwrap_err().contains("not a run"));
+        assert_eq!(std::fs::read_to_string(place.path().join("config.toml")).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_start_that_was_interrupted_can_be_repeated_but_checkpoints_are_never_lost() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("run");
+        drop(create(&root, false).unwrap());
+        std::fs::rename(root.join("config.toml"), root.join("config.toml.part")).unwrap();
+        drop(create(&root, false).unwrap());
+        std::fs::remove_file(root.join("config.toml")).unwrap();
+        std::fs::create_dir(root.join("checkpoints/step-00000001")).unwrap();
+        assert!(create(&root, false).unwrap_err().contains("not a run"));
+    }
+
+    #[test]
+    fn a_run_without_its_empty_folders_is_completed() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("run");
+        drop(create(&root, false).unwrap());
+        std::fs::remove_dir(root.join("checkpoints")).unwrap();
+        let run = RunFolder::open(&root).unwrap();
+        assert!(run.checkpoints().is_dir());
     }
 }

@@ -29,53 +29,6 @@ pub(super) fn preset(c: &VitConfig) -> Vec<(&'static str, Value)> {
 }
 
 impl Recipe {
-    pub(super) fn validate(&self, origin: &str) -> Result<(), TrainError> {
-        let fail = |key: &str, found: String, help: &str| Err(wrong(origin, format!("{key} is {found}"), help));
-        let (t, s, o) = (&self.train, &self.schedule, &self.optimizer);
-        if t.batch_size == 0 {
-            return fail("train.batch_size", "0".into(), "give a positive number of images");
-        }
-        if t.accumulation > 0 && t.batch_size % t.accumulation != 0 {
-            let found = format!("{}, which does not divide train.batch_size = {}", t.accumulation, t.batch_size);
-            return fail("train.accumulation", found, "give a divisor of the batch size, or 0");
-        }
-        if !(self.simmim.mask_ratio > 0.0 && self.simmim.mask_ratio < 1.0) {
-            return fail("simmim.mask_ratio", self.simmim.mask_ratio.to_string(), "give a share between 0 and 1");
-        }
-        if self.simmim.mask_kind == MaskKind::Block && self.simmim.mode == ModeKind::Tutorial {
-            return fail("simmim.mask_kind", "\"block\" in tutorial mode".into(), "set simmim.mode = \"official\"");
-        }
-        match (s.epochs, s.steps) {
-            (0, 0) => {
-                return fail(
-                    "schedule",
-                    "neither epochs nor steps long".into(),
-                    "set schedule.steps or schedule.epochs",
-                );
-            }
-            (1.., 1..) => return fail("schedule", "both epochs and steps long".into(), "set one of them to 0"),
-            _ => {}
-        }
-        for (key, value) in
-            [("optimizer.lr", o.lr), ("optimizer.weight_decay", o.weight_decay), ("optimizer.eps", o.eps)]
-        {
-            if !(value.is_finite() && value >= 0.0) {
-                return fail(key, value.to_string(), "give a number that is not negative");
-            }
-        }
-        if o.betas.iter().any(|b| !(0.0..1.0).contains(b)) {
-            return fail("optimizer.betas", format!("{:?}", o.betas), "give two numbers from 0 to below 1");
-        }
-        if self.log.every_steps == 0 || self.reconstruct.images == 0 || self.validate.images == 0 {
-            return fail(
-                "an interval or count",
-                "0".into(),
-                "log.every_steps, reconstruct.images and validate.images are positive",
-            );
-        }
-        Ok(())
-    }
-
     /// The model and its task.
     ///
     /// # Errors
@@ -236,6 +189,6 @@ impl Recipe {
     /// Length of the training in steps.
     #[must_use]
     pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
-        if self.schedule.steps > 0 { self.schedule.steps } else { self.schedule.epochs * steps_per_epoch }
+        if self.schedule.steps > 0 { self.schedule.steps } else { self.schedule.epochs.saturating_mul(steps_per_epoch) }
     }
 }

@@ -59,6 +59,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("reconstruct.every_steps", "steps between reconstruction pictures; 0: only at the end"),
     ("reconstruct.images", "images in a picture"),
     ("log.every_steps", "steps between lines of metrics.jsonl"),
+    ("log.tensorboard", "also write event files for TensorBoard, to tensorboard/ in the run folder"),
     ("checkpoint.every_steps", "steps between checkpoints; 0: only at the end"),
     ("checkpoint.keep", "checkpoints kept"),
     (

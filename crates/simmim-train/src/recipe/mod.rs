@@ -6,6 +6,7 @@
 mod convert;
 mod keys;
 mod schema;
+mod validate;
 
 pub use keys::{KEYS, meaning};
 pub use schema::{
@@ -35,10 +36,16 @@ fn wrong(origin: &str, what: impl Into<String>, help: impl Into<String>) -> Trai
     TrainError::Recipe { origin: origin.to_owned(), what: what.into(), help: help.into() }
 }
 
-/// The known name nearest to a wrong one.
+/// The known name nearest to a wrong one; a key may be given without its section.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    known.min_by_key(|k| strsim::damerau_levenshtein(k, name)).unwrap_or_default().to_owned()
+    let distance = |k: &str| strsim::damerau_levenshtein(k, name);
+    let without_section = |k: &str| k.split_once('.').map_or(usize::MAX, |(_, key)| distance(key));
+    known.min_by_key(|k| distance(k).min(without_section(k))).unwrap_or_default().to_owned()
 }
+
+/// Lengths that a recipe gives in one of two units: setting one unsets the other.
+const EITHER: [(&str, &str); 2] =
+    [("schedule.steps", "schedule.epochs"), ("schedule.warmup_steps", "schedule.warmup_epochs")];
 
 impl Recipe {
     /// Resolves a recipe by name or file, and single values `KEY=VALUE` on top.
@@ -59,7 +66,7 @@ impl Recipe {
             let value = parsed.ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| Value::String(value.to_owned()));
             insert(&mut table, key, value);
         }
-        Self::from_table(table, name_or_file)
+        Self::from_table(table, name_or_file, set)
     }
 
     /// Reads the complete recipe of a run.
@@ -70,7 +77,7 @@ impl Recipe {
         Self::resolve(&config.display().to_string(), &[])
     }
 
-    fn from_table(given: Table, origin: &str) -> Result<Self, TrainError> {
+    fn from_table(given: Table, origin: &str, set: &[String]) -> Result<Self, TrainError> {
         let mut table: Table = toml::from_str(DEFAULTS)
             .map_err(|e| TrainError::Internal { what: format!("recipes/defaults.toml: {e}") })?;
         let name = lookup(&given, "model.name").and_then(Value::as_str).ok_or_else(|| {
@@ -93,36 +100,49 @@ impl Recipe {
         }
         let text = toml::to_string(&table).map_err(|e| TrainError::Internal { what: e.to_string() })?;
         let recipe: Self = toml::from_str(&text).map_err(|e| {
-            let line = e.span().and_then(|s| text[..s.start].lines().last()).unwrap_or_default();
-            let line = text[e.span().map_or(0, |s| s.start)..].lines().next().filter(|l| !l.is_empty()).unwrap_or(line);
+            let (key, line) = place(&text, e.span().map_or(0, |s| s.start));
+            let flag = set.iter().rev().find(|a| a.split_once('=').is_some_and(|(k, _)| k.trim() == key));
+            let origin = flag.map_or_else(|| origin.to_owned(), |a| format!("--set {a}"));
+            let meaning = meaning(&key).map(|m| format!("{key}: {m}; ")).unwrap_or_default();
             wrong(
-                origin,
-                format!("{} (at `{line}`)", e.message()),
-                "`simmim recipes show demo` prints every key with its meaning",
+                &origin,
+                format!("{} (at `{line}`)", e.message().lines().next().unwrap_or_default()),
+                format!("{meaning}`simmim recipes show demo` prints every key with its meaning"),
             )
         })?;
         recipe.validate(origin)?;
         Ok(recipe)
     }
 
-    /// The recipe as TOML, each value with its meaning.
+    /// The recipe as TOML, a line a value, each with its meaning.
     #[must_use]
     pub fn to_toml(&self) -> String {
-        let table = toml::to_string(self).unwrap_or_default();
-        let mut section = String::new();
         let mut out = String::new();
-        for line in table.lines() {
-            if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
-                section = name.to_owned();
+        for (section, values) in &Table::try_from(self).unwrap_or_default() {
+            out.push_str(&format!("[{section}]\n"));
+            for (key, value) in values.as_table().into_iter().flatten() {
+                let value = match value {
+                    // A JSON string is a basic string of TOML, and stays on its line whatever is in it.
+                    Value::String(text) => serde_json::Value::from(text.as_str()).to_string(),
+                    other => other.to_string(),
+                };
+                let line = format!("{key} = {value}");
+                let text = meaning(&format!("{section}.{key}")).unwrap_or_default();
+                out.push_str(&format!("{line:<44} # {text}\n"));
             }
-            let key = line.split_once(" = ").map(|(key, _)| format!("{section}.{key}"));
-            match key.as_deref().and_then(meaning) {
-                Some(text) => out.push_str(&format!("{line:<44} # {text}\n")),
-                None => out.push_str(&format!("{line}\n")),
-            }
+            out.push('\n');
         }
         out
     }
+}
+
+/// The key and the line of TOML at a byte.
+fn place(text: &str, at: usize) -> (String, &str) {
+    let start = text[..at].rfind('\n').map_or(0, |i| i + 1);
+    let line = text[start..].lines().next().unwrap_or_default();
+    let section = text[..at].lines().rev().find_map(|l| l.strip_prefix('[')?.strip_suffix(']')).unwrap_or_default();
+    let key = line.split_once('=').map_or("", |(key, _)| key.trim());
+    (format!("{section}.{key}"), line)
 }
 
 /// Reads a recipe and what it extends.
@@ -151,6 +171,10 @@ fn read(name_or_file: &str, depth: usize) -> Result<Table, TrainError> {
     check_keys(name_or_file, &table)?;
     match base {
         Some(Value::String(base)) => {
+            // A file names its neighbours relative to itself.
+            let near = Path::new(name_or_file).parent().unwrap_or(Path::new("")).join(&base);
+            let embedded = EMBEDDED.iter().any(|(name, _)| *name == base);
+            let base = if !embedded && near.is_file() { near.display().to_string() } else { base };
             let mut whole = read(&base, depth + 1)?;
             merge(&mut whole, table);
             Ok(whole)
@@ -191,15 +215,13 @@ fn lookup<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
 }
 
 fn insert(table: &mut Table, key: &str, value: Value) {
-    if let Some((section, key)) = key.split_once('.') {
-        if section == "schedule" && (key == "steps" || key == "epochs") {
-            let other = if key == "steps" { "schedule.epochs" } else { "schedule.steps" };
-            if lookup(table, other).is_some() && value.as_integer().is_some_and(|v| v != 0) {
-                put(table, other, Value::Integer(0));
-            }
+    let given = !matches!(value, Value::Integer(0)) && value.as_float() != Some(0.0);
+    for (a, b) in EITHER.into_iter().chain(EITHER.map(|(a, b)| (b, a))) {
+        if key == a && given && lookup(table, b).is_some() {
+            put(table, b, Value::Integer(0));
         }
-        put(table, &format!("{section}.{key}"), value);
     }
+    put(table, key, value);
 }
 
 fn put(table: &mut Table, key: &str, value: Value) {
@@ -211,12 +233,16 @@ fn put(table: &mut Table, key: &str, value: Value) {
     }
 }
 
+/// Lays one recipe over another. Both units of a length in one recipe are kept, for [`Recipe::validate`] to find.
 fn merge(base: &mut Table, over: Table) {
+    let both: Vec<(&str, Value)> =
+        EITHER.iter().flat_map(|&(a, b)| [a, b]).filter_map(|k| Some((k, lookup(&over, k)?.clone()))).collect();
     for (section, values) in over {
         if let Value::Table(values) = values {
             values.into_iter().for_each(|(key, value)| insert(base, &format!("{section}.{key}"), value));
         }
     }
+    both.into_iter().for_each(|(key, value)| put(base, key, value));
 }
 
 #[cfg(test)]
@@ -261,14 +287,61 @@ mod tests {
     }
 
     #[test]
+    fn one_unit_of_a_length_replaces_the_other_but_both_at_once_are_refused() {
+        let r = set(&["schedule.warmup_epochs=2"]).unwrap();
+        assert_eq!((r.schedule.warmup_epochs, r.schedule.warmup_steps), (2.0, 0));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("both.toml");
+        std::fs::write(&path, "extends = \"demo\"\n[schedule]\nsteps = 3\nepochs = 4\n").unwrap();
+        let error = Recipe::resolve(path.to_str().unwrap(), &[]).unwrap_err();
+        assert!(error.to_string().contains("both epochs and steps"), "{error}");
+        let r = set(&["schedule.epochs=18446744073709551615"]);
+        assert!(r.is_err());
+        let r = set(&["schedule.epochs=9223372036854775807"]).unwrap();
+        assert_eq!(r.total_steps(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_path_with_quotes_and_newlines_survives_the_config() {
+        let mut recipe = set(&[]).unwrap();
+        recipe.data.path = "a 'b' \"c\" #d\n[e]\\".to_owned();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, recipe.to_toml()).unwrap();
+        assert_eq!(Recipe::from_run(&path).unwrap(), recipe);
+    }
+
+    #[test]
+    fn a_recipe_extends_its_neighbour() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base.toml"), "extends = \"demo\"\n[optimizer]\nlr = 0.5\n").unwrap();
+        let path = folder.path().join("mine.toml");
+        std::fs::write(&path, "extends = \"base.toml\"\n[train]\nseed = 3\n").unwrap();
+        let r = Recipe::resolve(path.to_str().unwrap(), &[]).unwrap();
+        assert_eq!((r.optimizer.lr, r.train.seed), (0.5, 3));
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_what_would_fit() {
         for (value, what, help) in [
             ("optimizer.lrr=1", "unknown key `optimizer.lrr`", "optimizer.lr"),
             ("simmim.mask_ration=0.5", "unknown key", "simmim.mask_ratio"),
-            ("lr=1", "unknown key `lr`", "did you mean"),
-            ("simmim.mode=offical", "unknown variant `offical`", "recipes show"),
-            ("train.batch_size=lots", "invalid type", "recipes show"),
-            ("train.batch_size=0", "train.batch_size", "positive"),
+            ("lr=1", "unknown key `lr`", "did you mean `optimizer.lr`"),
+            ("simmim.mode=offical", "--set simmim.mode=offical: unknown variant `offical`", "recipes show"),
+            ("train.batch_size=lots", "--set train.batch_size=lots: invalid type", "images of an optimiser step"),
+            ("optimizer.clip_norm=nan", "optimizer.clip_norm is NaN", "not negative"),
+            ("schedule.gamma=-1", "schedule.gamma is -1", "not negative"),
+            ("model.drop_path=1", "model.drop_path is 1", "below 1"),
+            ("data.flip=1.5", "data.flip is 1.5", "0 to 1"),
+            ("data.crop_scale=[1.0, 0.5]", "data.crop_scale is [1.0, 0.5]", "smaller one first"),
+            ("data.crop_ratio=[0.0, 0.5]", "data.crop_ratio", "above 0"),
+            ("data.std=[0.0]", "data.std", "above 0"),
+            ("data.mean=imagnet", "data.mean is \"imagnet\"", "\"measure\""),
+            ("schedule.milestones=[-3.0]", "schedule.milestones", "not negative"),
+            ("checkpoint.keep=0", "checkpoint.keep is 0", "1 to"),
+            ("model.embed_dim=100000000", "model.embed_dim is 100000000", "1 to"),
+            ("data.workers=100000", "data.workers is 100000", "0 to"),
+            ("train.batch_size=0", "train.batch_size is 0", "1 to"),
             ("simmim.mask_ratio=1.5", "simmim.mask_ratio", "between 0 and 1"),
             ("schedule.steps=0", "neither", "schedule.steps"),
             ("nonsense", "no `=`", "KEY=VALUE"),

@@ -73,7 +73,7 @@ section!(
 );
 section!(
     /// Metrics.
-    Log { every_steps: u64 }
+    Log { every_steps: u64, tensorboard: bool }
 );
 section!(
     /// Checkpoints.

@@ -2,6 +2,7 @@
 
 mod data;
 mod held_out;
+mod log;
 mod session;
 
 pub use data::{Data, open_data};
@@ -10,14 +11,16 @@ pub use session::{Reconstruction, Session, StepResult, choose_accumulation, trai
 use crate::checkpoint::{CheckpointStore, Meta};
 use crate::error::TrainError;
 use crate::guard::{Guard, Verdict};
-use crate::metrics::{Metrics, Record};
+use crate::metrics::{self, Record};
 use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::{RunFolder, atomic_write};
 use crate::schedule::LearningRate;
 use held_out::HeldOut;
+use log::Log;
 use simmim_data::{Batch, Loader, LoaderConfig, MaskSpec, Position, mask};
 use simmim_engine::Executor;
 use simmim_models::weights::{self, Weights};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,10 +67,10 @@ pub struct Summary {
     pub outcome: Outcome,
     /// Steps done.
     pub step: u64,
-    /// Held-out loss before the first step of the run, where this process began it.
-    pub first_val_loss: Option<f32>,
-    /// Held-out loss at the end.
-    pub val_loss: f32,
+    /// The run's first held-out loss and the step at which it was measured.
+    pub first_val_loss: Option<(u64, f32)>,
+    /// Held-out loss at the end; not measured where the training was stopped.
+    pub val_loss: Option<f32>,
 }
 
 /// Trains a model in a run folder.
@@ -80,32 +83,33 @@ pub struct Trainer {
     held_out: HeldOut,
     schedule: LearningRate,
     checkpoints: CheckpointStore,
-    metrics: Metrics,
+    log: Log,
     guard: Guard,
     rollbacks: usize,
     threads: usize,
     step: u64,
-    window: Window,
     data: Data,
+    /// Whether the weights at step 0 came from elsewhere, so that an interrupted run could not draw them again.
+    given_weights: bool,
 }
 
-/// What has come together since the last line of the metrics.
-struct Window {
-    start: Instant,
-    waited: f64,
-    losses: f64,
-    steps: u64,
-}
-
-impl Window {
-    fn new(waited: f64) -> Self {
-        Self { start: Instant::now(), waited, losses: 0.0, steps: 0 }
+/// Settles what a recipe leaves to the data and the plan: mean and deviation, and the parts of a step. A run's `config.toml` is
+/// written after this, so that it is complete.
+///
+/// # Errors
+/// Images that cannot be measured, impossible sizes.
+pub fn settle(recipe: &mut Recipe, data: &Data) -> Result<(), TrainError> {
+    recipe.fix_statistics(&*data.train)?;
+    if recipe.train.accumulation == 0 {
+        let config = recipe.simmim_config()?;
+        recipe.train.accumulation = choose_accumulation(&config, recipe.train.batch_size, ARENA_BYTES)?;
     }
+    Ok(())
 }
 
 impl Trainer {
-    /// Prepares a training, from its first step or from the run's last checkpoint. `recipe` must name mean and deviation as
-    /// numbers ([`Recipe::fix_statistics`]). Messages about damaged checkpoints go to `tell`.
+    /// Prepares a training, from its first step or from the run's last checkpoint. `recipe` must be settled ([`settle`]).
+    /// Messages about damaged checkpoints go to `tell`.
     ///
     /// # Errors
     /// Impossible sizes, damaged checkpoints, weights of another model.
@@ -118,27 +122,24 @@ impl Trainer {
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let config = recipe.simmim_config()?;
-        let batch = recipe.train.batch_size;
-        let accumulation = match recipe.train.accumulation {
-            0 => choose_accumulation(&config, batch, ARENA_BYTES)?,
-            given => given,
-        };
+        let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
         let masks = recipe.mask_spec(&config);
+        let held_out = HeldOut::start(&recipe, &data, &config, &masks);
         let mut session = Session::new(executor, config, recipe.train.seed)?;
         session.prepare_training(batch / accumulation, accumulation, recipe.adamw())?;
         let checkpoints = CheckpointStore::open(&run.checkpoints())?;
-        let mut at = Meta { step: 0, epoch: 0, batch: 0, threads, state_hash: String::new() };
-        if let Some((meta, tensors, warnings)) = checkpoints.load_latest()? {
-            warnings.into_iter().for_each(|w| tell(Event::Warning(w)));
-            session.set_weights(tensors.into_iter().map(|(name, t)| (name, t.data)).collect())?;
-            at = meta;
+        let mut at = Meta { threads, ..Meta::default() };
+        if let Some(found) = checkpoints.load_latest()? {
+            found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
+            session.restore(&run.checkpoints(), found.tensors)?;
+            at = found.meta;
         }
         let loader = Self::loader(&recipe, &data, &at)?;
         let schedule = recipe.learning_rate(loader.batches_per_epoch());
-        let held_out = HeldOut::load(&recipe, &data, session.config(), &masks, tell)?;
-        let metrics = Metrics::open(&run.metrics(), at.step)?;
-        let guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
-        let (rollbacks, step, window) = (0, at.step, Window::new(0.0));
+        let log = Log::open(&run, &recipe, at.step)?;
+        let mut guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
+        guard.restore(&at.recent_losses);
+        let (rollbacks, step, given_weights) = (at.rollbacks, at.step, false);
         Ok(Self {
             recipe,
             run,
@@ -148,13 +149,13 @@ impl Trainer {
             held_out,
             schedule,
             checkpoints,
-            metrics,
+            log,
             guard,
             rollbacks,
             threads,
             step,
-            window,
             data,
+            given_weights,
         })
     }
 
@@ -197,6 +198,7 @@ impl Trainer {
     /// # Errors
     /// Faults of the device.
     pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
+        self.given_weights = true;
         self.session.set_weights(weights)
     }
 
@@ -204,28 +206,41 @@ impl Trainer {
     /// picture.
     ///
     /// # Errors
-    /// Faults of data and disk, a loss that diverges. Checkpoints written before stay.
+    /// Faults of data and disk, a loss that diverges. Checkpoints written before stay; where the data fail, one more is written.
     pub fn run(&mut self, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Summary, TrainError> {
-        let first = if self.step == 0 { Some(self.held_out.loss(&mut self.session)?) } else { None };
-        self.window = Window::new(self.loader.wait_seconds());
-        let mut val_loss = None;
-        while self.step < self.schedule.total_steps && !stop.load(Ordering::Relaxed) {
-            val_loss = self.one_step(tell)?;
-        }
-        let finished = self.step >= self.schedule.total_steps;
-        if self.checkpoints.steps()?.last() != Some(&self.step) {
+        if self.step == 0 && self.given_weights {
             self.save(tell)?;
         }
-        let val_loss = match val_loss {
-            Some(v) => v,
-            None => self.held_out.loss(&mut self.session)?,
-        };
+        self.log.restart(self.loader.wait_seconds());
+        let mut val_loss = None;
+        while self.step < self.schedule.total_steps && !stop.load(Ordering::Relaxed) {
+            match self.one_step(tell) {
+                Ok(measured) => val_loss = measured,
+                Err(e) => {
+                    if matches!(e, TrainError::Data(_)) {
+                        self.save(tell)?;
+                    }
+                    self.write_skipped()?;
+                    return Err(e);
+                }
+            }
+        }
+        let finished = self.step >= self.schedule.total_steps;
+        self.save(tell)?;
         if finished {
-            self.write_results()?;
+            if val_loss.is_none() {
+                val_loss = Some(self.held_out.loss(&mut self.session, tell)?);
+            }
+            self.write_results(tell)?;
         }
         self.write_skipped()?;
-        let outcome = if finished { Outcome::Finished } else { Outcome::Stopped };
-        Ok(Summary { outcome, step: self.step, first_val_loss: first, val_loss })
+        let first = |r: &Record| r.val_loss.map(|v| (r.step, v));
+        Ok(Summary {
+            outcome: if finished { Outcome::Finished } else { Outcome::Stopped },
+            step: self.step,
+            first_val_loss: metrics::read(&self.run.metrics())?.iter().find_map(first),
+            val_loss: val_loss.filter(|_| finished),
+        })
     }
 
     /// One step with everything that is due after it; returns the held-out loss where it was measured.
@@ -239,54 +254,35 @@ impl Trainer {
         if self.judge(result, tell)? {
             return Ok(None);
         }
-        if result.loss.is_finite() {
-            self.window.losses += f64::from(result.loss);
-            self.window.steps += 1;
-        }
+        self.log.add(result.loss);
         let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
         let last = self.step == self.schedule.total_steps;
-        let (log, validate) = (due(self.recipe.log.every_steps), due(self.recipe.validate.every_steps) || last);
+        let validate = due(self.recipe.validate.every_steps) || last;
         let (draw, save) = (due(self.recipe.reconstruct.every_steps), due(self.recipe.checkpoint.every_steps));
-        let total = self.schedule.total_steps;
-        let images_per_second = self.images_per_second();
-        tell(Event::Step { step: self.step, total, loss: result.loss, images_per_second });
+        let (step, total, loss) = (self.step, self.schedule.total_steps, result.loss);
+        tell(Event::Step { step, total, loss, images_per_second: self.log.images_per_second() });
         let mut val_loss = None;
-        if log || validate {
-            let mut record = self.record(result, lr, images_per_second);
+        if validate || due(self.recipe.log.every_steps) {
+            let epoch = self.step as f64 / self.loader.batches_per_epoch() as f64;
+            let window = self.log.record(self.loader.wait_seconds());
+            let mut record = Record { step, epoch, lr, grad_norm: result.grad_norm, ..window };
             if validate {
-                record.val_loss = Some(self.held_out.loss(&mut self.session)?);
+                val_loss = Some(self.held_out.loss(&mut self.session, tell)?);
             }
-            val_loss = record.val_loss;
-            self.metrics.write(&record)?;
+            record.val_loss = val_loss;
+            self.log.write(&record)?;
             tell(Event::Logged(record));
-            self.window = Window::new(self.loader.wait_seconds());
+            self.log.restart(self.loader.wait_seconds());
         }
+        let pause = Instant::now();
         if draw {
-            self.draw()?;
+            self.draw(tell)?;
         }
         if save {
             self.save(tell)?;
         }
+        self.log.pause(pause.elapsed());
         Ok(val_loss)
-    }
-
-    fn images_per_second(&self) -> f64 {
-        let images = (self.window.steps * self.recipe.train.batch_size as u64) as f64;
-        images / self.window.start.elapsed().as_secs_f64().max(1e-9)
-    }
-
-    fn record(&self, result: StepResult, lr: f64, images_per_second: f64) -> Record {
-        let waited = self.loader.wait_seconds() - self.window.waited;
-        Record {
-            step: self.step,
-            epoch: self.step as f64 / self.loader.batches_per_epoch() as f64,
-            loss: (self.window.losses / self.window.steps.max(1) as f64) as f32,
-            lr,
-            grad_norm: result.grad_norm,
-            images_per_second,
-            data_wait: (waited / self.window.start.elapsed().as_secs_f64().max(1e-9)).min(1.0),
-            val_loss: None,
-        }
     }
 
     fn draw_masks(&self, batch: &Batch) -> Vec<Vec<bool>> {
@@ -327,18 +323,18 @@ impl Trainer {
 
     /// Goes back to the weights of the last checkpoint, but on with the data after the step that failed.
     fn roll_back(&mut self, what: &str, tell: &mut dyn FnMut(Event)) -> Result<bool, TrainError> {
-        let Some((meta, tensors, _)) = self.checkpoints.load_latest()? else {
+        let Some(found) = self.checkpoints.load_latest()? else {
             return Err(TrainError::Diverged {
                 step: self.step,
                 what: format!("{what}, and there is no checkpoint yet"),
             });
         };
         let failed = self.step;
-        self.session.set_weights(tensors.into_iter().map(|(name, t)| (name, t.data)).collect())?;
-        self.step = meta.step;
-        self.metrics = Metrics::open(&self.run.metrics(), self.step)?;
-        self.guard = Guard::new(self.recipe.guard.spike_factor as f32, self.recipe.guard.spike_window);
-        self.window = Window::new(self.loader.wait_seconds());
+        self.session.restore(&self.run.checkpoints(), found.tensors)?;
+        self.step = found.meta.step;
+        self.log = Log::open(&self.run, &self.recipe, self.step)?;
+        self.log.restart(self.loader.wait_seconds());
+        self.guard.restore(&found.meta.recent_losses);
         tell(Event::Warning(format!("step {failed}: {what}; back to the weights of step {}", self.step)));
         Ok(true)
     }
@@ -350,35 +346,43 @@ impl Trainer {
             epoch: at.epoch,
             batch: at.batch_index,
             threads: self.threads,
-            state_hash: String::new(),
+            recent_losses: self.guard.recent(),
+            rollbacks: self.rollbacks,
         };
-        let mut tensors = self.session.weights()?;
-        tensors.append(&mut self.session.moments()?);
-        self.checkpoints.save(meta, &tensors, self.recipe.checkpoint.keep)?;
+        let session = &mut self.session;
+        let shapes = session.checkpoint_shapes();
+        self.checkpoints.save(meta, shapes, |name| session.read_tensor(name), self.recipe.checkpoint.keep)?;
         tell(Event::Checkpoint(self.step));
         Ok(())
     }
 
-    fn draw(&mut self) -> Result<(), TrainError> {
+    fn draw(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let path = self.run.reconstruction(self.step);
-        self.held_out.draw(&mut self.session, &path, &self.recipe)
+        self.held_out.draw(&mut self.session, &path, &self.recipe, tell)
     }
 
-    fn write_results(&mut self) -> Result<(), TrainError> {
-        self.draw()?;
+    fn write_results(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        self.draw(tell)?;
         let weights = self.session.weights()?;
         weights::write(&self.run.model(), &weights)?;
         write_encoder(&self.run.encoder(), &weights)
     }
 
+    /// Adds the images that could not be read to those of the run's earlier parts.
     fn write_skipped(&self) -> Result<(), TrainError> {
+        let path = self.run.skipped();
         let skipped = self.loader.skipped();
         if skipped.is_empty() {
             return Ok(());
         }
-        let lines: Vec<String> =
-            skipped.iter().map(|(name, reason)| format!("{name}\t{}\n", reason.replace('\n', " "))).collect();
-        atomic_write(&self.run.skipped(), lines.concat().as_bytes())
+        let line = |(name, reason): &(String, String)| format!("{name}\t{}", reason.replace('\n', " "));
+        let mut lines: BTreeSet<String> = skipped.iter().map(line).collect();
+        if path.is_file() {
+            let before = std::fs::read(&path).map_err(TrainError::io(&path))?;
+            lines.extend(String::from_utf8_lossy(&before).lines().map(str::to_owned));
+        }
+        let text: String = lines.into_iter().map(|line| line + "\n").collect();
+        atomic_write(&path, text.as_bytes())
     }
 
     /// Unreadable images so far.

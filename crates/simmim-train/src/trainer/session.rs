@@ -9,6 +9,7 @@ use simmim_models::weights::{Tensor, Weights};
 use simmim_models::{ParameterSpec, SimMimConfig};
 use simmim_random::{Purpose, Stream};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// What one optimiser step gave.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -243,15 +244,6 @@ impl Session {
         Ok(Reconstruction { loss: loss[0], prediction, target, positions: self.indices.predicted_patch.clone() })
     }
 
-    fn read(&mut self, name: &str, len: usize) -> Result<Vec<f32>, TrainError> {
-        if let Some(data) = self.idle.get(name) {
-            return Ok(data.clone());
-        }
-        let mut data = vec![0.0; len];
-        self.executor.read_state(name, &mut data)?;
-        Ok(data)
-    }
-
     /// All parameters under the official names.
     ///
     /// # Errors
@@ -260,14 +252,14 @@ impl Session {
         let specs = self.parameters.clone();
         specs
             .into_iter()
-            .map(|p| Ok((p.name.clone(), Tensor { data: self.read(&p.name, p.len())?, shape: p.shape })))
+            .map(|p| Ok((p.name.clone(), Tensor { data: self.read_tensor(&p.name)?, shape: p.shape })))
             .collect()
     }
 
-    /// Overwrites parameters.
+    /// Overwrites parameters, such as those that [`simmim_models::weights::match_parameters`] found in a file.
     ///
     /// # Errors
-    /// Faults of the device.
+    /// Unknown names, other lengths, faults of the device.
     pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
         for (name, data) in weights {
             match self.idle.get_mut(&name) {
@@ -278,20 +270,48 @@ impl Session {
         Ok(())
     }
 
-    /// The optimiser's moments, by the names of their states.
+    /// Name and shape of everything a checkpoint holds: all parameters, and the optimiser's moments of those in use.
+    #[must_use]
+    pub fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        let moments = self.parameters.iter().filter(|p| p.used).flat_map(|p| {
+            [FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX].map(|prefix| (format!("{prefix}{}", p.name), p.shape.clone()))
+        });
+        self.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).chain(moments).collect()
+    }
+
+    /// One tensor of [`Session::checkpoint_shapes`].
     ///
     /// # Errors
-    /// Faults of the device.
-    pub fn moments(&mut self) -> Result<Weights, TrainError> {
-        let specs: Vec<ParameterSpec> = self.parameters.iter().filter(|p| p.used).cloned().collect();
-        let mut out = Weights::new();
-        for p in specs {
-            for prefix in [FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX] {
-                let name = format!("{prefix}{}", p.name);
-                let data = self.read(&name, p.len())?;
-                out.insert(name, Tensor { shape: p.shape.clone(), data });
+    /// [`TrainError::Engine`] for an unknown name, faults of the device.
+    pub fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
+        if let Some(data) = self.idle.get(name) {
+            return Ok(data.clone());
+        }
+        let owner = [FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX].iter().find_map(|p| name.strip_prefix(p));
+        let owner = owner.unwrap_or(name);
+        let len = self.parameters.iter().find(|p| p.name == owner).map_or(0, ParameterSpec::len);
+        let mut data = vec![0.0; len];
+        self.executor.read_state(name, &mut data)?;
+        Ok(data)
+    }
+
+    /// Brings back what a checkpoint holds. `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`simmim_models::ModelError::Mismatch`] with every missing, unexpected and misshapen tensor; nothing is changed then.
+    pub fn restore(&mut self, path: &Path, mut tensors: Weights) -> Result<(), TrainError> {
+        let (mut missing, mut misshapen, mut found) = (Vec::new(), Vec::new(), Vec::new());
+        for (name, shape) in self.checkpoint_shapes() {
+            match tensors.remove(&name) {
+                Some(t) if t.shape == shape => found.push((name, t.data)),
+                Some(t) => misshapen.push(format!("{name} ({:?} in the file, {shape:?} in the model)", t.shape)),
+                None => missing.push(name),
             }
         }
-        Ok(out)
+        let unexpected: Vec<String> = tensors.into_keys().collect();
+        if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
+            return self.set_weights(found);
+        }
+        Err(simmim_models::ModelError::Mismatch { path: path.to_owned(), missing, unexpected, misshapen }.into())
     }
 }

@@ -46,7 +46,7 @@ pub(crate) struct Pretrain {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
     /// Seed of everything random.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub(crate) seed: Option<u64>,
     /// Checkpoints to keep.
     #[arg(long, value_name = "N")]

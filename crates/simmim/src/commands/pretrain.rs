@@ -7,7 +7,7 @@ use crate::commands::weights;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
 use simmim_engine::cpu::CpuExecutor;
-use simmim_train::{Outcome, Recipe, RunFolder, Summary, Trainer, open_data};
+use simmim_train::{Outcome, Recipe, RunFolder, Summary, Trainer, open_data, settle};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,16 +20,12 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
             "give --device cpu or auto",
         ));
     }
-    let (recipe, out) = resolve(a)?;
+    let (mut recipe, out) = resolve(a)?;
     let data = open_data(&recipe)?;
-    let mut recipe = recipe;
-    recipe.fix_statistics(&*data.train)?;
+    settle(&mut recipe, &data)?;
     let config = recipe.simmim_config()?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config)).transpose()?;
-    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, a.overwrite)? };
-    if !a.resume {
-        std::fs::write(run.config(), recipe.to_toml())?;
-    }
+    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
     let executor = CpuExecutor::new(a.threads)?;
     let threads = executor.threads();
     let mut early = Progress::new(format, 0, 0);
@@ -62,8 +58,8 @@ fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
     flag("schedule.epochs", a.epochs.map(|v| v.to_string()));
     flag("train.seed", a.seed.map(|v| v.to_string()));
     flag("checkpoint.keep", a.keep.map(|v| v.to_string()));
-    let path = a.data.as_deref().map(std::path::absolute).transpose()?;
-    flag("data.path", path.map(|p| format!("'{}'", p.display())));
+    let path = a.data.as_deref().map(absolute).transpose()?;
+    flag("data.path", path.map(|p| serde_json::Value::from(p).to_string()));
     if let (true, Some(out)) = (a.resume, &a.out) {
         if !RunFolder::is_run(out) {
             return Err(RunFolder::open(out).err().map_or_else(|| Failure::running("no run"), Failure::from));
@@ -73,6 +69,14 @@ fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
     let name = a.recipe.recipe.as_deref().unwrap_or("demo");
     let recipe = Recipe::resolve(name, &set)?;
     Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(name))))
+}
+
+/// The path as a recipe holds it, which must be text.
+fn absolute(path: &Path) -> Result<String, Failure> {
+    let absolute = std::path::absolute(path)?;
+    absolute.into_os_string().into_string().map_err(|p| {
+        Failure::input(format!("{}: the path is not valid UTF-8", p.display()), "rename it, or give a link to it")
+    })
 }
 
 /// `runs/NAME-N` with the first free number.
@@ -109,8 +113,10 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
             summary.step
         )),
         Outcome::Finished => {
-            let from = summary.first_val_loss.map(|v| format!("from {v:.4} ")).unwrap_or_default();
-            println!("held-out loss {from}to {:.4} in {} steps", summary.val_loss, summary.step);
+            let last = summary.val_loss.unwrap_or(f32::NAN);
+            let earlier = summary.first_val_loss.filter(|(step, _)| *step < summary.step);
+            let earlier = earlier.map(|(step, v)| format!(" ({v:.4} after step {step})")).unwrap_or_default();
+            println!("held-out loss {last:.4} after step {}{earlier}", summary.step);
             println!("pictures: {root}/reconstructions; encoder for timm: {root}/encoder.safetensors");
             println!("next: simmim embed --weights {root} --data FOLDER --out features.npy");
         }

@@ -23,9 +23,9 @@ fn tensors(path: &Path) -> Result<Weights, Failure> {
         if model.is_file() {
             return Ok(weights::read(&model)?);
         }
-        let store = checkpoint::CheckpointStore::open(&path.join("checkpoints"))?;
+        let store = checkpoint::CheckpointStore::read_only(&path.join("checkpoints"));
         return match store.load_latest()? {
-            Some((_, tensors, _)) => Ok(parameters_of(tensors)),
+            Some(found) => Ok(parameters_of(found.tensors)),
             None => {
                 Err(Failure::input(format!("{}: the run has no checkpoint yet", path.display()), "let it train first"))
             }

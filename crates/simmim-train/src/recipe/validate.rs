@@ -1,0 +1,136 @@
+//! What values a recipe may hold. What sizes fit each other is the model's to say (`SimMimConfig::validate`).
+
+use super::{MaskKind, ModeKind, Recipe, Statistic, wrong};
+use crate::error::TrainError;
+use std::fmt::Debug;
+
+/// Complains about values of one recipe.
+struct Check<'a>(&'a str);
+
+impl Check<'_> {
+    fn that(&self, good: bool, key: &str, found: impl Debug, help: &str) -> Result<(), TrainError> {
+        if good { Ok(()) } else { Err(wrong(self.0, format!("{key} is {found:?}"), help)) }
+    }
+
+    fn not_negative(&self, key: &str, value: f64) -> Result<(), TrainError> {
+        self.that(value.is_finite() && value >= 0.0, key, value, "give a number that is not negative")
+    }
+
+    fn within(&self, key: &str, value: usize, from: usize, to: usize) -> Result<(), TrainError> {
+        self.that((from..=to).contains(&value), key, value, &format!("give a number from {from} to {to}"))
+    }
+
+    /// Two positive numbers, the smaller one first.
+    fn range(&self, key: &str, [low, high]: [f64; 2], most: f64) -> Result<(), TrainError> {
+        let good = low > 0.0 && low <= high && high <= most;
+        self.that(good, key, [low, high], &format!("give two numbers above 0 and up to {most}, the smaller one first"))
+    }
+}
+
+impl Recipe {
+    pub(super) fn validate(&self, origin: &str) -> Result<(), TrainError> {
+        let check = Check(origin);
+        self.validate_sizes(&check)?;
+        self.validate_task(&check)?;
+        self.validate_data(&check)?;
+        self.validate_optimizer(&check)?;
+        self.validate_schedule(&check)?;
+        for every in [("validate.images", self.validate.images), ("reconstruct.images", self.reconstruct.images)] {
+            check.within(every.0, every.1, 1, 1_000_000)?;
+        }
+        check.that(self.log.every_steps > 0, "log.every_steps", 0, "give a positive number of steps")?;
+        check.within("checkpoint.keep", self.checkpoint.keep, 1, 1_000_000)?;
+        check.not_negative("guard.spike_factor", self.guard.spike_factor)?;
+        check.within("guard.spike_window", self.guard.spike_window, 1, 100_000)
+    }
+
+    /// Bounds far beyond any model there is: what is above them is a slip, and would end in a failed allocation.
+    fn validate_sizes(&self, check: &Check<'_>) -> Result<(), TrainError> {
+        let (m, t) = (&self.model, &self.train);
+        let sides = [("model.image_size", m.image_size), ("model.patch_size", m.patch_size)];
+        for (key, [height, width]) in sides.into_iter().chain([("simmim.mask_patch", self.simmim.mask_patch)]) {
+            check.within(key, height, 1, 16_384)?;
+            check.within(key, width, 1, 16_384)?;
+        }
+        check.within("model.channels", m.channels, 1, 1024)?;
+        check.within("model.embed_dim", m.embed_dim, 1, 65_536)?;
+        check.within("model.depth", m.depth, 1, 1024)?;
+        check.within("model.num_heads", m.num_heads, 1, 65_536)?;
+        check.that(m.mlp_ratio > 0.0 && m.mlp_ratio <= 64.0, "model.mlp_ratio", m.mlp_ratio, "give 4, or up to 64")?;
+        check.within("train.batch_size", t.batch_size, 1, 1_000_000)?;
+        if t.accumulation > 0 && t.batch_size % t.accumulation != 0 {
+            let found = format!("{}, which does not divide train.batch_size = {}", t.accumulation, t.batch_size);
+            return Err(wrong(
+                check.0,
+                format!("train.accumulation is {found}"),
+                "give a divisor of the batch size, or 0",
+            ));
+        }
+        Ok(())
+    }
+
+    fn validate_task(&self, check: &Check<'_>) -> Result<(), TrainError> {
+        let (m, s) = (&self.model, &self.simmim);
+        check.that(
+            (0.0..1.0).contains(&m.drop_path),
+            "model.drop_path",
+            m.drop_path,
+            "give a rate from 0 to below 1",
+        )?;
+        check.that(m.layer_scale.is_finite(), "model.layer_scale", m.layer_scale, "give a number, or 0 for none")?;
+        let ratio = s.mask_ratio;
+        check.that(ratio > 0.0 && ratio < 1.0, "simmim.mask_ratio", ratio, "give a share between 0 and 1")?;
+        let block = s.mask_kind == MaskKind::Block && s.mode == ModeKind::Tutorial;
+        check.that(!block, "simmim.mask_kind in tutorial mode", "block", "set simmim.mode = \"official\"")
+    }
+
+    fn validate_data(&self, check: &Check<'_>) -> Result<(), TrainError> {
+        let d = &self.data;
+        check.that((0.0..=1.0).contains(&d.flip), "data.flip", d.flip, "give a probability, 0 to 1")?;
+        check.range("data.crop_scale", d.crop_scale, 1.0)?;
+        check.range("data.crop_ratio", d.crop_ratio, 1000.0)?;
+        check.within("data.workers", d.workers, 0, 1024)?;
+        check.within("data.prefetch", d.prefetch, 0, 1024)?;
+        for (key, statistic) in [("data.mean", &d.mean), ("data.std", &d.std)] {
+            match statistic {
+                Statistic::Given(v) if key == "data.std" => {
+                    check.that(v.iter().all(|v| v.is_finite() && *v > 0.0), key, v, "give numbers above 0")?;
+                }
+                Statistic::Given(v) => check.that(v.iter().all(|v| v.is_finite()), key, v, "give finite numbers")?,
+                Statistic::Named(name) => {
+                    let known = ["imagenet", "measure"].contains(&name.as_str());
+                    check.that(known, key, name, "write \"imagenet\", \"measure\" or a number for each channel")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_optimizer(&self, check: &Check<'_>) -> Result<(), TrainError> {
+        let o = &self.optimizer;
+        check.not_negative("optimizer.lr", o.lr)?;
+        check.not_negative("optimizer.weight_decay", o.weight_decay)?;
+        check.not_negative("optimizer.eps", o.eps)?;
+        check.not_negative("optimizer.clip_norm", o.clip_norm)?;
+        let good = o.betas.iter().all(|b| (0.0..1.0).contains(b));
+        check.that(good, "optimizer.betas", o.betas, "give two numbers from 0 to below 1")
+    }
+
+    fn validate_schedule(&self, check: &Check<'_>) -> Result<(), TrainError> {
+        let s = &self.schedule;
+        let length = |what: &str, help: &str| Err(wrong(check.0, format!("schedule is {what}"), help));
+        match (s.epochs, s.steps) {
+            (0, 0) => return length("neither epochs nor steps long", "set schedule.steps or schedule.epochs"),
+            (1.., 1..) => return length("both epochs and steps long", "set one of them to 0"),
+            _ => {}
+        }
+        if s.warmup_epochs != 0.0 && s.warmup_steps != 0 {
+            return length("given a warm-up in both epochs and steps", "set one of them to 0");
+        }
+        check.not_negative("schedule.warmup_epochs", s.warmup_epochs)?;
+        check.not_negative("schedule.warmup_lr", s.warmup_lr)?;
+        check.not_negative("schedule.min_lr", s.min_lr)?;
+        check.not_negative("schedule.gamma", s.gamma)?;
+        s.milestones.iter().try_for_each(|&m| check.not_negative("schedule.milestones", m))
+    }
+}
