@@ -23,8 +23,8 @@ fn main() -> ExitCode {
             Some(RecipesAction::Show { name }) => commands::recipes::show(&name),
         },
         Command::Bench(a) => match a.what {
-            BenchWhat::Step(a) => commands::bench::step(&a),
-            BenchWhat::Loader(a) => commands::bench::loader(&a),
+            BenchWhat::Step(a) => commands::bench::step::run(&a),
+            BenchWhat::Loader(a) => commands::bench::loader::run(&a),
         },
     };
     result.unwrap_or_else(|failure| failure.report(format))

@@ -1,0 +1,41 @@
+//! `simmim bench loader`.
+
+#![allow(clippy::print_stdout, reason = "results go to standard output")]
+
+use crate::arguments::BenchLoader;
+use crate::commands::parse_size;
+use crate::diagnostics::Failure;
+use simmim_data::{Loader, LoaderConfig, Position, Source, Transform, demo, source};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub(crate) fn run(a: &BenchLoader) -> Result<ExitCode, Failure> {
+    let images: Arc<dyn Source> = match &a.data {
+        Some(path) => source::open(path)?.into(),
+        None => Arc::new(demo()?),
+    };
+    let threads = if a.threads == 0 { std::thread::available_parallelism()?.get() } else { a.threads };
+    let mut config = LoaderConfig::new(32, 0, Transform::new(parse_size(&a.image_size)?, a.channels));
+    (config.workers, config.prefetch) = (threads, 2 * threads);
+    let batch = config.batch;
+    let mut loader = Loader::new(images, config, Position::default())?;
+    let first = loader.next_batch()?;
+    loader.recycle(first);
+    let batches = a.images.div_ceil(batch).max(1);
+    let start = Instant::now();
+    for _ in 0..batches {
+        let next = loader.next_batch()?;
+        loader.recycle(next);
+    }
+    let speed = (batches * batch) as f64 / start.elapsed().as_secs_f64();
+    if a.json {
+        println!(
+            "{}",
+            serde_json::json!({ "images_per_second": speed, "threads": threads, "images": batches * batch })
+        );
+    } else {
+        println!("{speed:.1} images/s on {threads} threads");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,4 @@
+//! `simmim bench`.
+
+pub(crate) mod loader;
+pub(crate) mod step;

@@ -1,0 +1,171 @@
+//! `simmim bench step`: what a training step costs, without data loading.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "results go to standard output, the profile to standard error"
+)]
+
+use crate::arguments::BenchStep;
+use crate::commands::parse_size;
+use crate::diagnostics::Failure;
+use simmim_engine::cpu::{CpuExecutor, Isa};
+use simmim_engine::{Executor, Program, ProgramId};
+use simmim_models::optimizer::{AdamWConfig, update_graph};
+use simmim_models::simmim::{StepIndices, Variant};
+use simmim_models::{SimMimConfig, VitConfig};
+use simmim_random::{Purpose, Stream};
+use simmim_train::{choose_accumulation, training_graph};
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Memory of the arena where the number of parts is left open.
+const ARENA_BYTES: usize = 256 << 20;
+/// Steps before the measured ones.
+const WARM_UP: usize = 2;
+
+/// The programs of a step, and one part's input: standard normal images, each with a mask of its own.
+struct Bench {
+    config: SimMimConfig,
+    executor: CpuExecutor,
+    part: ProgramId,
+    update: ProgramId,
+    parts: usize,
+    flops: u64,
+    images: Vec<f32>,
+    masks: Vec<Vec<bool>>,
+    indices: StepIndices,
+}
+
+impl Bench {
+    fn new(config: SimMimConfig, a: &BenchStep, isa: Isa) -> Result<Self, Failure> {
+        let parts =
+            if a.accumulation == 0 { choose_accumulation(&config, a.batch, ARENA_BYTES)? } else { a.accumulation };
+        let micro = a.batch / parts;
+        let graph = training_graph(&config, micro, parts)?;
+        let flops = graph.flops() * parts as u64;
+        let mut executor = CpuExecutor::with_isa(a.threads, isa)?;
+        let part = executor.load(Program::compile(&graph)?)?;
+        let specs = config.parameters();
+        let update = executor.load(Program::compile(&update_graph(&specs, &AdamWConfig::default())?)?)?;
+        for p in specs.iter().filter(|p| p.used) {
+            executor.write_state(&p.name, &p.initial(0))?;
+        }
+        let mut stream = Stream::new(0, Purpose::Test, 0, 0);
+        let values = config.encoder.channels * config.encoder.image_size.0 * config.encoder.image_size.1;
+        let images = (0..micro * values).map(|_| stream.normal() as f32).collect();
+        let mut draw = |_| {
+            let mut mask: Vec<bool> = (0..config.encoder.patches()).map(|i| i < config.masked_tokens()).collect();
+            stream.shuffle(&mut mask);
+            mask
+        };
+        let masks = (0..micro).map(&mut draw).collect();
+        let indices = StepIndices::default();
+        Ok(Self { config, executor, part, update, parts, flops, images, masks, indices })
+    }
+
+    fn step(&mut self, step: u64) -> Result<(), Failure> {
+        for _ in 0..self.parts {
+            self.executor.write(self.part, "images", &self.images)?;
+            self.indices.fill(&self.config, Variant::Fast, &self.masks)?;
+            self.indices.write(&mut self.executor, self.part, &self.config, Variant::Fast)?;
+            self.executor.run(self.part)?;
+        }
+        self.executor.write(self.update, "step", &AdamWConfig::default().step_input(1e-4, step))?;
+        Ok(self.executor.run(self.update)?)
+    }
+
+    /// Median of the measured steps in seconds.
+    fn measure(&mut self, steps: usize, profile: bool) -> Result<f64, Failure> {
+        let mut times = Vec::new();
+        for at in 0..steps + WARM_UP {
+            if at == WARM_UP {
+                self.executor.set_profile(profile);
+            }
+            let start = Instant::now();
+            self.step(at as u64 + 1)?;
+            if at >= WARM_UP {
+                times.push(start.elapsed().as_secs_f64());
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        Ok(times[times.len() / 2])
+    }
+
+    /// Time, GFLOP/s and GB/s of each operation, over all its places in the step.
+    fn profile(&self, steps: usize) {
+        let mut by_op: BTreeMap<&str, (f64, u64, usize)> = BTreeMap::new();
+        for (program, runs) in [(self.part, self.parts), (self.update, 1)] {
+            for t in self.executor.timings(program) {
+                let entry = by_op.entry(t.op).or_default();
+                let seconds = t.seconds / steps as f64;
+                *entry = (entry.0 + seconds, entry.1 + t.flops * runs as u64, entry.2 + t.bytes * runs);
+            }
+        }
+        let total: f64 = by_op.values().map(|v| v.0).sum();
+        let mut rows: Vec<_> = by_op.into_iter().collect();
+        rows.sort_by(|x, y| y.1.0.total_cmp(&x.1.0));
+        eprintln!("{:28} {:>10} {:>7} {:>9} {:>8}", "operation", "ms / step", "share", "GFLOP/s", "GB/s");
+        for (op, (seconds, flops, bytes)) in rows {
+            let each = seconds.max(1e-12);
+            let (gflops, gbytes) = (flops as f64 / each / 1e9, bytes as f64 / each / 1e9);
+            eprintln!("{op:28} {:>10.3} {:>6.1}% {gflops:>9.1} {gbytes:>8.1}", each * 1e3, 100.0 * seconds / total);
+        }
+    }
+}
+
+fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
+    let mut encoder = VitConfig::preset(&a.model)?;
+    if let Some(size) = &a.image_size {
+        encoder.image_size = parse_size(size)?;
+    }
+    let config = SimMimConfig::tutorial(encoder, a.mask_ratio);
+    config.validate()?;
+    if a.batch == 0 || a.steps == 0 || (a.accumulation > 0 && !a.batch.is_multiple_of(a.accumulation)) {
+        return Err(Failure::input(
+            "batch and steps are positive, and accumulation divides the batch",
+            "see simmim bench step --help",
+        ));
+    }
+    Ok(config)
+}
+
+fn isa(a: &BenchStep) -> Result<Isa, Failure> {
+    let Some(name) = &a.isa else { return Ok(Isa::detect()) };
+    Isa::named(name).ok_or_else(|| {
+        let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        Failure::input(format!("this processor has no `{name}`"), format!("it has {}", here.join(", ")))
+    })
+}
+
+/// The most memory this process has held, in bytes, where the system tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
+}
+
+pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
+    let isa = isa(a)?;
+    let mut bench = Bench::new(config(a)?, a, isa)?;
+    let seconds = bench.measure(a.steps, a.profile)?;
+    let (memory, threads) = (bench.executor.memory(), bench.executor.threads());
+    let (speed, milliseconds) = (a.batch as f64 / seconds, seconds * 1e3);
+    if a.profile {
+        bench.profile(a.steps);
+    }
+    if a.json {
+        let result = serde_json::json!({
+            "model": a.model, "batch": a.batch, "accumulation": bench.parts, "threads": threads, "isa": isa.name(),
+            "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
+            "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops,
+        });
+        println!("{result}");
+    } else {
+        let (batch, parts) = (a.batch, bench.parts);
+        println!("{speed:.1} images/s, {milliseconds:.1} ms a step of {batch} images ({parts} parts)");
+        println!("{:.1} GFLOP/s on {threads} threads, {}", bench.flops as f64 / seconds / 1e9, isa.name());
+    }
+    Ok(ExitCode::SUCCESS)
+}
