@@ -1,0 +1,153 @@
+//! The savings of the fast description change nothing: its loss and every gradient are those of the plain description, which puts
+//! every token through every layer.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
+use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
+use simmim_engine::cpu::CpuExecutor;
+use simmim_engine::{Executor, Program};
+use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
+use simmim_models::{Area, Loss, Mode, Position, QkvBias, SimMimConfig, Target, VitConfig};
+use simmim_random::{Purpose, Stream};
+
+const BATCH: usize = 4;
+
+fn encoder() -> VitConfig {
+    VitConfig {
+        image_size: (24, 32),
+        patch_size: (4, 8),
+        channels: 3,
+        embed_dim: 24,
+        depth: 3,
+        num_heads: 3,
+        mlp_ratio: 4.0,
+        class_token: true,
+        position: Position::Absolute,
+        layer_scale: None,
+        drop_path: 0.0,
+        qkv_bias: QkvBias::Full,
+        final_norm: true,
+        eps: 1e-6,
+    }
+}
+
+fn official() -> SimMimConfig {
+    let encoder = VitConfig {
+        position: Position::SharedRelative,
+        layer_scale: Some(0.1),
+        drop_path: 0.3,
+        qkv_bias: QkvBias::NoKey,
+        ..encoder()
+    };
+    SimMimConfig { mode: Mode::Official, mask_patch: (8, 8), ..SimMimConfig::tutorial(encoder, 0.5) }
+}
+
+/// Configurations that meet each saving alone and together.
+fn configurations() -> Vec<(&'static str, SimMimConfig)> {
+    let tutorial = |encoder| SimMimConfig::tutorial(encoder, 0.5);
+    let with = |change: &dyn Fn(&mut SimMimConfig)| {
+        let mut config = official();
+        change(&mut config);
+        config
+    };
+    vec![
+        ("tutorial", tutorial(encoder())),
+        ("tutorial, one block", tutorial(VitConfig { depth: 1, ..encoder() })),
+        ("tutorial, two blocks", tutorial(VitConfig { depth: 2, ..encoder() })),
+        ("tutorial, few masked", SimMimConfig::tutorial(encoder(), 0.05)),
+        ("tutorial, nearly all masked", SimMimConfig::tutorial(encoder(), 0.95)),
+        ("tutorial, five channels", tutorial(VitConfig { channels: 5, ..encoder() })),
+        ("tutorial, full area, L2", SimMimConfig { area: Area::Full, loss: Loss::L2, ..tutorial(encoder()) }),
+        ("tutorial, drop path", tutorial(VitConfig { drop_path: 0.3, ..encoder() })),
+        ("official", official()),
+        ("official, one block", with(&|c| c.encoder.depth = 1)),
+        ("official, no class token", with(&|c| c.encoder.class_token = false)),
+        ("official, full area", with(&|c| c.area = Area::Full)),
+        ("official, a bias for each block", with(&|c| c.encoder.position = Position::Relative)),
+        ("official, absolute positions", with(&|c| c.encoder.position = Position::Absolute)),
+        ("official, no positions", with(&|c| c.encoder.position = Position::None)),
+        ("official, no final norm", with(&|c| c.encoder.final_norm = false)),
+        ("official, no biases of qkv", with(&|c| c.encoder.qkv_bias = QkvBias::None)),
+        (
+            "official, normalised targets, smooth L1",
+            with(&|c| (c.target, c.loss) = (Target::Normalized, Loss::SmoothL1)),
+        ),
+    ]
+}
+
+/// Random masks in token units.
+fn masks(config: &SimMimConfig, stream: &mut Stream) -> Vec<Vec<bool>> {
+    let (rows, cols) = config.mask_grid();
+    let (down, right) = config.tokens_per_cell();
+    let mut draw = |_| {
+        let mut cells: Vec<bool> = (0..rows * cols).map(|i| i < config.masked_tokens() / (down * right)).collect();
+        stream.shuffle(&mut cells);
+        let cell = |t: usize| t / (cols * right) / down * cols + t % (cols * right) / right;
+        (0..config.encoder.patches()).map(|t| cells[cell(t)]).collect()
+    };
+    (0..BATCH).map(&mut draw).collect()
+}
+
+/// Loss, and the gradient of each parameter with its name.
+fn step(config: &SimMimConfig, variant: Variant) -> (f32, Vec<(String, Vec<f32>)>) {
+    let build = Build { batch: BATCH, variant, accumulation: 1, train: true, outputs: false };
+    let (mut graph, loss) = simmim_graph(config, build).unwrap();
+    differentiate(&mut graph, loss).unwrap();
+    let mut executor = CpuExecutor::new(2).unwrap();
+    let id = executor.load(Program::compile(&graph).unwrap()).unwrap();
+    let mut stream = Stream::new(11, Purpose::Test, 0, 0);
+    // Each variant draws the same numbers in the same order, whatever its graph uses.
+    let parameters = config.parameters();
+    for p in &parameters {
+        let values: Vec<f32> = p.initial(5).iter().map(|v| v + 0.1 * stream.normal() as f32).collect();
+        if p.used {
+            executor.write_state(&p.name, &values).unwrap();
+        }
+    }
+    let (height, width) = config.encoder.image_size;
+    let images: Vec<f32> =
+        (0..BATCH * config.encoder.channels * height * width).map(|_| stream.normal() as f32).collect();
+    executor.write(id, "images", &images).unwrap();
+    let masks = masks(config, &mut stream);
+    let mut indices = StepIndices::default();
+    indices.fill(config, variant, &masks).unwrap();
+    indices.write(&mut executor, id, config, variant).unwrap();
+    if config.encoder.drop_path > 0.0 {
+        for block in 1..config.encoder.depth {
+            for branch in ["attn", "mlp"] {
+                let keep: Vec<f32> = (0..BATCH).map(|_| if stream.uniform() < 0.3 { 0.0 } else { 1.25 }).collect();
+                executor.write(id, &format!("keep.{block}.{branch}"), &keep).unwrap();
+            }
+        }
+    }
+    executor.run(id).unwrap();
+    let mut loss = [0.0];
+    executor.read(id, "loss", &mut loss).unwrap();
+    let mut gradient = |name: &str, len: usize| {
+        let mut data = vec![0.0; len];
+        executor.read_state(&format!("{GRADIENT_PREFIX}{name}"), &mut data).unwrap();
+        (name.to_owned(), data)
+    };
+    (loss[0], parameters.iter().filter(|p| p.used).map(|p| gradient(&p.name, p.len())).collect())
+}
+
+fn norm(values: impl Iterator<Item = f64>) -> f64 {
+    values.map(|v| v * v).sum::<f64>().sqrt()
+}
+
+#[test]
+fn the_fast_description_is_the_plain_one() {
+    for (name, config) in configurations() {
+        let (fast_loss, fast) = step(&config, Variant::Fast);
+        let (plain_loss, plain) = step(&config, Variant::Plain);
+        assert!((fast_loss / plain_loss - 1.0).abs() < 1e-6, "{name}: loss {fast_loss} and {plain_loss}");
+        let total = norm(plain.iter().flat_map(|(_, g)| g).map(|&v| f64::from(v)));
+        for ((parameter, a), (_, b)) in fast.iter().zip(&plain) {
+            let size = norm(b.iter().map(|&v| f64::from(v)));
+            let off = norm(a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+            // A gradient that cancels (the key's bias has none) holds nothing but the rounding of its terms.
+            let scale = size.max(1e-2 * total);
+            assert!(off <= 1e-6 * scale, "{name}: gradient of {parameter} is off by {:e}", off / scale);
+        }
+    }
+}
