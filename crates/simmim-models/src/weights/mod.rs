@@ -91,7 +91,7 @@ pub fn write(path: &Path, weights: &Weights) -> Result<(), ModelError> {
     write_streamed(path, shapes, |name| Ok(weights.get(name).map(|t| t.data.clone()).unwrap_or_default()))
 }
 
-/// As [`write`], but each tensor is fetched when its turn comes: no more than one is held besides what the caller holds.
+/// As [`write()`], but each tensor is fetched when its turn comes: no more than one is held besides what the caller holds.
 ///
 /// # Errors
 /// [`ModelError::Io`], and what `fetch` fails with; the file at `path` is then as before.
