@@ -12,7 +12,7 @@ use simmim_models::vit::{EncoderOutputs, encoder_graph};
 use simmim_models::{Area, Loss, Mode, ParameterSpec, Position, QkvBias, SimMimConfig, Target, VitConfig};
 use simmim_testing::{Fixture, relative_error};
 
-const MODELS: [&str; 8] = [
+const MODELS: [&str; 9] = [
     "tutorial_vit",
     "tutorial_vit_5ch_nonsquare",
     "tutorial_vit_1ch_rectpatch",
@@ -21,6 +21,7 @@ const MODELS: [&str; 8] = [
     "official_vit",
     "official_vit_per_block_bias",
     "official_vit_absolute",
+    "official_vit_no_class_full",
 ];
 
 fn pair(v: &Value) -> (usize, usize) {
@@ -39,7 +40,7 @@ fn config(c: &Value) -> SimMimConfig {
         depth: number("depth"),
         num_heads: number("num_heads"),
         mlp_ratio: c["mlp_ratio"].as_f64().unwrap(),
-        class_token: true,
+        class_token: c["class_token"].as_bool().unwrap(),
         position: match text("position") {
             "absolute" => Position::Absolute,
             "shared_relative" => Position::SharedRelative,
