@@ -2,6 +2,17 @@
 //!
 //! A model is described once, forward only, as a graph of the engine. Parameters carry the official names
 //! (`encoder.blocks.0.attn.qkv.weight`, `encoder.mask_token`, `decoder.0.weight`); encoders are exported under timm's.
+//!
+//! ```
+//! use simmim_models::{SimMimConfig, VitConfig};
+//!
+//! let vit = VitConfig::preset("vit_base_patch16_224")?;
+//! let simmim = SimMimConfig::official(vit, (32, 32), 0.6);
+//! simmim.validate()?;
+//! assert_eq!((simmim.masked_cells(), simmim.masked_tokens()), (30, 120));
+//! assert!(simmim.parameters().iter().any(|p| p.name == "encoder.blocks.11.mlp.fc2.weight"));
+//! # Ok::<(), simmim_models::ModelError>(())
+//! ```
 
 mod error;
 pub mod optimizer;

@@ -80,7 +80,8 @@ impl TrainError {
                 Some("remove this checkpoint and go on with --resume: the one before it is taken then".to_owned())
             }
             Self::Diverged { .. } => Some(
-                "lower optimizer.lr, lengthen the warm-up, set optimizer.clip_norm, or set guard.on_nan = \"rollback\""
+                "the checkpoints before it are whole: go on with --resume and a lower optimizer.lr, a longer warm-up or \
+                 optimizer.clip_norm; guard.on_nan and guard.on_spike say what happens then"
                     .to_owned(),
             ),
             Self::Data(e) => e.help(),

@@ -2,6 +2,28 @@
 //!
 //! A run is a folder ([`RunFolder`]); what it does is a [`Recipe`]; [`Trainer`] joins a model on an executor ([`Session`]) with
 //! batches of images.
+//!
+//! ```
+//! use simmim_engine::cpu::CpuExecutor;
+//! use simmim_models::{SimMimConfig, VitConfig, optimizer::AdamWConfig};
+//! use simmim_train::Session;
+//!
+//! let mut vit = VitConfig::preset("vit_tiny_patch8_16")?;
+//! vit.depth = 2;
+//! let simmim = SimMimConfig::tutorial(vit, 0.5);
+//! let mut session = Session::new(Box::new(CpuExecutor::new(2)?), simmim, 0)?;
+//! session.prepare_training(4, 1, AdamWConfig::default())?;
+//! // Four images of 3 x 16 x 16; of each, two of the four patches are hidden.
+//! let images: Vec<f32> = (0..4 * 3 * 16 * 16).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let masks = vec![vec![true, false, false, true]; 4];
+//! let first = session.train_step(&images, &masks, 0, 0, 1e-3)?.loss;
+//! let mut last = first;
+//! for step in 1..20 {
+//!     last = session.train_step(&images, &masks, 0, step, 1e-3)?.loss;
+//! }
+//! assert!(last < first);
+//! # Ok::<(), simmim_train::TrainError>(())
+//! ```
 
 pub mod checkpoint;
 mod error;
@@ -18,6 +40,6 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation, open_data,
-    settle, training_graph, write_encoder,
+    ARENA_BYTES, Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation,
+    open_data, settle, training_graph, write_encoder,
 };

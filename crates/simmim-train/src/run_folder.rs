@@ -47,6 +47,14 @@ impl RunFolder {
     /// # Errors
     /// [`TrainError::Run`] where the folder is taken.
     pub fn create(root: &Path, config: &str, overwrite: bool) -> Result<Self, TrainError> {
+        let blocked = root.ancestors().find(|p| p.exists() && !p.is_dir() && !p.as_os_str().is_empty());
+        if let Some(file) = blocked {
+            return Err(TrainError::Run {
+                path: root.to_owned(),
+                what: format!("{} is a file", file.display()),
+                help: "name a new folder by --out".into(),
+            });
+        }
         let marked = root.join(LOCK).is_file();
         if marked && Self::is_run(root) {
             if !overwrite {
@@ -120,6 +128,20 @@ impl RunFolder {
     #[must_use]
     pub fn is_run(root: &Path) -> bool {
         root.join("config.toml").is_file()
+    }
+
+    /// Replaces the recipe of a run that goes on with other settings.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn rewrite_config(&self, config: &str) -> Result<(), TrainError> {
+        atomic_write(&self.config(), config.as_bytes())
+    }
+
+    /// Whether a training has come to its end here.
+    #[must_use]
+    pub fn has_results(&self) -> bool {
+        self.model().is_file()
     }
 
     fn lock(root: &Path) -> Result<File, TrainError> {

@@ -11,6 +11,8 @@ use diagnostics::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // A reader that has seen enough (`| head`) ends the program quietly, as it does others.
+    sigpipe::reset();
     let arguments = Arguments::parse();
     let format = arguments.log_format;
     let result: Result<ExitCode, Failure> = match arguments.command {

@@ -73,8 +73,67 @@ fn a_resumed_run_ends_with_the_weights_of_one_that_was_never_stopped() {
 }
 
 #[test]
+fn a_run_made_longer_is_used_with_its_newest_weights() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |arguments: &str| {
+        let out = simmim(place.path(), arguments);
+        assert!(out.status.success(), "{arguments}: {}", errors(&out));
+        errors(&out)
+    };
+    run(&format!("pretrain --out run --steps 3 {SHORT}"));
+    let model = place.path().join("run/model.safetensors");
+    let old = std::fs::read(&model).unwrap();
+    let said = run("pretrain --out run --resume --steps 5");
+    assert!(said.contains("schedule.steps = 3 -> 5"), "{said}");
+    let config = std::fs::read_to_string(place.path().join("run/config.toml")).unwrap();
+    assert!(config.contains("steps = 5"), "{config}");
+    // As after an interruption: a checkpoint is there, the results are those of the shorter run.
+    std::fs::write(&model, old).unwrap();
+    run("reconstruct --weights run --out a.png --values a.safetensors");
+    run("reconstruct --weights run/checkpoints/step-00000005 --out b.png --values b.safetensors");
+    run("reconstruct --weights run/model.safetensors --recipe run/config.toml --out c.png --values c.safetensors");
+    let values = |name: &str| std::fs::read(place.path().join(name)).unwrap();
+    assert!(values("a.safetensors") == values("b.safetensors"));
+    assert!(values("a.safetensors") != values("c.safetensors"));
+
+    std::fs::remove_dir_all(place.path().join("run/checkpoints")).unwrap();
+    let lost = simmim(place.path(), "pretrain --out run --resume --steps 9");
+    assert_eq!(lost.status.code(), Some(2));
+    assert!(errors(&lost).contains("its checkpoints are gone"), "{}", errors(&lost));
+}
+
+#[test]
+fn unreadable_held_out_images_do_not_lose_a_run() {
+    let place = tempfile::tempdir().unwrap();
+    let bad = place.path().join("bad");
+    std::fs::create_dir(&bad).unwrap();
+    std::fs::write(bad.join("a.png"), b"not a picture").unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../simmim-data/demo/t10k-images-idx3-ubyte.gz");
+    let refused =
+        simmim(place.path(), &format!("pretrain --out x --data {demo} --set data.val_path=bad --steps 2 {SHORT}"));
+    assert_eq!(refused.status.code(), Some(2), "{}", errors(&refused));
+    assert!(errors(&refused).contains("a.png") && !place.path().join("x").exists());
+}
+
+#[test]
+fn a_reader_that_stops_early_is_no_panic() {
+    let program = env!("CARGO_BIN_EXE_simmim");
+    let mut child = Command::new(program)
+        .args(["inspect", "--plan"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(!errors(&out).contains("panicked"), "{}", errors(&out));
+}
+
+#[test]
 fn wrong_input_is_refused_before_anything_is_written() {
     let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("notes.txt"), "mine").unwrap();
+    std::fs::write(place.path().join("w.pth"), b"PK\x03\x04...").unwrap();
     for (arguments, message) in [
         ("pretrain --out x --set optimizer.lrr=1", "did you mean `optimizer.lr`"),
         ("pretrain --out x --recipe dmo", "did you mean `demo`"),
@@ -85,7 +144,14 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("pretrain --out x --weights missing.safetensors", "missing.safetensors"),
         ("pretrain --out x --resume", "no run in this folder"),
         ("pretrain --out x --device cuda:0", "no device `cuda:0`"),
-        ("embed --weights missing.safetensors --data . --out f.npy", "name it by --model"),
+        ("pretrain --out x --resume --recipe demo", "cannot be used with"),
+        ("pretrain --out notes.txt", "notes.txt is a file"),
+        ("embed --weights missing.safetensors --data . --out f.npy", "does not exist"),
+        ("embed --weights notes.txt --data . --out f.npy", "name it by --model"),
+        ("embed --weights w.pth --data . --out f.npy", "PyTorch pickle"),
+        ("embed --weights . --data . --out f.npy", "neither a run nor a checkpoint"),
+        ("reconstruct --weights w.pth --out nowhere/grid.png", "there is no folder nowhere"),
+        ("inspect --batch 0", "at least 1"),
         ("bench step --model resnet50", "unknown model `resnet50`"),
     ] {
         let out = simmim(place.path(), arguments);

@@ -2,7 +2,7 @@
 
 mod names;
 
-pub use names::{encoder_to_timm, match_parameters};
+pub use names::{encoder_to_timm, match_parameters, timm_call};
 
 use crate::error::ModelError;
 use safetensors::tensor::TensorView;

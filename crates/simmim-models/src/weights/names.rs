@@ -3,6 +3,7 @@
 use super::{Tensor, Weights};
 use crate::error::ModelError;
 use crate::parameters::ParameterSpec;
+use crate::vit::{Position, QkvBias, VitConfig};
 use std::path::Path;
 
 /// Prefix of the encoder's parameters in a full model.
@@ -97,10 +98,42 @@ pub fn encoder_to_timm(weights: &Weights) -> Weights {
     out
 }
 
+/// The call of timm that makes a model for an exported encoder: features without head, patch tokens averaged. None where timm's
+/// `VisionTransformer` has no such model: it knows no relative position biases.
+#[must_use]
+pub fn timm_call(c: &VitConfig) -> Option<String> {
+    if matches!(c.position, Position::SharedRelative | Position::Relative) {
+        return None;
+    }
+    let pair = |(a, b): (usize, usize)| if a == b { a.to_string() } else { format!("({a}, {b})") };
+    let mut call = format!(
+        "timm.models.VisionTransformer(img_size={}, patch_size={}, in_chans={}, embed_dim={}, depth={}, num_heads={}",
+        pair(c.image_size),
+        pair(c.patch_size),
+        c.channels,
+        c.embed_dim,
+        c.depth,
+        c.num_heads
+    );
+    let mut other = |unusual: bool, text: String| {
+        if unusual {
+            call.push_str(&text)
+        }
+    };
+    other(c.mlp_ratio != 4.0, format!(", mlp_ratio={}", c.mlp_ratio));
+    other(!c.class_token, ", class_token=False".into());
+    other(c.position == Position::None, ", pos_embed='none'".into());
+    other(c.layer_scale.is_some(), format!(", init_values={}", c.layer_scale.unwrap_or_default()));
+    other(c.qkv_bias == QkvBias::None, ", qkv_bias=False".into());
+    other(!c.final_norm, ", final_norm=False".into());
+    call.push_str(", num_classes=0, global_pool='avg', fc_norm=False)");
+    Some(call)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{QkvBias, SimMimConfig, VitConfig};
+    use crate::SimMimConfig;
 
     fn config() -> SimMimConfig {
         let mut encoder = VitConfig::preset("vit_tiny_patch8_16").unwrap();

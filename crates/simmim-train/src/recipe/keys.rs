@@ -64,7 +64,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("checkpoint.keep", "checkpoints kept"),
     (
         "guard.on_nan",
-        "a loss or gradient that is not finite: warn (the step is skipped), stop, or rollback to the last checkpoint",
+        "a loss or gradient that is not finite: ignore or warn (the step is skipped), stop, or rollback to the last checkpoint",
     ),
     ("guard.on_spike", "a loss spike: ignore, warn, stop or rollback"),
     ("guard.spike_factor", "a spike is a loss above this multiple of the median of the last losses; 0: off"),

@@ -114,6 +114,18 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// The keys in which another recipe differs, each as `KEY = OLD -> NEW`.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let table = |r: &Self| Table::try_from(r).unwrap_or_default();
+        let (old, new) = (table(self), table(other));
+        let changed = |(key, _): &(&'static str, &str)| {
+            let (old, new) = (lookup(&old, key)?, lookup(&new, key)?);
+            (old != new).then(|| format!("{key} = {old} -> {new}"))
+        };
+        KEYS.iter().filter_map(changed).collect()
+    }
+
     /// The recipe as TOML, a line a value, each with its meaning.
     #[must_use]
     pub fn to_toml(&self) -> String {
@@ -299,6 +311,15 @@ mod tests {
         assert!(r.is_err());
         let r = set(&["schedule.epochs=9223372036854775807"]).unwrap();
         assert_eq!(r.total_steps(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn differences_name_keys_with_both_values() {
+        let (a, b) = (set(&["train.seed=1"]).unwrap(), set(&["train.seed=2", "schedule.epochs=3"]).unwrap());
+        assert!(a.differences(&a).is_empty());
+        let found = a.differences(&b);
+        assert!(found.contains(&"train.seed = 1 -> 2".to_owned()), "{found:?}");
+        assert!(found.iter().any(|d| d.starts_with("schedule.epochs = 0 -> 3")), "{found:?}");
     }
 
     #[test]

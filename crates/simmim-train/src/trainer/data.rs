@@ -35,7 +35,9 @@ pub fn open_data(recipe: &Recipe) -> Result<Data, TrainError> {
     }
     let train: Arc<dyn Source> = open(Path::new(&d.path))?.into();
     if !d.val_path.is_empty() {
-        return Ok(Data { train, held_out: open(Path::new(&d.val_path))?.into() });
+        let held_out: Arc<dyn Source> = open(Path::new(&d.val_path))?.into();
+        readable(&*held_out, recipe.model.channels)?;
+        return Ok(Data { train, held_out });
     }
     let held = d.held_out.min(train.len() / 10).max(usize::from(train.len() > 1));
     if held == 0 {
@@ -43,4 +45,17 @@ pub fn open_data(recipe: &Recipe) -> Result<Data, TrainError> {
     }
     let (kept, held) = split(train.len(), held, recipe.train.seed);
     Ok(Data { held_out: Arc::new(Subset::new(Arc::clone(&train), held)?), train: Arc::new(Subset::new(train, kept)?) })
+}
+
+/// Refuses held-out images of which none of the first few can be read, before a training begins that could not be judged.
+fn readable(images: &dyn Source, channels: usize) -> Result<(), TrainError> {
+    const TRIED: usize = 16;
+    let mut first = None;
+    for i in 0..images.len().min(TRIED) {
+        match images.load(i, channels) {
+            Ok(_) => return Ok(()),
+            Err(e) => first = first.or(Some(e)),
+        }
+    }
+    first.map_or(Ok(()), |e| Err(e.into()))
 }

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Memory that the arena of one part of a step may take where the recipe leaves the number of parts open.
-const ARENA_BYTES: usize = 256 << 20;
+pub const ARENA_BYTES: usize = 256 << 20;
 
 /// Something that happened while training, for progress and logs.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,6 +133,15 @@ impl Trainer {
             found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
             session.restore(&run.checkpoints(), found.tensors)?;
             at = found.meta;
+        } else if run.has_results() {
+            return Err(TrainError::Run {
+                path: run.root().to_owned(),
+                what: "the run was finished, but its checkpoints are gone".into(),
+                help: "start another run from its model.safetensors by --weights, or begin anew by --overwrite".into(),
+            });
+        }
+        if Recipe::from_run(&run.config())? != recipe {
+            run.rewrite_config(&recipe.to_toml())?;
         }
         let loader = Self::loader(&recipe, &data, &at)?;
         let schedule = recipe.learning_rate(loader.batches_per_epoch());
@@ -229,7 +238,7 @@ impl Trainer {
         self.save(tell)?;
         if finished {
             if val_loss.is_none() {
-                val_loss = Some(self.held_out.loss(&mut self.session, tell)?);
+                val_loss = self.held_out.loss(&mut self.session, tell)?;
             }
             self.write_results(tell)?;
         }
@@ -267,7 +276,7 @@ impl Trainer {
             let window = self.log.record(self.loader.wait_seconds());
             let mut record = Record { step, epoch, lr, grad_norm: result.grad_norm, ..window };
             if validate {
-                val_loss = Some(self.held_out.loss(&mut self.session, tell)?);
+                val_loss = self.held_out.loss(&mut self.session, tell)?;
             }
             record.val_loss = val_loss;
             self.log.write(&record)?;

@@ -24,6 +24,14 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+/// A number of things of which there must be one.
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("give a whole number, at least 1".to_owned()),
+        Ok(n) => Ok(n),
+    }
+}
+
 /// Format of the lines on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -70,7 +78,7 @@ pub(crate) struct Inspect {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
     /// Images in a step; default: the recipe's batch size.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) batch: Option<usize>,
     /// Print every parameter with its shape.
     #[arg(long)]

@@ -25,7 +25,7 @@ pub(crate) struct Pretrain {
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Go on with the run in `--out` from its last checkpoint.
-    #[arg(long, requires = "out", conflicts_with_all = ["overwrite", "weights"])]
+    #[arg(long, requires = "out", conflicts_with_all = ["overwrite", "weights", "recipe"])]
     pub(crate) resume: bool,
     /// Delete the run in `--out` first.
     #[arg(long, requires = "out")]

@@ -1,5 +1,6 @@
 //! Arguments of the commands that use trained weights.
 
+use super::at_least_one;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -31,7 +32,8 @@ pub(crate) struct WeightsOf {
 Examples:
   simmim reconstruct --weights runs/photos --data photos --out grid.png
   simmim reconstruct --weights model.safetensors --model vit_base_patch16_224 \\
-      --recipe official_vit_base_patch16 --data photos --out grid.png --mask mask.npy --values values.safetensors")]
+      --recipe official_vit_base_patch16 --data photos --out grid.png \\
+      --mask mask.npy --values values.safetensors")]
 pub(crate) struct Reconstruct {
     #[command(flatten)]
     pub(crate) weights: WeightsOf,
@@ -42,12 +44,14 @@ pub(crate) struct Reconstruct {
     #[arg(long, value_name = "FILE.png")]
     pub(crate) out: PathBuf,
     /// Number of images.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     pub(crate) images: usize,
-    /// Masks: a 0/1 array [images, rows, columns] in mask units; default: drawn from the seed.
+    /// Masks: a 0/1 array [images, rows, columns] in mask units that hides as many cells of each image; default: drawn from the
+    /// seed.
     #[arg(long, value_name = "M.npy")]
     pub(crate) mask: Option<PathBuf>,
-    /// Also write `mask`, `target`, `prediction` (normalised space, [n, C, H, W]) and `loss` to this safetensors file.
+    /// Also write `mask`, `target`, `prediction` (normalised space, [n, C, H, W]) and `loss` to this safetensors file. Visible
+    /// pixels of `prediction` are 0 unless the recipe's area is full; so are those of a per-patch normalised `target`.
     #[arg(long, value_name = "V.safetensors")]
     pub(crate) values: Option<PathBuf>,
     /// Seed of the masks.
@@ -70,7 +74,8 @@ pub(crate) enum Pool {
 #[command(after_help = "\
 Examples:
   simmim embed --weights runs/photos --data photos --out features.npy
-  simmim embed --weights vit.safetensors --model vit_small_patch16_224 --data photos --out f.npy --pool none --layer 8")]
+  simmim embed --weights vit.safetensors --model vit_small_patch16_224 \\
+      --data photos --out f.npy --pool none --layer 8")]
 pub(crate) struct Embed {
     #[command(flatten)]
     pub(crate) weights: WeightsOf,

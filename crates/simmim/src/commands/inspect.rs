@@ -7,15 +7,26 @@ use crate::diagnostics::Failure;
 use simmim_engine::Program;
 use simmim_engine::autodiff::differentiate;
 use simmim_models::simmim::{Build, Variant, simmim_graph};
-use simmim_train::{Recipe, training_graph};
+use simmim_train::{ARENA_BYTES, Recipe, choose_accumulation, training_graph};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     let recipe = Recipe::resolve(a.recipe.recipe.as_deref().unwrap_or("demo"), &a.recipe.set)?;
     let config = recipe.simmim_config()?;
     let batch = a.batch.unwrap_or(recipe.train.batch_size);
-    let graph = training_graph(&config, batch, 1)?;
+    let parts = match recipe.train.accumulation {
+        0 => choose_accumulation(&config, batch, ARENA_BYTES)?,
+        given if batch.is_multiple_of(given) => given,
+        given => {
+            return Err(Failure::input(
+                format!("{given} parts do not divide a batch of {batch}"),
+                "set train.accumulation to a divisor of the batch, or to 0",
+            ));
+        }
+    };
+    let graph = training_graph(&config, batch / parts, parts)?;
     let program = Program::compile(&graph)?;
+    let flops = graph.flops() * parts as u64;
     let build = Build { batch, variant: Variant::Plain, accumulation: 1, train: true, outputs: false };
     let (mut plain, loss) = simmim_graph(&config, build)?;
     differentiate(&mut plain, loss)?;
@@ -26,7 +37,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
             "{}",
             serde_json::json!({
                 "parameters": parameters, "batch": batch, "arena_bytes": program.arena_bytes(),
-                "state_bytes": 2 * program.state_bytes(), "flops_per_step": graph.flops(), "model_flops_per_step": plain.flops(),
+                "state_bytes": 2 * program.state_bytes(), "parts": parts, "flops_per_step": flops, "model_flops_per_step": plain.flops(),
             })
         );
         return Ok(ExitCode::SUCCESS);
@@ -51,13 +62,15 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     println!("parameters   {parameters}");
     println!(
         "step         {batch} images, {:.2} GFLOP ({:.2} without the exact savings)",
-        graph.flops() as f64 / 1e9,
+        flops as f64 / 1e9,
         plain.flops() as f64 / 1e9
     );
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     println!(
-        "memory       {:.1} MiB arena in one part, {:.1} MiB states with moments",
+        "memory       {:.1} MiB arena ({parts} part{} of {} images), {:.1} MiB states with moments",
         mib(program.arena_bytes()),
+        if parts == 1 { "" } else { "s" },
+        batch / parts,
         mib(2 * program.state_bytes())
     );
     println!("program      {} operations", program.instructions.len());

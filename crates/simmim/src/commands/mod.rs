@@ -3,12 +3,14 @@
 pub(crate) mod bench;
 pub(crate) mod embed;
 pub(crate) mod inspect;
+pub(crate) mod mask_file;
 pub(crate) mod pretrain;
 pub(crate) mod recipes;
 pub(crate) mod reconstruct;
 pub(crate) mod weights;
 
 use crate::diagnostics::Failure;
+use std::path::Path;
 
 /// `224` or `192x256`: height and width.
 pub(crate) fn parse_size(text: &str) -> Result<(usize, usize), Failure> {
@@ -19,5 +21,38 @@ pub(crate) fn parse_size(text: &str) -> Result<(usize, usize), Failure> {
         _ => {
             Err(Failure::input(format!("`{text}` is not an image size"), "write 224, or HEIGHTxWIDTH such as 192x256"))
         }
+    }
+}
+
+/// Refuses a path that no file can be written to, before any work is done for it.
+pub(crate) fn check_output(path: &Path) -> Result<(), Failure> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if path.is_dir() {
+        return Err(Failure::input(format!("{} is a folder", path.display()), "name a file to write"));
+    }
+    if !folder.is_dir() {
+        return Err(Failure::input(
+            format!("{}: there is no folder {}", path.display(), folder.display()),
+            "make the folder first, or name another place",
+        ));
+    }
+    Ok(())
+}
+
+/// A path as a shell takes it.
+pub(crate) fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_where_a_shell_would_split_them() {
+        assert_eq!(quoted(Path::new("runs/a-1")), "runs/a-1");
+        assert_eq!(quoted(Path::new("my run/it's")), "'my run/it'\\''s'");
     }
 }

@@ -3,11 +3,12 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{LogFormat, Pretrain};
-use crate::commands::weights;
+use crate::commands::{quoted, weights};
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
 use simmim_engine::cpu::CpuExecutor;
-use simmim_train::{Outcome, Recipe, RunFolder, Summary, Trainer, open_data, settle};
+use simmim_models::weights::timm_call;
+use simmim_train::{Outcome, Recipe, RunFolder, Summary, TrainError, Trainer, open_data, settle};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,12 +26,18 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     settle(&mut recipe, &data)?;
     let config = recipe.simmim_config()?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config)).transpose()?;
-    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
+    let mut early = Progress::new(format, 0, 0);
+    let run = if a.resume {
+        say_what_changes(&out, &recipe, &early)?;
+        RunFolder::open(&out)?
+    } else {
+        RunFolder::create(&out, &recipe.to_toml(), a.overwrite)?
+    };
     let executor = CpuExecutor::new(a.threads)?;
     let threads = executor.threads();
-    let mut early = Progress::new(format, 0, 0);
-    let mut trainer = Trainer::new(recipe, run, data, Box::new(executor), threads, &mut |e| early.show(&e))
-        .map_err(|e| Failure::from(e).after_start())?;
+    let late = |e: TrainError| if a.resume { e.into() } else { Failure::from(e).after_start() };
+    let mut trainer =
+        Trainer::new(recipe, run, data, Box::new(executor), threads, &mut |e| early.show(&e)).map_err(late)?;
     if let Some(start) = start {
         trainer.set_weights(start)?;
     }
@@ -48,6 +55,16 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     progress.finish();
     conclude(&trainer, &summary, &progress);
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// Names the settings in which a resumed run will differ from what it was: they break the promise that it ends with the same
+/// weights.
+fn say_what_changes(out: &Path, recipe: &Recipe, progress: &Progress) -> Result<(), Failure> {
+    let changes = Recipe::from_run(&out.join("config.toml"))?.differences(recipe);
+    if !changes.is_empty() {
+        progress.say(&format!("the run goes on with other settings than before: {}", changes.join(", ")));
+    }
+    Ok(())
 }
 
 /// The recipe with the flags on top, and the run folder.
@@ -89,12 +106,17 @@ fn announce(trainer: &Trainer, progress: &Progress, threads: usize) {
     let memory = trainer.session().executor().memory();
     let parameters: usize = trainer.session().parameters().iter().map(simmim_models::ParameterSpec::len).sum();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+    let parameters = if parameters < 1_000_000 {
+        format!("{:.0} thousand", parameters as f64 / 1e3)
+    } else {
+        format!("{:.1} million", parameters as f64 / 1e6)
+    };
+    let left = trainer.total_steps().saturating_sub(trainer.step());
     progress.say(&format!(
-        "{} images, {:.1} million parameters, {} steps on {threads} threads; memory: {:.0} MiB (parameters, gradients, moments) + \
+        "{} images, {parameters} parameters, {left} steps on {threads} thread{}; memory: {:.0} MiB (parameters, gradients, moments) + \
          {:.0} MiB (activations); run folder {}",
         trainer.images(),
-        parameters as f64 / 1e6,
-        trainer.total_steps() - trainer.step(),
+        if threads == 1 { "" } else { "s" },
         mib(memory.states),
         mib(memory.arena + memory.scratch),
         trainer.root().display(),
@@ -102,7 +124,7 @@ fn announce(trainer: &Trainer, progress: &Progress, threads: usize) {
 }
 
 fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
-    let root = trainer.root().display();
+    let root = quoted(trainer.root());
     let skipped = trainer.skipped().len();
     if skipped > 0 {
         progress.say(&format!("{skipped} images could not be read; {root}/skipped.txt names them"));
@@ -113,11 +135,18 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
             summary.step
         )),
         Outcome::Finished => {
-            let last = summary.val_loss.unwrap_or(f32::NAN);
             let earlier = summary.first_val_loss.filter(|(step, _)| *step < summary.step);
             let earlier = earlier.map(|(step, v)| format!(" ({v:.4} after step {step})")).unwrap_or_default();
-            println!("held-out loss {last:.4} after step {}{earlier}", summary.step);
-            println!("pictures: {root}/reconstructions; encoder for timm: {root}/encoder.safetensors");
+            if let Some(last) = summary.val_loss {
+                println!("held-out loss {last:.4} after step {}{earlier}", summary.step);
+            }
+            println!("pictures: {root}/reconstructions; encoder: {root}/encoder.safetensors");
+            match timm_call(&trainer.session().config().encoder) {
+                Some(call) => println!("in timm: {call}"),
+                None => {
+                    println!("timm has no model with these position biases; the encoder's names are timm's otherwise")
+                }
+            }
             println!("next: simmim embed --weights {root} --data FOLDER --out features.npy");
         }
     }

@@ -5,7 +5,10 @@ use crate::commands::parse_size;
 use crate::diagnostics::Failure;
 use simmim_models::SimMimConfig;
 use simmim_models::weights::{self, Weights, match_parameters};
-use simmim_train::{Recipe, RunFolder, checkpoint};
+use simmim_train::checkpoint::{self, CheckpointStore};
+use simmim_train::{Recipe, RunFolder};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A model's description and its weights.
@@ -16,16 +19,14 @@ pub(crate) struct Model {
     pub(crate) weights: Weights,
 }
 
-/// Tensors behind a run folder, a checkpoint folder or a file.
+/// Tensors behind a run folder, a checkpoint or a file. Of a run its newest checkpoint counts: `model.safetensors` is older where
+/// a run was made longer.
 fn tensors(path: &Path) -> Result<Weights, Failure> {
+    let named = |p: &Path, name: &str| p.file_name().is_some_and(|n| n == name);
     if RunFolder::is_run(path) {
-        let model = path.join("model.safetensors");
-        if model.is_file() {
-            return Ok(weights::read(&model)?);
-        }
-        let store = checkpoint::CheckpointStore::read_only(&path.join("checkpoints"));
-        return match store.load_latest()? {
-            Some(found) => Ok(parameters_of(found.tensors)),
+        return match newest(&path.join("checkpoints"))? {
+            Some(found) => Ok(found),
+            None if path.join("model.safetensors").is_file() => Ok(weights::read(&path.join("model.safetensors"))?),
             None => {
                 Err(Failure::input(format!("{}: the run has no checkpoint yet", path.display()), "let it train first"))
             }
@@ -34,7 +35,41 @@ fn tensors(path: &Path) -> Result<Weights, Failure> {
     if path.join("meta.json").is_file() {
         return Ok(parameters_of(checkpoint::load(path)?.1));
     }
+    let store = if named(path, "latest") { path.parent() } else { Some(path) };
+    if let Some(store) = store.filter(|p| named(p, "checkpoints"))
+        && let Some(found) = newest(store)?
+    {
+        return Ok(found);
+    }
+    check_file(path)?;
     Ok(weights::read(path)?)
+}
+
+/// The parameters in the newest whole checkpoint of a folder, if there is one.
+fn newest(checkpoints: &Path) -> Result<Option<Weights>, Failure> {
+    if !checkpoints.is_dir() {
+        return Ok(None);
+    }
+    Ok(CheckpointStore::read_only(checkpoints).load_latest()?.map(|found| parameters_of(found.tensors)))
+}
+
+/// Refuses what is certainly not a weight file in words that say what to do.
+fn check_file(path: &Path) -> Result<(), Failure> {
+    const GIVE: &str = "give a run folder, a checkpoint folder or a .safetensors file";
+    let fail = |what: &str, help: &str| Err(Failure::input(format!("{} {what}", path.display()), help));
+    if path.is_dir() {
+        return fail("is a folder, but neither a run nor a checkpoint", GIVE);
+    }
+    let mut start = Vec::new();
+    match File::open(path).and_then(|f| f.take(4).read_to_end(&mut start)) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => fail("does not exist", GIVE),
+        Err(e) => fail(&format!("cannot be read: {e}"), GIVE),
+        Ok(_) if start.starts_with(b"PK\x03\x04") || start.starts_with(&[0x80, 0x02]) => fail(
+            "is a PyTorch pickle file, which this program does not read",
+            "convert it where PyTorch is: safetensors.torch.save_file(state_dict, \"model.safetensors\")",
+        ),
+        Ok(_) => Ok(()),
+    }
 }
 
 /// A checkpoint without the optimiser's moments.
@@ -70,6 +105,7 @@ pub(crate) fn resolve(a: &WeightsOf) -> Result<Model, Failure> {
         (Some(base), _) => Recipe::resolve(&base, &set)?,
         (None, Some(_)) => Recipe::resolve("bare", &set)?,
         (None, None) => {
+            check_file(&a.weights)?;
             return Err(Failure::input(
                 format!("{}: the file does not say which model it is", a.weights.display()),
                 "name it by --model, such as --model vit_small_patch16_224, or give a run folder",

@@ -15,13 +15,12 @@ use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{StepIndices, Variant};
 use simmim_models::{SimMimConfig, VitConfig};
 use simmim_random::{Purpose, Stream};
-use simmim_train::{choose_accumulation, training_graph};
+use simmim_train::{ARENA_BYTES, choose_accumulation, training_graph};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
 /// Memory of the arena where the number of parts is left open.
-const ARENA_BYTES: usize = 256 << 20;
 /// Steps before the measured ones.
 const WARM_UP: usize = 2;
 

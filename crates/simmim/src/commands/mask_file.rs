@@ -1,0 +1,138 @@
+//! Masks given as an array file.
+
+use crate::diagnostics::Failure;
+use npyz::{NpyFile, Order};
+use simmim_data::MaskSpec;
+use simmim_models::{Mode, SimMimConfig};
+use std::path::Path;
+
+/// Reads a 0/1 array `[images, rows, columns]` in mask units; every image hides the same number of cells.
+///
+/// # Errors
+/// A file that is missing or no such array.
+pub(crate) fn read(path: &Path, spec: &MaskSpec, images: usize) -> Result<Vec<Vec<bool>>, Failure> {
+    let help = format!("give a 0/1 array of shape [{images}, {}, {}], written by numpy.save", spec.rows, spec.cols);
+    let fail = |what: String| Failure::input(format!("{}: {what}", path.display()), help.clone());
+    let bytes =
+        std::fs::read(path).map_err(|e| Failure::input(format!("{}: {e}", path.display()), "check the path"))?;
+    let parse = || NpyFile::new(&bytes[..]).map_err(|e| fail(format!("not an array file: {e}")));
+    let header = parse()?;
+    let expected = [images, spec.rows, spec.cols];
+    if header.shape() != expected.map(|n| n as u64) {
+        return Err(fail(format!("its shape is {:?}", header.shape())));
+    }
+    let by_columns = header.order() == Order::Fortran;
+    let values = numbers(&parse).ok_or_else(|| fail("its elements are not bool, integers or floats".into()))?;
+    if let Some(bad) = values.iter().find(|v| ![0.0, 1.0].contains(*v)) {
+        return Err(fail(format!("it holds {bad}, which is neither 0 nor 1")));
+    }
+    let place = |i: usize, cell: usize| {
+        let (row, col) = (cell / spec.cols, cell % spec.cols);
+        if by_columns { i + images * (row + spec.rows * col) } else { i * spec.cells() + cell }
+    };
+    let masks: Vec<Vec<bool>> =
+        (0..images).map(|i| (0..spec.cells()).map(|cell| values[place(i, cell)] == 1.0).collect()).collect();
+    let counts: Vec<usize> = masks.iter().map(|m| m.iter().filter(|&&v| v).count()).collect();
+    match counts.iter().position(|&c| c != counts[0]) {
+        Some(i) => {
+            let what = format!("image {i} hides {} cells and image 0 hides {}", counts[i], counts[0]);
+            Err(Failure::input(
+                format!("{}: {what}", path.display()),
+                "hide the same number of cells of every image, or reconstruct the images one by one",
+            ))
+        }
+        None => Ok(masks),
+    }
+}
+
+/// The elements as numbers, whatever their type.
+fn numbers<'a>(parse: &impl Fn() -> Result<NpyFile<&'a [u8]>, Failure>) -> Option<Vec<f64>> {
+    macro_rules! first_of {
+        ($($t:ty => $convert:expr),* $(,)?) => {
+            $(if let Ok(values) = parse().ok()?.into_vec::<$t>() {
+                return Some(values.into_iter().map($convert).collect());
+            })*
+        };
+    }
+    first_of! {
+        bool => |v| f64::from(u8::from(v)), u8 => f64::from, i8 => f64::from, i16 => f64::from, u16 => f64::from,
+        i32 => f64::from, u32 => f64::from, i64 => |v| v as f64, u64 => |v| v as f64, f32 => f64::from, f64 => |v| v,
+    }
+    None
+}
+
+/// Makes the model hide as many cells as given masks do.
+///
+/// # Errors
+/// Masks that hide nothing or everything.
+pub(crate) fn fit(config: &mut SimMimConfig, masks: &[Vec<bool>]) -> Result<(), Failure> {
+    let Some(mask) = masks.first() else { return Ok(()) };
+    let hidden = mask.iter().filter(|&&v| v).count() as f64;
+    // The middle of what is rounded to this count: down in the tutorial's mode, up in the official one.
+    let middle = if config.mode == Mode::Tutorial { hidden + 0.5 } else { hidden - 0.5 };
+    config.mask_ratio = middle / mask.len() as f64;
+    if config.masked_cells() == 0 || config.masked_cells() >= mask.len() {
+        return Err(Failure::input(
+            format!("the masks hide {hidden} of {} cells", mask.len()),
+            "hide at least one cell and leave at least one visible",
+        ));
+    }
+    Ok(config.validate()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use npyz::WriterBuilder;
+    use simmim_data::MaskKind;
+    use simmim_models::VitConfig;
+
+    fn spec() -> MaskSpec {
+        MaskSpec { rows: 2, cols: 3, ratio: 0.5, kind: MaskKind::Random }
+    }
+
+    fn write(path: &Path, order: Order, values: &[f32]) {
+        let file = std::fs::File::create(path).unwrap();
+        let options = npyz::WriteOptions::new().default_dtype().shape(&[2, 2, 3]).order(order).writer(file);
+        let mut out = options.begin_nd().unwrap();
+        out.extend(values.iter().copied()).unwrap();
+        out.finish().unwrap();
+    }
+
+    #[test]
+    fn either_order_of_elements_gives_the_same_masks() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.npy");
+        write(&path, Order::C, &[1., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
+        let masks = read(&path, &spec(), 2).unwrap();
+        assert_eq!(masks[0], [true, false, false, false, true, false]);
+        assert_eq!(masks[1], [false, false, true, true, false, false]);
+        // The same array, the first index running fastest.
+        write(&path, Order::Fortran, &[1., 0., 0., 1., 0., 0., 1., 0., 0., 1., 0., 0.]);
+        assert_eq!(read(&path, &spec(), 2).unwrap(), masks);
+    }
+
+    #[test]
+    fn what_is_no_mask_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.npy");
+        write(&path, Order::C, &[2., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
+        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("it holds 2"));
+        write(&path, Order::C, &[0., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
+        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("image 1 hides 2 cells"));
+        assert!(format!("{:?}", read(&path, &spec(), 3).unwrap_err()).contains("its shape is [2, 2, 3]"));
+        assert!(format!("{:?}", read(&folder.path().join("no.npy"), &spec(), 2).unwrap_err()).contains("no.npy"));
+    }
+
+    #[test]
+    fn any_number_of_hidden_cells_fits_in_both_modes() {
+        let vit = VitConfig::preset("vit_tiny_patch4_28").unwrap();
+        for mut config in [SimMimConfig::tutorial(vit.clone(), 0.5), SimMimConfig::official(vit, (4, 4), 0.6)] {
+            for hidden in 1..49 {
+                fit(&mut config, &[(0..49).map(|i| i < hidden).collect()]).unwrap();
+                assert_eq!(config.masked_cells(), hidden);
+            }
+            assert!(fit(&mut config, &[vec![true; 49]]).is_err() && fit(&mut config, &[vec![false; 49]]).is_err());
+        }
+    }
+}
