@@ -30,6 +30,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("step {step}: loss {:.5}", result.loss);
         loader.recycle(batch);
     }
-    write_encoder(Path::new("encoder.safetensors"), &session.weights()?)?;
+    write_encoder(Path::new("encoder.safetensors"), session.weights()?)?;
     Ok(())
 }

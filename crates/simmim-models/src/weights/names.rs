@@ -80,22 +80,23 @@ fn split_key_bias(specs: &[ParameterSpec], weights: &mut Weights) {
 /// the biases of queries and values joined to `qkv.bias` with zeros for the keys. Relative position bias tables keep their
 /// official names: timm's `vit_*` have none.
 #[must_use]
-pub fn encoder_to_timm(weights: &Weights) -> Weights {
-    let mut out = Weights::new();
-    for (name, tensor) in weights {
-        let Some(name) = name.strip_prefix(ENCODER).filter(|n| *n != "mask_token") else { continue };
-        if let Some(base) = name.strip_suffix("q_bias") {
-            let dim = tensor.data.len();
-            let mut data = tensor.data.clone();
-            data.resize(2 * dim, 0.0);
-            data.extend(weights.get(&format!("{ENCODER}{base}v_bias")).map_or(vec![0.0; dim], |v| v.data.clone()));
-            out.insert(format!("{base}qkv.bias"), Tensor { shape: vec![3 * dim], data });
-        } else if !name.ends_with("v_bias") {
-            let name = name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma");
-            out.insert(name, tensor.clone());
-        }
+pub fn encoder_to_timm(weights: Weights) -> Weights {
+    let mut encoder: Weights = weights
+        .into_iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix(ENCODER)?.to_owned(), tensor)))
+        .filter(|(name, _)| name != "mask_token")
+        .collect();
+    let queries: Vec<String> = encoder.keys().filter_map(|n| Some(n.strip_suffix("q_bias")?.to_owned())).collect();
+    for base in queries {
+        let part = |encoder: &mut Weights, name: &str| encoder.remove(&format!("{base}{name}")).map(|t| t.data);
+        let mut data = part(&mut encoder, "q_bias").unwrap_or_default();
+        let dim = data.len();
+        data.resize(2 * dim, 0.0);
+        data.extend(part(&mut encoder, "v_bias").unwrap_or_else(|| vec![0.0; dim]));
+        encoder.insert(format!("{base}qkv.bias"), Tensor { shape: vec![3 * dim], data });
     }
-    out
+    let renamed = |name: String| name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma");
+    encoder.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect()
 }
 
 /// The call of timm that makes a model for an exported encoder: features without head, patch tokens averaged. None where timm's
@@ -150,7 +151,7 @@ mod tests {
     fn an_encoder_goes_out_under_timms_names_and_comes_back() {
         let config = config();
         let weights = full(&config);
-        let timm = encoder_to_timm(&weights);
+        let timm = encoder_to_timm(weights.clone());
         assert!(timm.contains_key("blocks.1.attn.qkv.bias") && timm.contains_key("blocks.0.ls1.gamma"));
         assert!(!timm.keys().any(|k| k.contains("mask_token") || k.contains("decoder") || k.contains("q_bias")));
         let back = match_parameters(Path::new("x"), &config.parameters(), timm, false).unwrap();

@@ -372,9 +372,10 @@ impl Trainer {
 
     fn write_results(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         self.draw(tell)?;
-        let weights = self.session.weights()?;
-        weights::write(&self.run.model(), &weights)?;
-        write_encoder(&self.run.encoder(), &weights)
+        let session = &mut self.session;
+        let shapes = session.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        weights::write_streamed::<TrainError>(&self.run.model(), shapes, |name| session.read_tensor(name))?;
+        write_encoder(&self.run.encoder(), session.weights()?)
     }
 
     /// Adds the images that could not be read to those of the run's earlier parts.
@@ -411,6 +412,6 @@ impl Trainer {
 ///
 /// # Errors
 /// [`TrainError::Model`].
-pub fn write_encoder(path: &Path, weights: &Weights) -> Result<(), TrainError> {
+pub fn write_encoder(path: &Path, weights: Weights) -> Result<(), TrainError> {
     Ok(weights::write(path, &weights::encoder_to_timm(weights))?)
 }
