@@ -127,8 +127,7 @@ pub fn differentiate_states(
     trains: impl Fn(&str) -> bool,
 ) -> Result<Gradients, EngineError> {
     let forward: Vec<Node> = graph.nodes().to_vec();
-    let mut wanted: Vec<bool> =
-        graph.values().iter().map(|v| v.kind == ValueKind::State && trains(&v.name)).collect();
+    let mut wanted: Vec<bool> = graph.values().iter().map(|v| v.kind == ValueKind::State && trains(&v.name)).collect();
     for node in &forward {
         if node.inputs.iter().any(|v| wanted[v.index()]) {
             node.outputs.iter().for_each(|v| wanted[v.index()] = true);
@@ -141,8 +140,11 @@ pub fn differentiate_states(
             node.inputs.iter().for_each(|v| reached[v.index()] = true);
         }
     }
-    let parameters: Vec<ValueId> =
-        graph.of_kind(&ValueKind::State).map(|(id, _)| id).filter(|v| reached[v.index()] && wanted[v.index()]).collect();
+    let parameters: Vec<ValueId> = graph
+        .of_kind(&ValueKind::State)
+        .map(|(id, _)| id)
+        .filter(|v| reached[v.index()] && wanted[v.index()])
+        .collect();
     let mut gradients: Vec<Option<ValueId>> = vec![None; wanted.len()];
     for &parameter in &parameters {
         let name = format!("{GRADIENT_PREFIX}{}", graph.value(parameter).name);

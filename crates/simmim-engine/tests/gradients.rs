@@ -193,7 +193,8 @@ fn mean_tokens() {
 #[test]
 fn frozen_states_have_no_backward() {
     let mut g = Graph::new();
-    let (x, below, above) = (g.input("x", TensorType::f32([3, 4])), g.state("below", &[4, 4]), g.state("above", &[2, 4]));
+    let (x, below, above) =
+        (g.input("x", TensorType::f32([3, 4])), g.state("below", &[4, 4]), g.state("above", &[2, 4]));
     let hidden = g.apply1(Linear { gelu: true, ..Linear::default() }, &[x, below]).unwrap();
     let y = g.apply1(Linear::default(), &[hidden, above]).unwrap();
     let target = g.input("target", TensorType::f32([3, 2]));

@@ -62,8 +62,7 @@ struct Step {
 impl Step {
     fn new(fixture: &Fixture, config: &ClassifierConfig, parts: usize) -> Self {
         let parameters = config.parameters();
-        let build =
-            ClassifierBuild { batch: BATCH / parts, accumulation: Some(parts), train: true, average: false };
+        let build = ClassifierBuild { batch: BATCH / parts, accumulation: Some(parts), train: true, average: false };
         let (mut graph, loss) = classifier_graph(config, build).unwrap();
         differentiate_states(&mut graph, loss, |name| parameters.iter().any(|p| p.used && p.name == name)).unwrap();
         let mut executor = CpuExecutor::new(2).unwrap();
@@ -183,8 +182,15 @@ fn a_frozen_encoder_has_no_gradients() {
 /// A classifier whose only block and positions are of interest, at a grid of patches of one pixel.
 fn at_grid(grid: (usize, usize), position: Position, dim: usize, heads: usize) -> ClassifierConfig {
     let preset = VitConfig::preset("vit_tiny_patch8_16").unwrap();
-    let encoder =
-        VitConfig { image_size: grid, patch_size: (1, 1), embed_dim: dim, depth: 1, num_heads: heads, position, ..preset };
+    let encoder = VitConfig {
+        image_size: grid,
+        patch_size: (1, 1),
+        embed_dim: dim,
+        depth: 1,
+        num_heads: heads,
+        position,
+        ..preset
+    };
     ClassifierConfig::new(encoder, 2)
 }
 

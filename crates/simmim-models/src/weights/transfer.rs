@@ -25,8 +25,7 @@ pub fn encoder_for_classifier(
     mut weights: Weights,
     grid: Option<(usize, usize)>,
 ) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
-    let specs: Vec<ParameterSpec> =
-        config.parameters().into_iter().filter(|p| p.name.starts_with(ENCODER)).collect();
+    let specs: Vec<ParameterSpec> = config.parameters().into_iter().filter(|p| p.name.starts_with(ENCODER)).collect();
     weights.retain(|k, _| !(names::optional(k) || names::of_classifier(k)));
     let mut weights = names::with_official_names(&specs, weights);
     weights.retain(|k, _| !k.ends_with("relative_position_index"));
@@ -145,7 +144,8 @@ mod tests {
         let weights = all(&SimMimConfig::official(encoder(Position::Absolute, 32), (8, 8), 0.5).parameters());
         let mut other = encoder(Position::Absolute, 32);
         other.embed_dim = 24;
-        let error = encoder_for_classifier(Path::new("w"), &ClassifierConfig::new(other, 3), weights, None).unwrap_err();
+        let error =
+            encoder_for_classifier(Path::new("w"), &ClassifierConfig::new(other, 3), weights, None).unwrap_err();
         assert!(error.to_string().contains("in the file"), "{error}");
     }
 
@@ -154,7 +154,9 @@ mod tests {
         let config = ClassifierConfig::new(encoder(Position::Absolute, 32), 3);
         let weights = all(&config.parameters());
         let timm = classifier_to_timm(&weights);
-        assert!(timm.contains_key("head.weight") && timm.contains_key("fc_norm.bias") && timm.contains_key("pos_embed"));
+        assert!(
+            timm.contains_key("head.weight") && timm.contains_key("fc_norm.bias") && timm.contains_key("pos_embed")
+        );
         let back = match_classifier(Path::new("w"), &config.parameters(), timm).unwrap();
         assert!(back.iter().all(|(name, data)| *data == weights[name].data));
         assert_eq!(back.len(), weights.len());
