@@ -6,7 +6,7 @@ use fast_image_resize::images::{CroppedImage, Image as Target, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use simmim_random::Stream;
 
-use crate::{DataError, Image, Pixels};
+use crate::{DataError, Image, Pixels, Policy};
 
 /// Per-channel mean of ImageNet, for pixels in 0..1.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -56,6 +56,10 @@ pub struct Transform {
     pub mean: Vec<f32>,
     /// Divided by per channel, for pixels in 0..1.
     pub std: Vec<f32>,
+    /// Further augmentation in [`apply_random`](Self::apply_random).
+    pub policy: Option<Policy>,
+    /// Share of the centred view's sides that [`apply_centered`](Self::apply_centered) keeps; 224/256 is usual for classifiers.
+    pub keep: f64,
 }
 
 /// A part of an image: left, top, width, height in pixels.
@@ -78,7 +82,17 @@ impl Transform {
             (vec![0.5; channels], vec![0.5; channels])
         };
         let crop = Some(RandomResizedCrop::default());
-        Self { size, channels, crop, flip: 0.5, interpolation: Interpolation::Bilinear, mean, std }
+        Self {
+            size,
+            channels,
+            crop,
+            flip: 0.5,
+            interpolation: Interpolation::Bilinear,
+            mean,
+            std,
+            policy: None,
+            keep: 1.0,
+        }
     }
 
     /// Number of values of one transformed image, `channels * height * width`.
@@ -113,6 +127,12 @@ impl Transform {
         if !(0.0..=1.0).contains(&self.flip) {
             return Err(DataError::config("flip", "a probability between 0 and 1", self.flip));
         }
+        if !(self.keep > 0.0 && self.keep <= 1.0) {
+            return Err(DataError::config("eval_crop", "a share above 0 and up to 1", self.keep));
+        }
+        if let Some(policy) = &self.policy {
+            policy.validate()?;
+        }
         if let Some(RandomResizedCrop { scale, ratio }) = self.crop {
             if !(0.0 < scale.0 && scale.0 <= scale.1 && scale.1 <= 1.0) {
                 let found = format!("{} to {}", scale.0, scale.1);
@@ -139,7 +159,16 @@ impl Transform {
             None => self.centered(image.width, image.height),
         };
         let flip = stream.uniform() < self.flip;
-        self.render(image, region, flip, out)
+        let Some(policy) = &self.policy else { return self.render(image, region, flip, out) };
+        self.plain(self.size).render(image, region, flip, out)?;
+        policy.apply(out, (self.channels, self.size.0, self.size.1), (&self.mean, &self.std), stream);
+        Ok(())
+    }
+
+    /// The same at another size, pixels left in 0..1.
+    fn plain(&self, size: (usize, usize)) -> Self {
+        let (mean, std) = (vec![0.0; self.channels], vec![1.0; self.channels]);
+        Self { size, mean, std, policy: None, keep: 1.0, ..*self }
     }
 
     /// Writes the centred view of `image` to `out`, of shape `[channels, height, width]`: the largest centred part with
@@ -149,7 +178,36 @@ impl Transform {
     /// # Errors
     /// [`DataError::Config`] when `out` or the image's channels do not fit the transform.
     pub fn apply_centered(&self, image: &Image, out: &mut [f32]) -> Result<(), DataError> {
+        if self.keep < 1.0 {
+            return self.cut_centered(image, out);
+        }
         self.render(image, self.centered(image.width, image.height), false, out)
+    }
+
+    /// The centred view at `1 / keep` of the size, of which the centre is cut out.
+    fn cut_centered(&self, image: &Image, out: &mut [f32]) -> Result<(), DataError> {
+        let (height, width) = self.size;
+        let larger = |side: usize| (side as f64 / self.keep + 1e-9) as usize;
+        let (full_height, full_width) = (larger(height), larger(width));
+        let mut full = vec![0.0; self.channels * full_height * full_width];
+        let transform = Self {
+            size: (full_height, full_width),
+            policy: None,
+            keep: 1.0,
+            mean: self.mean.clone(),
+            std: self.std.clone(),
+            ..*self
+        };
+        transform.apply_centered(image, &mut full)?;
+        if out.len() != self.values() {
+            return Err(DataError::config("output", format!("{} values", self.values()), out.len()));
+        }
+        let (top, left) = ((full_height - height) / 2, (full_width - width) / 2);
+        for (i, line) in out.chunks_exact_mut(width).enumerate() {
+            let at = (i / height * full_height + top + i % height) * full_width + left;
+            line.copy_from_slice(&full[at..at + width]);
+        }
+        Ok(())
     }
 
     /// The largest centred part of an image with the aspect ratio of the result, in whole pixels.

@@ -102,6 +102,14 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Classes that cannot be learned or measured.
+    #[error("`{}`: {what}", path.display())]
+    Labels {
+        /// The source.
+        path: PathBuf,
+        /// What is wrong with its classes.
+        what: String,
+    },
     /// More unreadable files than allowed.
     #[error("{found} images could not be read, more than the {limit} allowed: {examples}")]
     TooManyFailures {
@@ -175,6 +183,10 @@ impl DataError {
             Self::List { .. } => {
                 "each line is one path, relative to the list's folder, with an optional label after a tab or comma"
             }
+            Self::Labels { .. } => {
+                "the first folder level names the class (cats/1.jpg, dogs/2.jpg); training and validation images need the \
+                 same classes, two at least; IDX image files need their label file beside them"
+            }
             Self::TooManyFailures { .. } => "remove or repair these files, or raise the limit of allowed failures",
             Self::NothingReadable { .. } => "check that these are images and that the requested channels fit them",
             Self::Config { .. } => "change the value in the recipe or with `--set`",
@@ -196,7 +208,8 @@ impl DataError {
             | Self::TooLarge { path, .. }
             | Self::Channels { path, .. }
             | Self::Idx { path, .. }
-            | Self::List { path, .. } => Some(path),
+            | Self::List { path, .. }
+            | Self::Labels { path, .. } => Some(path),
             Self::TooManyFailures { .. }
             | Self::NothingReadable { .. }
             | Self::Config { .. }

@@ -25,6 +25,7 @@ mod error;
 mod loader;
 pub mod mask;
 mod pixels;
+pub mod policy;
 pub mod source;
 mod statistics;
 
@@ -34,5 +35,6 @@ pub use error::DataError;
 pub use loader::{Batch, Loader, LoaderConfig, Position, load_centered};
 pub use mask::{MaskKind, MaskSpec};
 pub use pixels::{Image, Pixels};
-pub use source::{Source, demo, demo_held_out, split};
+pub use policy::{Mix, Mixture, Policy, RandAugment};
+pub use source::{Labelled, Source, Subset, demo, demo_held_out, split};
 pub use statistics::mean_std;

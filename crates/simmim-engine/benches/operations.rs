@@ -124,6 +124,8 @@ fn rows(c: &mut Criterion) {
     b.run(c, "gather_rows", GatherRows);
     let b = Bench::new(&[&[BATCH, TOKENS, DIM]]).index(&[BATCH, TOKENS], sources);
     b.run(c, "scatter_add_rows", ScatterAddRows { shape: vec![sources, DIM], accumulate: false });
+    Bench::new(&[&[BATCH, TOKENS, DIM]]).run(c, "mean_tokens", MeanTokens { skip: 1 });
+    Bench::new(&[&[BATCH, DIM]]).run(c, "mean_tokens_grad", MeanTokensGrad { tokens: TOKENS, skip: 1 });
     let b = Bench::new(&[&[BATCH, 3, 224, 224]]).index(&[BATCH, VISIBLE], TOKENS);
     b.run(c, "patch_gather", PatchGather { patch: (32, 32), normalise: Some(1e-6) });
     let op = EmbedRows { tokens: TOKENS, mask_token: true, cls_token: false, pos_embed: true, offset: 0 };
@@ -138,10 +140,14 @@ fn loss_and_update(c: &mut Criterion) {
     let op = PixelLoss { kind: LossKind::L1, scale: 1.0, weighted: false };
     Bench::new(&[&hidden, &hidden]).run(c, "pixel_loss", op);
     Bench::new(&[&hidden, &hidden]).run(c, "pixel_loss_grad", PixelLossGrad { forward: op });
+    let classes: [usize; 2] = [BATCH, 1000];
+    Bench::new(&[&classes, &classes]).run(c, "cross_entropy", CrossEntropy { scale: 1.0 });
+    Bench::new(&[&classes, &classes]).run(c, "cross_entropy_grad", CrossEntropyGrad { scale: 1.0 });
     let weight = [HIDDEN, DIM];
     Bench::new(&[&weight, &weight, &weight]).run(c, "global_norm", GlobalNorm { max_norm: Some(1.0) });
     let op = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, lr_scale: 1.0 };
     Bench::new(&[&weight, &weight, &weight, &weight, &[3], &[1]]).run(c, "adamw", op);
+    Bench::new(&[&weight, &weight, &[1]]).run(c, "moving_average", MovingAverage);
     Bench::new(&[]).run(c, "zero", Zero { shape: vec![HIDDEN, DIM] });
 }
 

@@ -113,8 +113,21 @@ impl Backward<'_> {
 /// # Errors
 /// [`EngineError::NoBackward`] where an operation on the way has no rule.
 pub fn differentiate(graph: &mut Graph, loss: ValueId) -> Result<Gradients, EngineError> {
+    differentiate_states(graph, loss, |_| true)
+}
+
+/// As [`differentiate`], for the states alone whose names `trains` accepts. The others are constants: no gradient flows into what
+/// depends on nothing else, and no operation is appended for it.
+///
+/// # Errors
+/// As [`differentiate`].
+pub fn differentiate_states(
+    graph: &mut Graph,
+    loss: ValueId,
+    trains: impl Fn(&str) -> bool,
+) -> Result<Gradients, EngineError> {
     let forward: Vec<Node> = graph.nodes().to_vec();
-    let mut wanted: Vec<bool> = graph.values().iter().map(|v| v.kind == ValueKind::State).collect();
+    let mut wanted: Vec<bool> = graph.values().iter().map(|v| v.kind == ValueKind::State && trains(&v.name)).collect();
     for node in &forward {
         if node.inputs.iter().any(|v| wanted[v.index()]) {
             node.outputs.iter().for_each(|v| wanted[v.index()] = true);
@@ -127,8 +140,11 @@ pub fn differentiate(graph: &mut Graph, loss: ValueId) -> Result<Gradients, Engi
             node.inputs.iter().for_each(|v| reached[v.index()] = true);
         }
     }
-    let parameters: Vec<ValueId> =
-        graph.of_kind(&ValueKind::State).map(|(id, _)| id).filter(|id| reached[id.index()]).collect();
+    let parameters: Vec<ValueId> = graph
+        .of_kind(&ValueKind::State)
+        .map(|(id, _)| id)
+        .filter(|v| reached[v.index()] && wanted[v.index()])
+        .collect();
     let mut gradients: Vec<Option<ValueId>> = vec![None; wanted.len()];
     for &parameter in &parameters {
         let name = format!("{GRADIENT_PREFIX}{}", graph.value(parameter).name);

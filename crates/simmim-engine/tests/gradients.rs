@@ -1,7 +1,7 @@
 //! The backward rules against central differences of the forward references, in double precision.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
-use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
+use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate, differentiate_states};
 use simmim_engine::graph::{Graph, TensorType, ValueId, ValueKind};
 use simmim_engine::ops::*;
 use simmim_engine::reference::{Tensor, evaluate};
@@ -169,6 +169,41 @@ fn losses() {
             check_loss("pixel_loss", g, loss);
         }
     }
+}
+
+#[test]
+fn cross_entropy() {
+    let mut g = Graph::new();
+    let inputs = [g.state("logits", &[3, 5]), g.input("targets", TensorType::f32([3, 5]))];
+    let loss = g.apply1(CrossEntropy { scale: 0.3 }, &inputs).unwrap();
+    check_loss("cross_entropy", g, loss);
+}
+
+#[test]
+fn mean_tokens() {
+    for skip in [0, 1] {
+        let mut g = Graph::new();
+        let x = g.state("x", &[2, 4, 3]);
+        let y = g.apply1(MeanTokens { skip }, &[x]).unwrap();
+        check("mean_tokens", g, y);
+    }
+}
+
+/// What is frozen gets no gradient, and nothing is computed for it; what follows it does.
+#[test]
+fn frozen_states_have_no_backward() {
+    let mut g = Graph::new();
+    let (x, below, above) =
+        (g.input("x", TensorType::f32([3, 4])), g.state("below", &[4, 4]), g.state("above", &[2, 4]));
+    let hidden = g.apply1(Linear { gelu: true, ..Linear::default() }, &[x, below]).unwrap();
+    let y = g.apply1(Linear::default(), &[hidden, above]).unwrap();
+    let target = g.input("target", TensorType::f32([3, 2]));
+    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
+    let gradients = differentiate_states(&mut g, loss, |name| name != "below").unwrap();
+    assert_eq!(gradients.states.iter().map(|(s, _)| *s).collect::<Vec<_>>(), [above]);
+    let products = g.nodes().iter().filter(|n| matches!(n.op, Op::LinearGradInput(_) | Op::LinearGradWeight(_)));
+    assert_eq!(products.count(), 1);
+    assert!(g.find("grad.below", &ValueKind::State).is_none());
 }
 
 /// One value read by several operations: its gradient is the sum of what each contributes.

@@ -14,6 +14,7 @@
 //! # Ok::<(), simmim_models::ModelError>(())
 //! ```
 
+pub mod classifier;
 mod error;
 pub mod optimizer;
 mod parameters;
@@ -21,6 +22,7 @@ pub mod simmim;
 pub mod vit;
 pub mod weights;
 
+pub use classifier::{ClassifierConfig, Pool};
 pub use error::ModelError;
 pub use parameters::{Init, ParameterSpec};
 pub use simmim::{Area, Loss, Mode, SimMimConfig, Target};

@@ -1,9 +1,10 @@
 //! The optimiser's step as a graph.
 
+use crate::classifier::AVERAGE_PREFIX;
 use crate::parameters::ParameterSpec;
 use simmim_engine::autodiff::GRADIENT_PREFIX;
 use simmim_engine::graph::TensorType;
-use simmim_engine::ops::{AdamW, GlobalNorm};
+use simmim_engine::ops::{AdamW, GlobalNorm, MovingAverage};
 use simmim_engine::{EngineError, Graph};
 
 /// Prefix of the states that hold first moments.
@@ -46,7 +47,20 @@ impl AdamWConfig {
 /// # Errors
 /// [`EngineError`] only for an empty list.
 pub fn update_graph(parameters: &[ParameterSpec], config: &AdamWConfig) -> Result<Graph, EngineError> {
+    update(parameters, config, false)
+}
+
+/// As [`update_graph`], and the moving averages of the parameters, `ema.NAME`, after it. Further input: `decay [1]`.
+///
+/// # Errors
+/// As [`update_graph`].
+pub fn averaging_update_graph(parameters: &[ParameterSpec], config: &AdamWConfig) -> Result<Graph, EngineError> {
+    update(parameters, config, true)
+}
+
+fn update(parameters: &[ParameterSpec], config: &AdamWConfig, average: bool) -> Result<Graph, EngineError> {
     let mut graph = Graph::new();
+    let decay = average.then(|| graph.input("decay", TensorType::f32([1])));
     let step = graph.input("step", TensorType::f32([3]));
     let used: Vec<&ParameterSpec> = parameters.iter().filter(|p| p.used).collect();
     let gradients: Vec<_> =
@@ -62,9 +76,13 @@ pub fn update_graph(parameters: &[ParameterSpec], config: &AdamWConfig) -> Resul
             beta2: config.betas.1,
             eps: config.eps,
             weight_decay: if p.decay { config.weight_decay } else { 0.0 },
-            lr_scale: 1.0,
+            lr_scale: p.lr_scale,
         };
-        graph.apply(op, &[parameter, gradient, first, second, step, norm[1]])?;
+        let updated = graph.apply1(op, &[parameter, gradient, first, second, step, norm[1]])?;
+        if let Some(decay) = decay {
+            let average = graph.state(&format!("{AVERAGE_PREFIX}{}", p.name), &shape);
+            graph.apply1(MovingAverage, &[average, updated, decay])?;
+        }
     }
     graph.output("norm", norm[0]);
     Ok(graph)

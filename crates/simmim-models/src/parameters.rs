@@ -39,8 +39,10 @@ pub struct ParameterSpec {
     pub init: Init,
     /// Whether weight decay applies: not to one-dimensional tensors, biases, positions, class and mask tokens.
     pub decay: bool,
-    /// Whether the training graph uses it; the others are kept as they are and written to files.
+    /// Whether training changes it; the others are kept as they are and written to files.
     pub used: bool,
+    /// Factor of the learning rate (layer-wise decay).
+    pub lr_scale: f32,
 }
 
 impl ParameterSpec {
@@ -48,7 +50,7 @@ impl ParameterSpec {
         let name = name.into();
         let tokens = ["pos_embed", "cls_token", "mask_token"].iter().any(|t| name.ends_with(t));
         let decay = shape.len() > 1 && !name.ends_with(".bias") && !tokens;
-        Self { name, shape: shape.to_vec(), init, decay, used: true }
+        Self { name, shape: shape.to_vec(), init, decay, used: true, lr_scale: 1.0 }
     }
 
     /// Number of values.

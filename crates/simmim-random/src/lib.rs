@@ -25,6 +25,10 @@ pub enum Purpose {
     Split = 6,
     /// Tests and benchmarks.
     Test = 7,
+    /// Mixup and cutmix of one batch.
+    Mix = 20,
+    /// The choice of labelled images; `sample` is the class.
+    Labels = 21,
 }
 
 /// A stream of random numbers, positioned by `(seed, purpose, epoch, sample)`.
@@ -105,6 +109,29 @@ impl Stream {
         }
     }
 
+    /// Gamma with this shape and scale 1 (Marsaglia and Tsang 2000; below 1 by the power of a uniform number).
+    pub fn gamma(&mut self, shape: f64) -> f64 {
+        if shape < 1.0 {
+            return self.gamma(shape + 1.0) * (1.0 - self.uniform()).powf(1.0 / shape);
+        }
+        let d = shape - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let z = self.normal();
+            let v = (1.0 + c * z).powi(3);
+            if v > 0.0 && (1.0 - self.uniform()).ln() < 0.5 * z * z + d - d * v + d * v.ln() {
+                return d * v;
+            }
+        }
+    }
+
+    /// Beta distributed; both parameters must be positive.
+    pub fn beta(&mut self, a: f64, b: f64) -> f64 {
+        let (x, y) = (self.gamma(a), self.gamma(b));
+        // Both round to zero only for tiny parameters, whose mass lies at the ends.
+        if x + y > 0.0 { x / (x + y) } else { f64::from(u8::from(self.uniform() < a / (a + b))) }
+    }
+
     /// Uniformly random order of `items` (Fisher-Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
@@ -139,6 +166,19 @@ mod tests {
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
         let var = draws.iter().map(|z| (z - mean).powi(2)).sum::<f64>() / draws.len() as f64;
         assert!(mean.abs() < 0.015 && (var - 1.0).abs() < 0.02, "{mean} {var}");
+    }
+
+    #[test]
+    fn moments_of_beta_are_right() {
+        for (a, b) in [(0.8, 0.8), (1.0, 1.0), (2.0, 5.0)] {
+            let mut s = Stream::new(7, Purpose::Test, 0, 3);
+            let draws: Vec<f64> = (0..50_000).map(|_| s.beta(a, b)).collect();
+            let mean = draws.iter().sum::<f64>() / draws.len() as f64;
+            let var = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / draws.len() as f64;
+            let truth = a * b / ((a + b) * (a + b) * (a + b + 1.0));
+            assert!((mean - a / (a + b)).abs() < 0.01 && (var / truth - 1.0).abs() < 0.05, "{a} {b}: {mean} {var}");
+            assert!(draws.iter().all(|x| (0.0..=1.0).contains(x)));
+        }
     }
 
     #[test]

@@ -28,6 +28,21 @@ pub struct Meta {
     pub recent_losses: Vec<f32>,
     /// Rollbacks so far.
     pub rollbacks: usize,
+    /// The best measurement so far, where there are classes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best: Option<Best>,
+    /// Names of the classes; empty where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
+}
+
+/// The best measurement of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Optimiser steps done when it was taken.
+    pub step: u64,
+    /// Share of the held-out images whose class was found.
+    pub top1: f32,
 }
 
 /// What `meta.json` holds.
@@ -204,7 +219,15 @@ mod tests {
     use super::*;
 
     fn save(store: &CheckpointStore, step: u64, keep: usize) {
-        let meta = Meta { step, epoch: 1, batch: 2, threads: 2, recent_losses: vec![0.1, 0.7], rollbacks: 1 };
+        let meta = Meta {
+            step,
+            epoch: 1,
+            batch: 2,
+            threads: 2,
+            recent_losses: vec![0.1, 0.7],
+            rollbacks: 1,
+            ..Meta::default()
+        };
         store.save(meta, vec![("a".into(), vec![2])], |_| Ok(vec![step as f32, 1.0]), keep).unwrap();
     }
 

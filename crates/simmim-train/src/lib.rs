@@ -1,7 +1,8 @@
 //! Training: recipes, the loop, checkpoints, metrics.
 //!
 //! A run is a folder ([`RunFolder`]); what it does is a [`Recipe`]; [`Trainer`] joins a model on an executor ([`Session`]) with
-//! batches of images.
+//! batches of images. The loop is the same for every [`Task`]: [`Pretraining`], and [`FineTuning`] of a [`Classifier`], whose
+//! scores and comparisons stand in [`classify`].
 //!
 //! ```
 //! use simmim_engine::cpu::CpuExecutor;
@@ -26,6 +27,7 @@
 //! ```
 
 pub mod checkpoint;
+pub mod classify;
 mod error;
 pub mod guard;
 pub mod metrics;
@@ -40,6 +42,7 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    ARENA_BYTES, Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation,
-    open_data, settle, training_graph, write_encoder,
+    ARENA_BYTES, Classifier, Data, Event, FineTuning, LabelledData, Measured, Outcome, Pretraining, Reconstruction,
+    Session, StepResult, Summary, Task, Trainer, choose_accumulation, open_data, settle, settle_finetuning,
+    training_graph, write_encoder,
 };

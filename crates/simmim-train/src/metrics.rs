@@ -26,9 +26,12 @@ pub struct Record {
     pub images_per_second: f64,
     /// Share of that time spent waiting for images.
     pub data_wait: f64,
-    /// Loss on the held-out images under fixed masks, where it was measured.
+    /// Loss on the held-out images (under fixed masks in pre-training), where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f32>,
+    /// Share of the held-out images whose class was found, where there are classes and it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_top1: Option<f32>,
 }
 
 /// JSON has no numbers that are not finite; they are written as `null`.

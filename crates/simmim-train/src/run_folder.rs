@@ -7,7 +7,15 @@ use std::path::{Path, PathBuf};
 
 /// What a run consists of.
 const FOLDERS: [&str; 3] = ["checkpoints", "reconstructions", "tensorboard"];
-const FILES: [&str; 5] = ["config.toml", "metrics.jsonl", "encoder.safetensors", "model.safetensors", "skipped.txt"];
+const FILES: [&str; 7] = [
+    "config.toml",
+    "metrics.jsonl",
+    "encoder.safetensors",
+    "model.safetensors",
+    "best.safetensors",
+    "last.safetensors",
+    "skipped.txt",
+];
 /// Held by the process that works in a run; also tells the folder of a run from others that hold a `config.toml`.
 const LOCK: &str = ".lock";
 
@@ -221,6 +229,18 @@ impl RunFolder {
     #[must_use]
     pub fn model(&self) -> PathBuf {
         self.root.join("model.safetensors")
+    }
+
+    /// The classifier of the best measurement, in timm's names.
+    #[must_use]
+    pub fn best(&self) -> PathBuf {
+        self.root.join("best.safetensors")
+    }
+
+    /// The classifier of the last step, in timm's names.
+    #[must_use]
+    pub fn last(&self) -> PathBuf {
+        self.root.join("last.safetensors")
     }
 
     /// Names of unreadable images.

@@ -19,6 +19,10 @@ fn main() -> ExitCode {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),
         Command::Reconstruct(a) => commands::reconstruct::run(&a),
         Command::Embed(a) => commands::embed::run(&a),
+        Command::Finetune(a) => commands::finetune::run(&a, format),
+        Command::Evaluate(a) => commands::evaluate::run(&a),
+        Command::Predict(a) => commands::predict::run(&a),
+        Command::Compare(a) => commands::compare::run(&a, format),
         Command::Inspect(a) => commands::inspect::run(&a),
         Command::Recipes(a) => match a.action {
             None => commands::recipes::list(),

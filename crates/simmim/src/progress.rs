@@ -71,7 +71,8 @@ impl Progress {
             return;
         }
         self.last = Some(Instant::now());
-        let held_out = r.val_loss.map(|v| format!(", held-out {v:.4}")).unwrap_or_default();
+        let top1 = r.val_top1.map(|v| format!(", top-1 {:.2} %", 100.0 * v)).unwrap_or_default();
+        let held_out = r.val_loss.map(|v| format!(", held-out {v:.4}{top1}")).unwrap_or_default();
         let (step, loss, lr, speed) = (r.step, r.loss, r.lr, r.images_per_second);
         self.say(&format!("step {step}: loss {loss:.4}{held_out}, lr {lr:.2e}, {speed:.1} images/s"));
     }

@@ -3,6 +3,7 @@
 mod demo;
 mod folder;
 mod idx;
+mod labelled;
 mod list;
 mod subset;
 
@@ -15,6 +16,7 @@ use crate::{DataError, Image, decode};
 pub use demo::{demo, demo_held_out};
 pub use folder::FolderSource;
 pub use idx::IdxSource;
+pub use labelled::Labelled;
 pub use list::ListSource;
 pub use subset::{Subset, split};
 

@@ -5,6 +5,7 @@
 mod damaged;
 mod formats;
 mod loading;
+mod policy;
 mod resizing;
 mod sources;
 

@@ -21,7 +21,7 @@ fn bytes(image: &Image) -> &[u8] {
 /// A transform whose output is the resized pixels in 0..1.
 fn plain(size: (usize, usize), channels: usize, interpolation: Interpolation) -> Transform {
     let (mean, std) = (vec![0.0; channels], vec![1.0; channels]);
-    Transform { size, channels, crop: None, flip: 0.0, interpolation, mean, std }
+    Transform { crop: None, flip: 0.0, interpolation, mean, std, ..Transform::new(size, channels) }
 }
 
 /// The whole image at another aspect ratio, which only the random crop does: its only choice is everything.

@@ -7,11 +7,14 @@
 mod adamw;
 mod add;
 mod attention;
+mod cross_entropy;
 mod embed_rows;
 mod gather_rows;
 mod global_norm;
 mod layer_norm;
 mod linear;
+mod mean_tokens;
+mod moving_average;
 mod patch_gather;
 mod pixel_loss;
 mod qkv_bias;
@@ -22,11 +25,14 @@ mod zero;
 pub use adamw::AdamW;
 pub use add::Add;
 pub use attention::{Attention, AttentionGrad, AttentionSizes, Packing};
+pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use embed_rows::{EmbedRows, EmbedRowsGrad};
 pub use gather_rows::{GatherRows, ScatterAddRows};
 pub use global_norm::GlobalNorm;
 pub use layer_norm::{LayerNorm, LayerNormGradInput, LayerNormGradParameters};
 pub use linear::{GeluGrad, Linear, LinearGradInput, LinearGradWeight, RowRange, gelu, gelu_derivative};
+pub use mean_tokens::{MeanTokens, MeanTokensGrad};
+pub use moving_average::MovingAverage;
 pub use patch_gather::PatchGather;
 pub use pixel_loss::{LossKind, PixelLoss, PixelLossGrad};
 pub use qkv_bias::{QkvBias, QkvBiasGrad};
@@ -131,6 +137,8 @@ operations!(
     Add,
     Attention,
     AttentionGrad,
+    CrossEntropy,
+    CrossEntropyGrad,
     EmbedRows,
     EmbedRowsGrad,
     GatherRows,
@@ -142,6 +150,9 @@ operations!(
     Linear,
     LinearGradInput,
     LinearGradWeight,
+    MeanTokens,
+    MeanTokensGrad,
+    MovingAverage,
     PatchGather,
     PixelLoss,
     PixelLossGrad,

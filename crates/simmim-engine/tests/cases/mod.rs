@@ -341,6 +341,45 @@ fn pixel_loss_grad(s: &mut Stream) -> Graph {
     b.finish(PixelLossGrad { forward: op }, &inputs)
 }
 
+/// Classes from one to more than fill a vector; targets are sums of two labels, smoothed or not.
+fn class_inputs(b: &mut Builder<'_>) -> Vec<ValueId> {
+    let shape = [b.size(90), b.size(50)];
+    vec![b.input("logits", &shape), b.input("positive targets", &shape)]
+}
+
+fn cross_entropy(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let inputs = class_inputs(&mut b);
+    b.finish(CrossEntropy { scale: 0.37 }, &inputs)
+}
+
+fn cross_entropy_grad(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let inputs = class_inputs(&mut b);
+    b.finish(CrossEntropyGrad { scale: 0.37 }, &inputs)
+}
+
+fn mean_tokens(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (skip, shape) = (b.stream.below(3) as usize, [b.size(9), 2 + b.size(30), b.size(70)]);
+    let inputs = [b.input("x", &shape)];
+    b.finish(MeanTokens { skip }, &inputs)
+}
+
+fn mean_tokens_grad(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (skip, tokens, shape) = (b.stream.below(3) as usize, 2 + b.size(30), [b.size(9), b.size(70)]);
+    let inputs = [b.input("g", &shape)];
+    b.finish(MeanTokensGrad { tokens, skip }, &inputs)
+}
+
+fn moving_average(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let shape = [b.size(200), b.size(60)];
+    let inputs = [b.input("average", &shape), b.input("param", &shape), b.input("decay", &[1])];
+    b.finish(MovingAverage, &inputs)
+}
+
 fn add(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let shape = [b.size(300), b.size(90)];
@@ -389,11 +428,13 @@ pub(crate) fn cases() -> Vec<Case> {
         };
     }
     table!(
-        AdamW => adamw, Add => add, Attention => attention, AttentionGrad => attention_grad, EmbedRows => embed_rows,
+        AdamW => adamw, Add => add, Attention => attention, AttentionGrad => attention_grad, CrossEntropy => cross_entropy,
+        CrossEntropyGrad => cross_entropy_grad, EmbedRows => embed_rows,
         EmbedRowsGrad => embed_rows_grad, GatherRows => gather_rows, GeluGrad => gelu_grad, GlobalNorm => global_norm,
         LayerNorm => layer_norm, LayerNormGradInput => layer_norm_grad_input,
         LayerNormGradParameters => layer_norm_grad_parameters, Linear => linear, LinearGradInput => linear_grad_input,
-        LinearGradWeight => linear_grad_weight, PatchGather => patch_gather, PixelLoss => pixel_loss,
+        LinearGradWeight => linear_grad_weight, MeanTokens => mean_tokens, MeanTokensGrad => mean_tokens_grad,
+        MovingAverage => moving_average, PatchGather => patch_gather, PixelLoss => pixel_loss,
         PixelLossGrad => pixel_loss_grad, QkvBias => qkv_bias, QkvBiasGrad => qkv_bias_grad,
         RelativeBias => relative_bias, RelativeBiasGrad => relative_bias_grad, Residual => residual,
         ResidualGrad => residual_grad, ScatterAddRows => scatter_add_rows, Zero => zero,

@@ -239,14 +239,8 @@ pub fn encoder_graph(
     let mut graph = Graph::new();
     let (height, width) = config.image_size;
     let images = graph.input("images", TensorType::f32([batch, config.channels, height, width]));
-    let patches = config.patches();
-    let every: Vec<i32> = (0..batch * patches).map(|i| (i % patches) as i32).collect();
-    let every = graph.constant("every_patch", &[batch, patches], every);
-    let assemble = graph.constant("assemble_index", &[batch, config.tokens()], all_visible(config, batch));
     let mut blocks = Blocks::new(&mut graph, config, "encoder.", batch, false);
-    let embedded = blocks.patches(images, every)?;
-    let rows = blocks.token_rows(embedded, every, false, config.class_token)?;
-    let mut x = blocks.graph.apply1(GatherRows, &[rows, assemble])?;
+    let mut x = embedded_tokens(&mut blocks, images)?;
     let last = wanted.iter().copied().max().unwrap_or(config.depth);
     for block in 0..last {
         x = blocks.block(x, block, config.class_token)?;
@@ -260,6 +254,19 @@ pub fn encoder_graph(
         graph.output("norm", y);
     }
     Ok(graph)
+}
+
+/// All tokens of whole images before the first block, `[batch, tokens, dim]`.
+pub(crate) fn embedded_tokens(blocks: &mut Blocks<'_>, images: ValueId) -> Result<ValueId> {
+    let (config, batch) = (blocks.config, blocks.batch);
+    let patches = config.patches();
+    let every: Vec<i32> = (0..batch * patches).map(|i| (i % patches) as i32).collect();
+    let every = blocks.graph.constant("every_patch", &[batch, patches], every);
+    let assemble = all_visible(config, batch);
+    let assemble = blocks.graph.constant("assemble_index", &[batch, config.tokens()], assemble);
+    let embedded = blocks.patches(images, every)?;
+    let rows = blocks.token_rows(embedded, every, false, config.class_token)?;
+    blocks.graph.apply1(GatherRows, &[rows, assemble])
 }
 
 /// Assembly of tokens where every patch is visible: the class token's row, then the image's patches.

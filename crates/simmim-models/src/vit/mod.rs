@@ -5,7 +5,7 @@ mod parameters;
 mod presets;
 mod relative;
 
-pub(crate) use graph::{Blocks, Rows};
+pub(crate) use graph::{Blocks, Rows, embedded_tokens};
 pub use graph::{EncoderOutputs, encoder_graph};
 pub(crate) use parameters::{InitStyle, specs};
 pub use relative::relative_position_index;

@@ -1,15 +1,18 @@
 //! Weight files: safetensors in and out, and the names that encoders carry elsewhere.
 
+mod interpolate;
 mod names;
+mod transfer;
 
 pub use names::{encoder_to_timm, match_parameters, timm_call};
+pub use transfer::{classifier_to_timm, encoder_for_classifier, match_classifier};
 
 use crate::error::ModelError;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// A tensor by shape and row-major contents.
@@ -40,12 +43,23 @@ fn format(path: &Path, reason: impl Into<String>) -> ModelError {
 /// # Errors
 /// [`ModelError::Io`], [`ModelError::Format`] for anything that is not a whole safetensors file.
 pub fn read(path: &Path) -> Result<Weights, ModelError> {
+    Ok(read_described(path)?.0)
+}
+
+/// As [`read`], with the text that [`write_described`] put into the file; none where it holds none.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_described(path: &Path) -> Result<(Weights, Option<String>), ModelError> {
     let size = std::fs::metadata(path).map_err(io(path))?.len();
     if size > LARGEST {
         return Err(format(path, format!("{size} bytes are more than any model here has")));
     }
     let bytes = std::fs::read(path).map_err(io(path))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| format(path, e.to_string()))?;
+    let broken = |e: SafeTensorError| format(path, e.to_string());
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
+    let description = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY)).cloned();
+    let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
     let mut weights = Weights::new();
     for (name, view) in file.iter() {
         if let Some(data) = to_f32(&view) {
@@ -55,7 +69,7 @@ pub fn read(path: &Path) -> Result<Weights, ModelError> {
     if weights.is_empty() {
         return Err(format(path, "it holds no float tensors"));
     }
-    Ok(weights)
+    Ok((weights, description))
 }
 
 fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
@@ -82,13 +96,26 @@ fn half_to_f32(h: u16) -> f32 {
     }
 }
 
+/// Key under which a file's metadata carries what this program knows of it. One key, because the format leaves the order of
+/// several open, and equal runs should give equal files.
+const METADATA_KEY: &str = "simmim";
+
 /// Writes a safetensors file: aside, synced, then renamed, so that a reader never sees half of it.
 ///
 /// # Errors
 /// [`ModelError::Io`].
 pub fn write(path: &Path, weights: &Weights) -> Result<(), ModelError> {
+    write_described(path, weights, None)
+}
+
+/// As [`write()`], with a text that says what the weights are ([`read_described`]).
+///
+/// # Errors
+/// [`ModelError::Io`].
+pub fn write_described(path: &Path, weights: &Weights, description: Option<String>) -> Result<(), ModelError> {
     let shapes = weights.iter().map(|(name, t)| (name.clone(), t.shape.clone())).collect();
-    write_streamed(path, shapes, |name| Ok(weights.get(name).map(|t| t.data.clone()).unwrap_or_default()))
+    let fetch = |name: &str| Ok(weights.get(name).map(|t| t.data.clone()).unwrap_or_default());
+    write_tensors(path, shapes, fetch, description)
 }
 
 /// As [`write()`], but each tensor is fetched when its turn comes: no more than one is held besides what the caller holds.
@@ -100,12 +127,22 @@ pub fn write_streamed<E: From<ModelError>>(
     shapes: Vec<(String, Vec<usize>)>,
     fetch: impl FnMut(&str) -> Result<Vec<f32>, E>,
 ) -> Result<(), E> {
+    write_tensors(path, shapes, fetch, None)
+}
+
+fn write_tensors<E: From<ModelError>>(
+    path: &Path,
+    shapes: Vec<(String, Vec<usize>)>,
+    fetch: impl FnMut(&str) -> Result<Vec<f32>, E>,
+    description: Option<String>,
+) -> Result<(), E> {
     let source = RefCell::new(Source { fetch, failure: None });
     let tensors = shapes.into_iter().map(|(name, shape)| (name.clone(), Streamed { name, shape, source: &source }));
     let mut aside = path.as_os_str().to_owned();
     aside.push(".part");
     let aside = Path::new(&aside);
-    let written = safetensors::serialize_to_file(tensors, None, aside);
+    let metadata = description.map(|text| HashMap::from([(METADATA_KEY.to_owned(), text)]));
+    let written = safetensors::serialize_to_file(tensors, metadata, aside);
     if let Some(failure) = source.into_inner().failure {
         return Err(failure);
     }

@@ -7,11 +7,16 @@ use crate::vit::{Position, QkvBias, VitConfig};
 use std::path::Path;
 
 /// Prefix of the encoder's parameters in a full model.
-const ENCODER: &str = "encoder.";
+pub(super) const ENCODER: &str = "encoder.";
 
 /// Parameters that a file may lack: an encoder has neither mask token nor head.
-fn optional(name: &str) -> bool {
+pub(super) fn optional(name: &str) -> bool {
     name.ends_with("mask_token") || name.starts_with("decoder.")
+}
+
+/// Parameters of a classifier that are no part of its encoder.
+pub(super) fn of_classifier(name: &str) -> bool {
+    name.starts_with("head.") || name.starts_with("fc_norm.")
 }
 
 /// Picks the model's parameters out of a file, under the official names. The file may hold a full model (`encoder.*`,
@@ -26,13 +31,28 @@ pub fn match_parameters(
     mut weights: Weights,
     whole: bool,
 ) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
-    let bare = !weights.keys().any(|k| k.starts_with(ENCODER));
-    weights.retain(|k, _| !(k.starts_with("head.") || k.starts_with("fc_norm.")));
-    if bare {
-        weights =
-            std::mem::take(&mut weights).into_iter().map(|(k, t)| (format!("{ENCODER}{}", from_timm(&k)), t)).collect();
-        split_key_bias(specs, &mut weights);
+    weights.retain(|k, _| !of_classifier(k));
+    pick(path, specs, with_official_names(specs, weights), whole)
+}
+
+/// Weights under the official names, where they are an encoder's or a classifier's under timm's.
+pub(super) fn with_official_names(specs: &[ParameterSpec], weights: Weights) -> Weights {
+    if weights.keys().any(|k| k.starts_with(ENCODER)) {
+        return weights;
     }
+    let official = |k: &str| if of_classifier(k) { k.to_owned() } else { format!("{ENCODER}{}", from_timm(k)) };
+    let mut weights = weights.into_iter().map(|(k, t)| (official(&k), t)).collect();
+    split_key_bias(specs, &mut weights);
+    weights
+}
+
+/// The tensors of the specifications, in their order.
+pub(super) fn pick(
+    path: &Path,
+    specs: &[ParameterSpec],
+    mut weights: Weights,
+    whole: bool,
+) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
     let (mut missing, mut misshapen, mut found) = (Vec::new(), Vec::new(), Vec::new());
     for spec in specs {
         match weights.remove(&spec.name) {

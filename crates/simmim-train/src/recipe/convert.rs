@@ -1,18 +1,28 @@
 //! From a recipe to what models, data and the loop take.
 
 use super::{
-    AreaKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind,
-    Statistic, TargetKind, wrong,
+    AreaKind, Augment, FineTune, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind, PositionKind, QkvBiasKind,
+    Recipe, ScheduleKind, Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};
-use simmim_data::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, MaskSpec, RandomResizedCrop, Source, Transform};
+use simmim_data::policy::Filter;
+use simmim_data::{
+    IMAGENET_MEAN, IMAGENET_STD, Interpolation, MaskSpec, Mix, Policy, RandAugment, RandomResizedCrop, Source,
+    Transform,
+};
 use simmim_models::optimizer::AdamWConfig;
-use simmim_models::{Area, Loss, Mode, ModelError, Position, QkvBias, SimMimConfig, Target, VitConfig};
+use simmim_models::{
+    Area, ClassifierConfig, Loss, Mode, ModelError, Pool, Position, QkvBias, SimMimConfig, Target, VitConfig,
+};
 use toml::Value;
 
 /// Images over which `"measure"` takes mean and deviation.
 const MEASURED: usize = 4096;
+
+fn pair(v: [usize; 2]) -> (usize, usize) {
+    (v[0], v[1])
+}
 
 /// The keys that a preset gives.
 pub(super) fn preset(c: &VitConfig) -> Vec<(&'static str, Value)> {
@@ -34,9 +44,29 @@ impl Recipe {
     /// # Errors
     /// [`ModelError::Geometry`] for sizes that do not fit.
     pub fn simmim_config(&self) -> Result<SimMimConfig, ModelError> {
+        let s = &self.simmim;
+        let config = SimMimConfig {
+            encoder: self.encoder_config(),
+            mode: if s.mode == ModeKind::Tutorial { Mode::Tutorial } else { Mode::Official },
+            mask_patch: pair(s.mask_patch),
+            mask_ratio: s.mask_ratio,
+            target: if s.target == TargetKind::Pixels { Target::Pixels } else { Target::Normalized },
+            loss: match s.loss {
+                LossKind::L1 => Loss::L1,
+                LossKind::L2 => Loss::L2,
+                LossKind::SmoothL1 => Loss::SmoothL1,
+            },
+            area: if s.area == AreaKind::Masked { Area::Masked } else { Area::Full },
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The encoder; whether its sizes fit is for whoever builds on it to check.
+    #[must_use]
+    pub fn encoder_config(&self) -> VitConfig {
         let m = &self.model;
-        let pair = |v: [usize; 2]| (v[0], v[1]);
-        let encoder = VitConfig {
+        VitConfig {
             image_size: pair(m.image_size),
             patch_size: pair(m.patch_size),
             channels: m.channels,
@@ -60,23 +90,81 @@ impl Recipe {
             },
             final_norm: m.final_norm,
             eps: 1e-6,
-        };
-        let s = &self.simmim;
-        let config = SimMimConfig {
+        }
+    }
+
+    /// The section of fine-tuning.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] where the recipe is one for pre-training.
+    pub fn finetuning(&self) -> Result<(&FineTune, &Augment), TrainError> {
+        match (&self.finetune, &self.augment) {
+            (Some(finetune), Some(augment)) => Ok((finetune, augment)),
+            _ => Err(wrong(
+                &self.model.name,
+                "this is a recipe for pre-training",
+                "take one with a [finetune] section, such as --recipe finetune_small_images",
+            )),
+        }
+    }
+
+    /// Refuses a recipe for fine-tuning.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`].
+    pub fn for_pretraining(&self) -> Result<(), TrainError> {
+        if self.finetune.is_none() {
+            return Ok(());
+        }
+        Err(wrong(&self.model.name, "this is a recipe for fine-tuning", "run it by simmim finetune, or take another"))
+    }
+
+    /// The classifier of so many classes.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] for a recipe for pre-training, [`ModelError::Geometry`] for sizes that do not fit.
+    pub fn classifier_config(&self, classes: usize) -> Result<ClassifierConfig, TrainError> {
+        let f = self.finetuning()?.0;
+        let mut encoder = self.encoder_config();
+        if f.per_block_bias && encoder.position == Position::SharedRelative {
+            encoder.position = Position::Relative;
+        }
+        let config = ClassifierConfig {
             encoder,
-            mode: if s.mode == ModeKind::Tutorial { Mode::Tutorial } else { Mode::Official },
-            mask_patch: pair(s.mask_patch),
-            mask_ratio: s.mask_ratio,
-            target: if s.target == TargetKind::Pixels { Target::Pixels } else { Target::Normalized },
-            loss: match s.loss {
-                LossKind::L1 => Loss::L1,
-                LossKind::L2 => Loss::L2,
-                LossKind::SmoothL1 => Loss::SmoothL1,
-            },
-            area: if s.area == AreaKind::Masked { Area::Masked } else { Area::Full },
+            classes,
+            pool: if f.pool == PoolKind::Mean { Pool::Mean } else { Pool::Cls },
+            head_scale: f.head_scale as f32,
+            layer_decay: f.layer_decay,
+            freeze: f.freeze,
         };
         config.validate()?;
         Ok(config)
+    }
+
+    /// How batches are mixed and labels softened; not at all in pre-training.
+    #[must_use]
+    pub fn mix(&self) -> Mix {
+        self.augment.as_ref().map_or(Mix::NONE, |a| Mix {
+            mixup: a.mixup,
+            cutmix: a.cutmix,
+            probability: a.mix_probability,
+            switch: a.mix_switch,
+            smoothing: a.label_smoothing,
+        })
+    }
+
+    fn policy(&self) -> Option<Policy> {
+        let bicubic = self.data.interpolation == InterpolationKind::Bicubic;
+        self.augment.as_ref().map(|a| Policy {
+            rand_augment: (a.rand_layers > 0).then_some(RandAugment {
+                layers: a.rand_layers,
+                magnitude: a.rand_magnitude,
+                std: a.rand_std,
+            }),
+            color_jitter: a.color_jitter,
+            erase: a.erase,
+            filter: if bicubic { Filter::Bicubic } else { Filter::Bilinear },
+        })
     }
 
     /// The masks.
@@ -148,6 +236,8 @@ impl Recipe {
             Interpolation::Bicubic
         };
         (transform.mean, transform.std) = self.statistics();
+        transform.policy = self.policy();
+        transform.keep = self.finetune.as_ref().map_or(1.0, |f| f.eval_crop);
         transform
     }
 

@@ -70,6 +70,27 @@ pub const KEYS: &[(&str, &str)] = &[
     ("guard.spike_factor", "a spike is a loss above this multiple of the median of the last losses; 0: off"),
     ("guard.spike_window", "how many last losses"),
     ("guard.max_rollbacks", "rollbacks before training stops"),
+    ("finetune.pool", "mean of the patch tokens with a new norm, or cls (class token)"),
+    ("finetune.per_block_bias", "a shared relative position bias becomes one of each block"),
+    ("finetune.layer_decay", "learning rate of a block as a share of the one above it; 1: all alike"),
+    ("finetune.head_scale", "factor of the head's starting values"),
+    ("finetune.freeze", "train norm and head only, leave the encoder as it is"),
+    ("finetune.ema", "decay of a moving average of the weights, which is then measured and saved; 0: none"),
+    ("finetune.validate_epochs", "epochs between measurements where validate.every_steps is 0"),
+    (
+        "finetune.eval_crop",
+        "share of a held-out image's sides that is seen, from the centre; official: 224/256 = 0.875",
+    ),
+    ("augment.rand_layers", "operations of RandAugment for an image; 0: none"),
+    ("augment.rand_magnitude", "their mean strength, 0 to 10"),
+    ("augment.rand_std", "deviation of their strength"),
+    ("augment.color_jitter", "largest change of brightness, contrast and saturation; acts where rand_layers is 0"),
+    ("augment.erase", "probability of erasing a rectangle (filled with noise)"),
+    ("augment.mixup", "parameter of mixup's Beta distribution; 0: none"),
+    ("augment.cutmix", "parameter of cutmix's Beta distribution; 0: none"),
+    ("augment.mix_probability", "probability that a batch is mixed"),
+    ("augment.mix_switch", "probability of cutmix where mixup is on too"),
+    ("augment.label_smoothing", "share of every label that is spread over all classes"),
 ];
 
 /// Meaning of one key.

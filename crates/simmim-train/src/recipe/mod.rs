@@ -10,8 +10,9 @@ mod validate;
 
 pub use keys::{KEYS, meaning};
 pub use schema::{
-    AreaKind, Checkpoint, Data, Every, Guard, InterpolationKind, Log, LossKind, MaskKind, ModeKind, Model, Optimizer,
-    PositionKind, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
+    AreaKind, Augment, Checkpoint, Data, Every, FineTune, Guard, InterpolationKind, Log, LossKind, MaskKind, ModeKind,
+    Model, Optimizer, PoolKind, PositionKind, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic,
+    TargetKind, Train,
 };
 
 use crate::error::TrainError;
@@ -27,10 +28,15 @@ pub const EMBEDDED: &[(&str, &str)] = &[
     ("tutorial_vit_small_patch32", include_str!("../../../../recipes/tutorial_vit_small_patch32.toml")),
     ("bare", include_str!("../../../../recipes/bare.toml")),
     ("official_vit_base_patch16", include_str!("../../../../recipes/official_vit_base_patch16.toml")),
+    ("finetune_small_images", include_str!("../../../../recipes/finetune_small_images.toml")),
+    ("finetune_official_vit_base_patch16", include_str!("../../../../recipes/finetune_official_vit_base_patch16.toml")),
 ];
 
 /// Values that no recipe needs to name. The model's own stand in its preset.
 const DEFAULTS: &str = include_str!("../../../../recipes/defaults.toml");
+
+/// Values that no recipe for fine-tuning needs to name.
+const FINETUNE_DEFAULTS: &str = include_str!("../../../../recipes/finetune_defaults.toml");
 
 fn wrong(origin: &str, what: impl Into<String>, help: impl Into<String>) -> TrainError {
     TrainError::Recipe { origin: origin.to_owned(), what: what.into(), help: help.into() }
@@ -53,7 +59,25 @@ impl Recipe {
     /// # Errors
     /// [`TrainError::Recipe`] naming the recipe, file or flag, the key, and what would fit.
     pub fn resolve(name_or_file: &str, set: &[String]) -> Result<Self, TrainError> {
+        Self::resolve_for(name_or_file, set, None)
+    }
+
+    /// As [`Recipe::resolve`], for a model that exists: where the recipe names no other model, architecture, mean and deviation are
+    /// those of the run the model comes from. Drop path is no part of the architecture, and a recipe may change single values (the
+    /// image size, say).
+    ///
+    /// # Errors
+    /// As [`Recipe::resolve`].
+    pub fn resolve_for(name_or_file: &str, set: &[String], model: Option<&Recipe>) -> Result<Self, TrainError> {
         let mut table = read(name_or_file, 0)?;
+        if let Some(model) = model {
+            let own = lookup(&table, "model.name").and_then(Value::as_str);
+            if own.is_none_or(|name| name == model.model.name) {
+                let mut below = model.architecture();
+                merge(&mut below, table);
+                table = below;
+            }
+        }
         for assignment in set {
             let origin = format!("--set {assignment}");
             let Some((key, value)) = assignment.split_once('=') else {
@@ -77,9 +101,27 @@ impl Recipe {
         Self::resolve(&config.display().to_string(), &[])
     }
 
+    /// What belongs to the model itself: its sizes and the statistics it was trained with.
+    fn architecture(&self) -> Table {
+        let mut table = Table::try_from(self).unwrap_or_default();
+        table.retain(|section, _| section == "model" || section == "data");
+        if let Some(Value::Table(model)) = table.get_mut("model") {
+            model.remove("drop_path");
+        }
+        if let Some(Value::Table(data)) = table.get_mut("data") {
+            data.retain(|key, _| key == "mean" || key == "std");
+        }
+        table
+    }
+
     fn from_table(given: Table, origin: &str, set: &[String]) -> Result<Self, TrainError> {
-        let mut table: Table = toml::from_str(DEFAULTS)
-            .map_err(|e| TrainError::Internal { what: format!("recipes/defaults.toml: {e}") })?;
+        let defaults = |text: &str| -> Result<Table, TrainError> {
+            toml::from_str(text).map_err(|e| TrainError::Internal { what: format!("the recipes' defaults: {e}") })
+        };
+        let mut table = defaults(DEFAULTS)?;
+        if given.contains_key("finetune") || given.contains_key("augment") {
+            merge(&mut table, defaults(FINETUNE_DEFAULTS)?);
+        }
         let name = lookup(&given, "model.name").and_then(Value::as_str).ok_or_else(|| {
             wrong(origin, "model.name is missing", "name the encoder, such as model.name = \"vit_small_patch16_224\"")
         })?;
@@ -268,8 +310,12 @@ mod tests {
     #[test]
     fn every_embedded_recipe_resolves_and_survives_a_round_trip() {
         for (name, _) in EMBEDDED {
-            let recipe = Recipe::resolve(name, &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
-            recipe.simmim_config().unwrap();
+            let model = Recipe::resolve("demo", &[]).unwrap();
+            let recipe = Recipe::resolve_for(name, &[], Some(&model)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            match recipe.finetune {
+                Some(_) => drop(recipe.classifier_config(10).unwrap()),
+                None => drop(recipe.simmim_config().unwrap()),
+            }
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("config.toml");
             std::fs::write(&path, recipe.to_toml()).unwrap();
@@ -279,7 +325,7 @@ mod tests {
 
     #[test]
     fn every_key_has_its_meaning_and_every_meaning_a_key() {
-        let text = toml::to_string(&set(&[]).unwrap()).unwrap();
+        let text = toml::to_string(&set(&["finetune.ema=0.5"]).unwrap()).unwrap();
         let table: Table = toml::from_str(&text).unwrap();
         let mut keys: Vec<String> =
             table.iter().flat_map(|(s, v)| v.as_table().unwrap().keys().map(move |k| format!("{s}.{k}"))).collect();
@@ -296,6 +342,21 @@ mod tests {
                 .unwrap();
         assert_eq!((r.optimizer.lr, r.simmim.loss, r.train.seed), (3e-3, LossKind::L2, 9));
         assert_eq!((r.schedule.epochs, r.schedule.steps, r.simmim.mask_patch), (7, 0, [4, 4]));
+    }
+
+    #[test]
+    fn a_recipe_for_fine_tuning_takes_the_model_of_the_weights_and_keeps_what_it_says_itself() {
+        let model = set(&["model.embed_dim=64", "model.drop_path=0.3", "data.mean=[0.25]", "data.std=[0.5]"]).unwrap();
+        let r = Recipe::resolve_for("finetune_small_images", &["model.image_size=32".into()], Some(&model)).unwrap();
+        assert_eq!((r.model.embed_dim, r.model.channels, r.model.image_size), (64, 1, [32, 32]));
+        assert_eq!((r.model.drop_path, r.data.mean.clone()), (0.1, Statistic::Given(vec![0.25])));
+        assert!(r.for_pretraining().is_err() && model.finetuning().is_err());
+        let other = Recipe::resolve_for("finetune_official_vit_base_patch16", &[], Some(&model)).unwrap();
+        assert_eq!((other.model.embed_dim, other.model.channels), (768, 3));
+        let f = other.classifier_config(1000).unwrap();
+        assert_eq!((f.layer_decay, f.encoder.drop_path), (0.65, 0.1));
+        let error = Recipe::resolve("finetune_small_images", &[]).unwrap_err();
+        assert!(error.to_string().contains("model.name is missing"), "{error}");
     }
 
     #[test]

@@ -18,6 +18,12 @@ pub struct Recipe {
     pub log: Log,
     pub checkpoint: Checkpoint,
     pub guard: Guard,
+    /// Only in recipes for fine-tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finetune: Option<FineTune>,
+    /// Only in recipes for fine-tuning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augment: Option<Augment>,
 }
 
 macro_rules! section {
@@ -84,6 +90,21 @@ section!(
     Guard { on_nan: Reaction, on_spike: Reaction, spike_factor: f64, spike_window: usize, max_rollbacks: usize }
 );
 
+section!(
+    /// The classifier.
+    FineTune {
+        pool: PoolKind, per_block_bias: bool, layer_decay: f64, head_scale: f64, freeze: bool, ema: f64, validate_epochs: f64,
+        eval_crop: f64,
+    }
+);
+section!(
+    /// What happens to images and labels while fine-tuning.
+    Augment {
+        rand_layers: usize, rand_magnitude: f64, rand_std: f64, color_jitter: f64, erase: f64, mixup: f64, cutmix: f64,
+        mix_probability: f64, mix_switch: f64, label_smoothing: f64,
+    }
+);
+
 macro_rules! choice {
     ($(#[$meta:meta])* $name:ident { $($variant:ident),* $(,)? }) => {
         $(#[$meta])*
@@ -101,6 +122,10 @@ choice!(
 choice!(
     /// `model.qkv_bias`.
     QkvBiasKind { Full, NoKey, None }
+);
+choice!(
+    /// `finetune.pool`.
+    PoolKind { Mean, Cls }
 );
 choice!(
     /// `simmim.mode`.

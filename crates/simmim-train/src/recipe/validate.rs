@@ -41,7 +41,30 @@ impl Recipe {
         check.that(self.log.every_steps > 0, "log.every_steps", 0, "give a positive number of steps")?;
         check.within("checkpoint.keep", self.checkpoint.keep, 1, 1_000_000)?;
         check.not_negative("guard.spike_factor", self.guard.spike_factor)?;
-        check.within("guard.spike_window", self.guard.spike_window, 1, 100_000)
+        check.within("guard.spike_window", self.guard.spike_window, 1, 100_000)?;
+        self.validate_finetuning(&check)
+    }
+
+    fn validate_finetuning(&self, check: &Check<'_>) -> Result<(), TrainError> {
+        let (Some(f), Some(a)) = (&self.finetune, &self.augment) else { return Ok(()) };
+        let share = |key: &str, v: f64| check.that((0.0..=1.0).contains(&v), key, v, "give a share from 0 to 1");
+        let positive = |key: &str, v: f64, most: f64, help: &str| check.that(v > 0.0 && v <= most, key, v, help);
+        positive("finetune.layer_decay", f.layer_decay, 1.0, "give a share above 0, 1 for all layers alike")?;
+        positive("finetune.eval_crop", f.eval_crop, 1.0, "give a share above 0, 1 for the whole image")?;
+        positive("finetune.validate_epochs", f.validate_epochs, 1e6, "give a positive number of epochs")?;
+        check.not_negative("finetune.head_scale", f.head_scale)?;
+        check.that((0.0..1.0).contains(&f.ema), "finetune.ema", f.ema, "give a decay below 1, or 0 for none")?;
+        check.within("augment.rand_layers", a.rand_layers, 0, 100)?;
+        let magnitude = (0.0..=10.0).contains(&a.rand_magnitude);
+        check.that(magnitude, "augment.rand_magnitude", a.rand_magnitude, "give a strength from 0 to 10")?;
+        for (key, value) in [("rand_std", a.rand_std), ("mixup", a.mixup), ("cutmix", a.cutmix)] {
+            check.not_negative(&format!("augment.{key}"), value)?;
+        }
+        share("augment.color_jitter", a.color_jitter)?;
+        share("augment.erase", a.erase)?;
+        share("augment.mix_probability", a.mix_probability)?;
+        share("augment.mix_switch", a.mix_switch)?;
+        share("augment.label_smoothing", a.label_smoothing)
     }
 
     /// Bounds far beyond any model there is: what is above them is a slip, and would end in a failed allocation.

@@ -85,7 +85,11 @@ impl Log {
             ("train/images_per_second", r.images_per_second as f32),
             ("train/data_wait", r.data_wait as f32),
         ];
-        for (tag, value) in curves.into_iter().chain(r.val_loss.map(|v| ("validate/loss", v))) {
+        for (tag, value) in curves
+            .into_iter()
+            .chain(r.val_loss.map(|v| ("validate/loss", v)))
+            .chain(r.val_top1.map(|v| ("validate/top1", v)))
+        {
             events.scalar(r.step, tag, value)?;
         }
         events.flush()

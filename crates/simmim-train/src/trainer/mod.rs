@@ -1,23 +1,31 @@
 //! The training loop.
 
+mod classifier;
 mod data;
+mod device;
+mod finetuning;
 mod held_out;
 mod log;
+mod pretraining;
 mod session;
+mod task;
 
+pub use classifier::Classifier;
 pub use data::{Data, open_data};
+pub use finetuning::{FineTuning, LabelledData, settle_finetuning};
+pub use pretraining::Pretraining;
 pub use session::{Reconstruction, Session, StepResult, choose_accumulation, training_graph};
+pub use task::{Measured, Task};
 
-use crate::checkpoint::{CheckpointStore, Meta};
+use crate::checkpoint::{Best, CheckpointStore, Meta};
 use crate::error::TrainError;
 use crate::guard::{Guard, Verdict};
 use crate::metrics::{self, Record};
 use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::{RunFolder, atomic_write};
 use crate::schedule::LearningRate;
-use held_out::HeldOut;
 use log::Log;
-use simmim_data::{Batch, Loader, LoaderConfig, MaskSpec, Position, mask};
+use simmim_data::{Loader, LoaderConfig, Position, Source};
 use simmim_engine::Executor;
 use simmim_models::weights::{self, Weights};
 use std::collections::BTreeSet;
@@ -71,16 +79,18 @@ pub struct Summary {
     pub first_val_loss: Option<(u64, f32)>,
     /// Held-out loss at the end; not measured where the training was stopped.
     pub val_loss: Option<f32>,
+    /// Held-out accuracy at the end, where there are classes.
+    pub val_top1: Option<f32>,
+    /// The best held-out accuracy.
+    pub best: Option<Best>,
 }
 
 /// Trains a model in a run folder.
-pub struct Trainer {
+pub struct Trainer<T = Pretraining> {
     recipe: Recipe,
     run: RunFolder,
-    session: Session,
+    task: T,
     loader: Loader,
-    masks: MaskSpec,
-    held_out: HeldOut,
     schedule: LearningRate,
     checkpoints: CheckpointStore,
     log: Log,
@@ -88,7 +98,8 @@ pub struct Trainer {
     rollbacks: usize,
     threads: usize,
     step: u64,
-    data: Data,
+    best: Option<Best>,
+    images: usize,
     /// Whether the weights at step 0 came from elsewhere, so that an interrupted run could not draw them again.
     given_weights: bool,
 }
@@ -108,7 +119,7 @@ pub fn settle(recipe: &mut Recipe, data: &Data) -> Result<(), TrainError> {
 }
 
 impl Trainer {
-    /// Prepares a training, from its first step or from the run's last checkpoint. `recipe` must be settled ([`settle`]).
+    /// Prepares a pre-training, from its first step or from the run's last checkpoint. `recipe` must be settled ([`settle`]).
     /// Messages about damaged checkpoints go to `tell`.
     ///
     /// # Errors
@@ -121,17 +132,35 @@ impl Trainer {
         threads: usize,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
-        let config = recipe.simmim_config()?;
-        let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
-        let masks = recipe.mask_spec(&config);
-        let held_out = HeldOut::start(&recipe, &data, &config, &masks);
-        let mut session = Session::new(executor, config, recipe.train.seed)?;
-        session.prepare_training(batch / accumulation, accumulation, recipe.adamw())?;
+        let task = Pretraining::new(&recipe, &data, executor)?;
+        Self::with_task(recipe, run, data.train, task, threads, tell)
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn session(&self) -> &Session {
+        self.task.session()
+    }
+}
+
+impl<T: Task> Trainer<T> {
+    /// As [`Trainer::new`], for any task on batches of `train`.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`].
+    pub fn with_task(
+        recipe: Recipe,
+        run: RunFolder,
+        train: Arc<dyn Source>,
+        mut task: T,
+        threads: usize,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Self, TrainError> {
         let checkpoints = CheckpointStore::open(&run.checkpoints())?;
         let mut at = Meta { threads, ..Meta::default() };
         if let Some(found) = checkpoints.load_latest()? {
             found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
-            session.restore(&run.checkpoints(), found.tensors)?;
+            task.restore(&run.checkpoints(), found.tensors)?;
             at = found.meta;
         } else if run.has_results() {
             return Err(TrainError::Run {
@@ -143,19 +172,18 @@ impl Trainer {
         if Recipe::from_run(&run.config())? != recipe {
             run.rewrite_config(&recipe.to_toml())?;
         }
-        let loader = Self::loader(&recipe, &data, &at)?;
+        let images = train.len();
+        let loader = Self::loader(&recipe, train, &at)?;
         let schedule = recipe.learning_rate(loader.batches_per_epoch());
         let log = Log::open(&run, &recipe, at.step)?;
         let mut guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
         guard.restore(&at.recent_losses);
-        let (rollbacks, step, given_weights) = (at.rollbacks, at.step, false);
+        let (rollbacks, step, best, given_weights) = (at.rollbacks, at.step, at.best, false);
         Ok(Self {
             recipe,
             run,
-            session,
+            task,
             loader,
-            masks,
-            held_out,
             schedule,
             checkpoints,
             log,
@@ -163,25 +191,32 @@ impl Trainer {
             rollbacks,
             threads,
             step,
-            data,
+            best,
+            images,
             given_weights,
         })
     }
 
-    fn loader(recipe: &Recipe, data: &Data, at: &Meta) -> Result<Loader, TrainError> {
+    fn loader(recipe: &Recipe, train: Arc<dyn Source>, at: &Meta) -> Result<Loader, TrainError> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
         let mut config = LoaderConfig::new(recipe.train.batch_size, recipe.train.seed, recipe.transform());
         config.workers = if recipe.data.workers == 0 { cores() } else { recipe.data.workers };
         config.prefetch = recipe.data.prefetch.max(1);
         config.max_errors = recipe.data.max_errors;
         let start = Position { epoch: at.epoch, batch_index: at.batch };
-        Ok(Loader::new(Arc::clone(&data.train), config, start)?)
+        Ok(Loader::new(train, config, start)?)
     }
 
-    /// The model.
+    /// The task.
     #[must_use]
-    pub fn session(&self) -> &Session {
-        &self.session
+    pub fn task(&self) -> &T {
+        &self.task
+    }
+
+    /// The task, for what comes after the training.
+    #[must_use]
+    pub fn into_task(self) -> T {
+        self.task
     }
 
     /// Steps done.
@@ -208,7 +243,7 @@ impl Trainer {
     /// Faults of the device.
     pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
         self.given_weights = true;
-        self.session.set_weights(weights)
+        self.task.set_weights(weights)
     }
 
     /// Trains until the end, or until `stop` is set. Then writes a checkpoint, and at the end the encoder, the full model and a
@@ -221,10 +256,10 @@ impl Trainer {
             self.save(tell)?;
         }
         self.log.restart(self.loader.wait_seconds());
-        let mut val_loss = None;
+        let mut measured = None;
         while self.step < self.schedule.total_steps && !stop.load(Ordering::Relaxed) {
             match self.one_step(tell) {
-                Ok(measured) => val_loss = measured,
+                Ok(now) => measured = now,
                 Err(e) => {
                     if matches!(e, TrainError::Data(_)) {
                         self.save(tell)?;
@@ -237,10 +272,11 @@ impl Trainer {
         let finished = self.step >= self.schedule.total_steps;
         self.save(tell)?;
         if finished {
-            if val_loss.is_none() {
-                val_loss = self.held_out.loss(&mut self.session, tell)?;
+            if measured.is_none() {
+                measured = self.task.measure(tell)?;
             }
-            self.write_results(tell)?;
+            self.task.draw(&self.run, self.step, tell)?;
+            self.task.write_results(&self.run)?;
         }
         self.write_skipped()?;
         let first = |r: &Record| r.val_loss.map(|v| (r.step, v));
@@ -248,16 +284,17 @@ impl Trainer {
             outcome: if finished { Outcome::Finished } else { Outcome::Stopped },
             step: self.step,
             first_val_loss: metrics::read(&self.run.metrics())?.iter().find_map(first),
-            val_loss: val_loss.filter(|_| finished),
+            val_loss: measured.filter(|_| finished).map(|m| m.loss),
+            val_top1: measured.filter(|_| finished).and_then(|m| m.top1),
+            best: self.best,
         })
     }
 
-    /// One step with everything that is due after it; returns the held-out loss where it was measured.
-    fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<f32>, TrainError> {
-        let batch = self.loader.next_batch()?;
+    /// One step with everything that is due after it; returns what was measured on held-out images.
+    fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
+        let mut batch = self.loader.next_batch()?;
         let lr = self.schedule.at(self.step);
-        let masks = self.draw_masks(&batch);
-        let result = self.session.train_step(&batch.images, &masks, self.recipe.train.seed, self.step, lr)?;
+        let result = self.task.train_step(&mut batch, self.step, lr)?;
         self.loader.recycle(batch);
         self.step += 1;
         if self.judge(result, tell)? {
@@ -266,41 +303,45 @@ impl Trainer {
         self.log.add(result.loss);
         let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
         let last = self.step == self.schedule.total_steps;
-        let validate = due(self.recipe.validate.every_steps) || last;
-        let (draw, save) = (due(self.recipe.reconstruct.every_steps), due(self.recipe.checkpoint.every_steps));
+        let measure = due(self.task.measure_every(self.loader.batches_per_epoch())) || last;
+        let (draw, save) = (due(self.task.draw_every()), due(self.recipe.checkpoint.every_steps));
         let (step, total, loss) = (self.step, self.schedule.total_steps, result.loss);
         tell(Event::Step { step, total, loss, images_per_second: self.log.images_per_second() });
-        let mut val_loss = None;
-        if validate || due(self.recipe.log.every_steps) {
+        let mut measured = None;
+        if measure || due(self.recipe.log.every_steps) {
             let epoch = self.step as f64 / self.loader.batches_per_epoch() as f64;
             let window = self.log.record(self.loader.wait_seconds());
             let mut record = Record { step, epoch, lr, grad_norm: result.grad_norm, ..window };
-            if validate {
-                val_loss = self.held_out.loss(&mut self.session, tell)?;
+            if measure {
+                measured = self.measure(tell)?;
             }
-            record.val_loss = val_loss;
+            record.val_loss = measured.map(|m| m.loss);
+            record.val_top1 = measured.and_then(|m| m.top1);
             self.log.write(&record)?;
             tell(Event::Logged(record));
             self.log.restart(self.loader.wait_seconds());
         }
         let pause = Instant::now();
         if draw {
-            self.draw(tell)?;
+            self.task.draw(&self.run, self.step, tell)?;
         }
         if save {
             self.save(tell)?;
         }
         self.log.pause(pause.elapsed());
-        Ok(val_loss)
+        Ok(measured)
     }
 
-    fn draw_masks(&self, batch: &Batch) -> Vec<Vec<bool>> {
-        let (down, right) = self.session.config().tokens_per_cell();
-        let draw = |&sample: &u64| {
-            let cells = self.masks.draw(self.recipe.train.seed, batch.epoch, sample);
-            mask::expand(&cells, self.masks.rows, self.masks.cols, down, right)
-        };
-        batch.draws.iter().map(draw).collect()
+    /// Measures, and keeps the weights where they are the best so far.
+    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
+        let measured = self.task.measure(tell)?;
+        if let Some(top1) = measured.and_then(|m| m.top1)
+            && self.best.is_none_or(|best| top1 > best.top1)
+        {
+            self.best = Some(Best { step: self.step, top1 });
+            self.task.keep_best(&self.run)?;
+        }
+        Ok(measured)
     }
 
     /// Reacts to a step that went wrong; true where the training went back to a checkpoint.
@@ -339,7 +380,8 @@ impl Trainer {
             });
         };
         let failed = self.step;
-        self.session.restore(&self.run.checkpoints(), found.tensors)?;
+        self.task.restore(&self.run.checkpoints(), found.tensors)?;
+        self.best = found.meta.best;
         self.step = found.meta.step;
         self.log = Log::open(&self.run, &self.recipe, self.step)?;
         self.log.restart(self.loader.wait_seconds());
@@ -357,25 +399,14 @@ impl Trainer {
             threads: self.threads,
             recent_losses: self.guard.recent(),
             rollbacks: self.rollbacks,
+            best: self.best,
+            classes: self.task.classes().to_vec(),
         };
-        let session = &mut self.session;
-        let shapes = session.checkpoint_shapes();
-        self.checkpoints.save(meta, shapes, |name| session.read_tensor(name), self.recipe.checkpoint.keep)?;
+        let task = &mut self.task;
+        let shapes = task.checkpoint_shapes();
+        self.checkpoints.save(meta, shapes, |name| task.read_tensor(name), self.recipe.checkpoint.keep)?;
         tell(Event::Checkpoint(self.step));
         Ok(())
-    }
-
-    fn draw(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        let path = self.run.reconstruction(self.step);
-        self.held_out.draw(&mut self.session, &path, &self.recipe, tell)
-    }
-
-    fn write_results(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        self.draw(tell)?;
-        let session = &mut self.session;
-        let shapes = session.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-        weights::write_streamed::<TrainError>(&self.run.model(), shapes, |name| session.read_tensor(name))?;
-        write_encoder(&self.run.encoder(), session.weights()?)
     }
 
     /// Adds the images that could not be read to those of the run's earlier parts.
@@ -404,7 +435,7 @@ impl Trainer {
     /// Number of training images.
     #[must_use]
     pub fn images(&self) -> usize {
-        self.data.train.len()
+        self.images
     }
 }
 

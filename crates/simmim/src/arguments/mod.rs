@@ -1,8 +1,10 @@
 //! Arguments as they are typed. What they mean is resolved by the commands.
 
+mod finetune;
 mod pretrain;
 mod use_weights;
 
+pub(crate) use finetune::{Compare, Evaluate, Finetune, Predict, StartOf};
 pub(crate) use pretrain::Pretrain;
 pub(crate) use use_weights::{Embed, Pool, Reconstruct, WeightsOf};
 
@@ -49,6 +51,14 @@ pub(crate) enum Command {
     Reconstruct(Reconstruct),
     /// Write the features of images.
     Embed(Embed),
+    /// Train a classifier from pre-trained weights, or from scratch.
+    Finetune(Box<Finetune>),
+    /// Measure a classifier: accuracy, confusion, calibration.
+    Evaluate(Evaluate),
+    /// Write the class of each image.
+    Predict(Predict),
+    /// Measure whether pre-training helped: fine-tuning against training from scratch at shares of the labels.
+    Compare(Box<Compare>),
     /// Print a model: parameters, FLOPs, memory plan, graph.
     Inspect(Inspect),
     /// List the recipes in the binary, or show one.

@@ -1,9 +1,13 @@
 //! One file for each verb.
 
 pub(crate) mod bench;
+pub(crate) mod compare;
 pub(crate) mod embed;
+pub(crate) mod evaluate;
+pub(crate) mod finetune;
 pub(crate) mod inspect;
 pub(crate) mod mask_file;
+pub(crate) mod predict;
 pub(crate) mod pretrain;
 pub(crate) mod recipes;
 pub(crate) mod reconstruct;

@@ -8,7 +8,7 @@ use crate::diagnostics::Failure;
 use crate::progress::Progress;
 use simmim_engine::cpu::CpuExecutor;
 use simmim_models::weights::timm_call;
-use simmim_train::{Outcome, Recipe, RunFolder, Summary, TrainError, Trainer, open_data, settle};
+use simmim_train::{Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -22,6 +22,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
         ));
     }
     let (mut recipe, out) = resolve(a)?;
+    recipe.for_pretraining()?;
     let data = open_data(&recipe)?;
     settle(&mut recipe, &data)?;
     let config = recipe.simmim_config()?;
@@ -43,6 +44,15 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     }
     let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
     announce(&trainer, &progress, threads);
+    let stop = on_interrupt();
+    let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
+    progress.finish();
+    conclude(&trainer, &summary, &progress);
+    Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// Is set by the first Ctrl-C; the second one ends the process.
+pub(crate) fn on_interrupt() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
     // A second handler in one process is the only way to fail; then Ctrl-C ends the process as usual.
@@ -51,10 +61,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
             std::process::exit(130);
         }
     });
-    let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
-    progress.finish();
-    conclude(&trainer, &summary, &progress);
-    Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
+    stop
 }
 
 /// Names the settings in which a resumed run will differ from what it was: they break the promise that it ends with the same
@@ -89,7 +96,7 @@ fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
 }
 
 /// The path as a recipe holds it, which must be text.
-fn absolute(path: &Path) -> Result<String, Failure> {
+pub(crate) fn absolute(path: &Path) -> Result<String, Failure> {
     let absolute = std::path::absolute(path)?;
     absolute.into_os_string().into_string().map_err(|p| {
         Failure::input(format!("{}: the path is not valid UTF-8", p.display()), "rename it, or give a link to it")
@@ -97,14 +104,14 @@ fn absolute(path: &Path) -> Result<String, Failure> {
 }
 
 /// `runs/NAME-N` with the first free number.
-fn free_folder(recipe: &str) -> PathBuf {
+pub(crate) fn free_folder(recipe: &str) -> PathBuf {
     let name = Path::new(recipe).file_stem().and_then(|n| n.to_str()).unwrap_or("run");
     (1..).map(|n| Path::new("runs").join(format!("{name}-{n}"))).find(|p| !p.exists()).unwrap_or_default()
 }
 
-fn announce(trainer: &Trainer, progress: &Progress, threads: usize) {
-    let memory = trainer.session().executor().memory();
-    let parameters: usize = trainer.session().parameters().iter().map(simmim_models::ParameterSpec::len).sum();
+pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, threads: usize) {
+    let memory = trainer.task().memory();
+    let parameters: usize = trainer.task().parameters().iter().map(simmim_models::ParameterSpec::len).sum();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let parameters = if parameters < 1_000_000 {
         format!("{:.0} thousand", parameters as f64 / 1e3)

@@ -4,7 +4,8 @@ use crate::arguments::WeightsOf;
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
 use simmim_models::SimMimConfig;
-use simmim_models::weights::{self, Weights, match_parameters};
+use simmim_models::classifier::AVERAGE_PREFIX;
+use simmim_models::weights::{self, Weights, encoder_for_classifier, match_parameters};
 use simmim_train::checkpoint::{self, CheckpointStore};
 use simmim_train::{Recipe, RunFolder};
 use std::fs::File;
@@ -74,8 +75,30 @@ fn check_file(path: &Path) -> Result<(), Failure> {
 
 /// A checkpoint without the optimiser's moments.
 fn parameters_of(mut tensors: Weights) -> Weights {
-    tensors.retain(|name, _| !name.starts_with("exp_avg"));
+    tensors.retain(|name, _| !(name.starts_with("exp_avg") || name.starts_with(AVERAGE_PREFIX)));
     tensors
+}
+
+/// What a fine-tuning starts from: weights, and the recipe of their run where they belong to one.
+pub(crate) struct Pretrained {
+    path: PathBuf,
+    weights: Weights,
+    pub(crate) recipe: Option<Recipe>,
+}
+
+impl Pretrained {
+    /// Weights of a run folder, a checkpoint folder or a file.
+    pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
+        let recipe = run_of(path).map(|run| Recipe::from_run(&run.join("config.toml"))).transpose()?;
+        Ok(Self { path: path.to_owned(), weights: tensors(path)?, recipe })
+    }
+
+    /// The encoder's parameters for a recipe's classifier.
+    pub(crate) fn encoder(&self, recipe: &Recipe, classes: usize) -> Result<Vec<(String, Vec<f32>)>, Failure> {
+        let config = recipe.classifier_config(classes)?;
+        let grid = self.recipe.as_ref().map(|r| r.encoder_config().grid());
+        Ok(encoder_for_classifier(&self.path, &config, self.weights.clone(), grid)?)
+    }
 }
 
 /// The folder of the run that a path belongs to.

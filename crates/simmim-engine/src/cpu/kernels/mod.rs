@@ -3,11 +3,14 @@
 pub(crate) mod adamw;
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod cross_entropy;
 pub(crate) mod embed_rows;
 pub(crate) mod gather_rows;
 pub(crate) mod global_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
+pub(crate) mod mean_tokens;
+pub(crate) mod moving_average;
 pub(crate) mod patch_gather;
 pub(crate) mod pixel_loss;
 pub(crate) mod qkv_bias;
@@ -42,6 +45,8 @@ pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
         Op::Add(_) => add::add(cpu, args),
         Op::Attention(op) => attention::attention(cpu, op, args),
         Op::AttentionGrad(op) => attention::attention_grad(cpu, op, args),
+        Op::CrossEntropy(op) => cross_entropy::cross_entropy(cpu, op, args),
+        Op::CrossEntropyGrad(op) => cross_entropy::cross_entropy_grad(cpu, op, args),
         Op::EmbedRows(op) => embed_rows::embed_rows(cpu, op, args),
         Op::EmbedRowsGrad(op) => embed_rows::embed_rows_grad(cpu, op, args),
         Op::GatherRows(_) => gather_rows::gather_rows(cpu, args),
@@ -53,6 +58,9 @@ pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
         Op::Linear(op) => linear::linear(cpu, op, args),
         Op::LinearGradInput(op) => linear::linear_grad_input(cpu, op, args),
         Op::LinearGradWeight(op) => linear::linear_grad_weight(cpu, op, args),
+        Op::MeanTokens(op) => mean_tokens::mean_tokens(cpu, op, args),
+        Op::MeanTokensGrad(op) => mean_tokens::mean_tokens_grad(cpu, op, args),
+        Op::MovingAverage(_) => moving_average::moving_average(cpu, args),
         Op::PatchGather(op) => patch_gather::patch_gather(cpu, op, args),
         Op::PixelLoss(op) => pixel_loss::pixel_loss(cpu, op, args),
         Op::PixelLossGrad(op) => pixel_loss::pixel_loss_grad(cpu, op, args),
@@ -72,6 +80,7 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
     match &instruction.op {
         Op::Attention(op) => attention::scratch(op, instruction, cpu),
         Op::AttentionGrad(op) => attention::scratch_grad(op, instruction, cpu),
+        Op::CrossEntropy(_) => cross_entropy::scratch(instruction),
         Op::GlobalNorm(_) => global_norm::scratch(instruction),
         Op::LayerNormGradParameters(_) => layer_norm::scratch_grad_parameters(instruction),
         Op::Linear(_) | Op::LinearGradInput(_) | Op::LinearGradWeight(_) => linear::scratch(instruction, cpu),
@@ -79,12 +88,16 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
         Op::ResidualGrad(_) => residual::scratch_grad(instruction),
         Op::AdamW(_)
         | Op::Add(_)
+        | Op::CrossEntropyGrad(_)
         | Op::EmbedRows(_)
         | Op::EmbedRowsGrad(_)
         | Op::GatherRows(_)
         | Op::GeluGrad(_)
         | Op::LayerNorm(_)
         | Op::LayerNormGradInput(_)
+        | Op::MeanTokens(_)
+        | Op::MeanTokensGrad(_)
+        | Op::MovingAverage(_)
         | Op::PatchGather(_)
         | Op::PixelLossGrad(_)
         | Op::QkvBias(_)

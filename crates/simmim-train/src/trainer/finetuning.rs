@@ -1,0 +1,194 @@
+//! The task of fine-tuning: labelled images, mixed and softened labels, top-1 on the validation images.
+
+use super::classifier::{Classifier, finetuning_graph};
+use super::session::fewest_parts;
+use super::{ARENA_BYTES, Event, Measured, StepResult, Task};
+use crate::classify::{ClassifierFile, Scores};
+use crate::error::TrainError;
+use crate::recipe::Recipe;
+use crate::run_folder::RunFolder;
+use simmim_data::{Batch, Labelled, Mix, Source, Transform, demo, demo_held_out, source};
+use simmim_engine::Executor;
+use simmim_engine::executor::Memory;
+use simmim_models::ParameterSpec;
+use simmim_models::weights::Weights;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Unreadable validation images that are named in warnings.
+const NAMED: usize = 5;
+
+/// Labelled images for training and validation, with the same classes.
+#[derive(Debug, Clone)]
+pub struct LabelledData {
+    /// Images to train on.
+    pub train: Labelled,
+    /// Images to measure on.
+    pub val: Labelled,
+}
+
+impl LabelledData {
+    /// Opens the images that a recipe names (`data.path`, `data.val_path`); classes are matched by their names. Two empty paths are
+    /// the embedded demonstration set.
+    ///
+    /// # Errors
+    /// Missing places, images without a class, one class alone, classes that differ.
+    pub fn open(recipe: &Recipe) -> Result<Self, TrainError> {
+        let d = &recipe.data;
+        if d.path.is_empty() && d.val_path.is_empty() {
+            let name = Path::new("the demonstration set");
+            let train = Labelled::new(Arc::new(demo()?), name)?;
+            let val = Labelled::with_classes(Arc::new(demo_held_out()?), name, train.class_names())?;
+            return Ok(Self { train, val });
+        }
+        for (key, path, flag) in [("data.path", &d.path, "--data"), ("data.val_path", &d.val_path, "--val")] {
+            if path.is_empty() {
+                return Err(TrainError::Recipe {
+                    origin: key.into(),
+                    what: "labelled images are needed".into(),
+                    help: format!("name a folder with a folder of images for each class, or IDX files, by {flag}"),
+                });
+            }
+        }
+        let (path, val_path) = (Path::new(&d.path), Path::new(&d.val_path));
+        let train = Labelled::new(source::open(path)?.into(), path)?;
+        let val = Labelled::with_classes(source::open(val_path)?.into(), val_path, train.class_names())?.complete()?;
+        Ok(Self { train, val })
+    }
+}
+
+/// Settles what a fine-tuning recipe leaves to the data and the plan: mean and deviation, and the parts of a step.
+///
+/// # Errors
+/// Images that cannot be measured, impossible sizes.
+pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData) -> Result<(), TrainError> {
+    recipe.fix_statistics(&data.train)?;
+    if recipe.train.accumulation == 0 {
+        let config = recipe.classifier_config(data.train.class_names().len())?;
+        let graph = |micro: usize, parts: usize| finetuning_graph(&config, micro, parts);
+        recipe.train.accumulation = fewest_parts(recipe.train.batch_size, ARENA_BYTES, graph)?;
+    }
+    Ok(())
+}
+
+/// Fine-tuning by a recipe.
+pub struct FineTuning {
+    recipe: Recipe,
+    classifier: Classifier,
+    mix: Mix,
+    transform: Transform,
+    train: Labelled,
+    val: Labelled,
+    measured: Vec<usize>,
+    threads: usize,
+    warned: bool,
+}
+
+impl FineTuning {
+    /// A classifier of the data's classes. `recipe` must be settled ([`settle_finetuning`]).
+    ///
+    /// # Errors
+    /// Impossible sizes, a recipe for pre-training.
+    pub fn new(recipe: &Recipe, data: &LabelledData, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
+        let config = recipe.classifier_config(data.train.class_names().len())?;
+        let ema = recipe.finetuning()?.0.ema;
+        let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
+        let mut classifier = Classifier::new(executor, config, recipe.train.seed)?;
+        classifier.prepare_training(batch / accumulation, accumulation, recipe.adamw(), ema)?;
+        Ok(Self {
+            recipe: recipe.clone(),
+            classifier,
+            mix: recipe.mix(),
+            transform: recipe.transform(),
+            train: data.train.clone(),
+            val: data.val.clone(),
+            measured: data.val.spread(recipe.validate.images),
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            warned: false,
+        })
+    }
+
+    /// The training images, for the loop.
+    #[must_use]
+    pub fn images(&self) -> Arc<dyn Source> {
+        Arc::new(self.train.clone())
+    }
+
+    /// Scores on the validation images, `indices` of them.
+    fn scores(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Scores, TrainError> {
+        let mut scores = Scores::new(self.val.class_names().to_vec());
+        let labels = self.val.labels();
+        let take = |i: usize, logits: &[f32]| scores.add(labels[i], logits);
+        let bad = self.classifier.predict(&self.val, &self.measured, &self.transform, self.threads, take)?;
+        if !self.warned {
+            self.warned = true;
+            bad.iter().take(NAMED).for_each(|(_, e)| tell(Event::Warning(format!("validation image left out: {e}"))));
+        }
+        Ok(scores)
+    }
+
+    fn file(&mut self) -> Result<ClassifierFile, TrainError> {
+        let weights = self.classifier.weights()?;
+        Ok(ClassifierFile { recipe: self.recipe.clone(), classes: self.train.class_names().to_vec(), weights })
+    }
+}
+
+impl Task for FineTuning {
+    fn train_step(&mut self, batch: &mut Batch, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+        let (seed, size) = (self.recipe.train.seed, self.transform.size);
+        let labels: Vec<usize> = batch.samples.iter().map(|&s| self.train.labels()[s as usize]).collect();
+        let mixture = self.mix.draw(seed, batch.epoch, batch.index_in_epoch, size);
+        mixture.apply(&mut batch.images, self.transform.values(), size);
+        let targets = self.mix.targets(mixture, &labels, self.train.class_names().len());
+        self.classifier.train_step(&batch.images, &targets, seed, step, lr)
+    }
+
+    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
+        let scores = self.scores(tell)?;
+        Ok(Some(Measured { loss: scores.loss() as f32, top1: Some(scores.top(1) as f32) }))
+    }
+
+    fn measure_every(&self, steps_per_epoch: u64) -> u64 {
+        let epochs = self.recipe.finetune.as_ref().map_or(1.0, |f| f.validate_epochs);
+        match self.recipe.validate.every_steps {
+            0 => ((epochs * steps_per_epoch as f64).round() as u64).max(1),
+            every => every,
+        }
+    }
+
+    fn keep_best(&mut self, run: &RunFolder) -> Result<(), TrainError> {
+        self.file()?.write(&run.best())
+    }
+
+    fn write_results(&mut self, run: &RunFolder) -> Result<(), TrainError> {
+        self.file()?.write(&run.last())
+    }
+
+    fn classes(&self) -> &[String] {
+        self.train.class_names()
+    }
+
+    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
+        self.classifier.set_weights(weights)
+    }
+
+    fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.classifier.checkpoint_shapes()
+    }
+
+    fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
+        self.classifier.read_tensor(name)
+    }
+
+    fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError> {
+        self.classifier.restore(path, tensors)
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        self.classifier.parameters()
+    }
+
+    fn memory(&self) -> Memory {
+        self.classifier.executor().memory()
+    }
+}

@@ -1,0 +1,101 @@
+//! The task of pre-training: masks are drawn, hidden patches painted back.
+
+use super::held_out::HeldOut;
+use super::{Data, Event, Measured, Session, StepResult, Task, write_encoder};
+use crate::error::TrainError;
+use crate::recipe::Recipe;
+use crate::run_folder::RunFolder;
+use simmim_data::{Batch, MaskSpec, mask};
+use simmim_engine::Executor;
+use simmim_engine::executor::Memory;
+use simmim_models::ParameterSpec;
+use simmim_models::weights::{self, Weights};
+use std::path::Path;
+
+/// Pre-training by a recipe.
+pub struct Pretraining {
+    recipe: Recipe,
+    session: Session,
+    masks: MaskSpec,
+    held_out: HeldOut,
+}
+
+impl Pretraining {
+    pub(super) fn new(recipe: &Recipe, data: &Data, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
+        let config = recipe.simmim_config()?;
+        let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
+        let masks = recipe.mask_spec(&config);
+        let held_out = HeldOut::start(recipe, data, &config, &masks);
+        let mut session = Session::new(executor, config, recipe.train.seed)?;
+        session.prepare_training(batch / accumulation, accumulation, recipe.adamw())?;
+        Ok(Self { recipe: recipe.clone(), session, masks, held_out })
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    fn draw_masks(&self, batch: &Batch) -> Vec<Vec<bool>> {
+        let (down, right) = self.session.config().tokens_per_cell();
+        let draw = |&sample: &u64| {
+            let cells = self.masks.draw(self.recipe.train.seed, batch.epoch, sample);
+            mask::expand(&cells, self.masks.rows, self.masks.cols, down, right)
+        };
+        batch.draws.iter().map(draw).collect()
+    }
+}
+
+impl Task for Pretraining {
+    fn train_step(&mut self, batch: &mut Batch, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+        let masks = self.draw_masks(batch);
+        self.session.train_step(&batch.images, &masks, self.recipe.train.seed, step, lr)
+    }
+
+    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
+        let loss = self.held_out.loss(&mut self.session, tell)?;
+        Ok(loss.map(|loss| Measured { loss, top1: None }))
+    }
+
+    fn measure_every(&self, _steps_per_epoch: u64) -> u64 {
+        self.recipe.validate.every_steps
+    }
+
+    fn draw_every(&self) -> u64 {
+        self.recipe.reconstruct.every_steps
+    }
+
+    fn draw(&mut self, run: &RunFolder, step: u64, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        self.held_out.draw(&mut self.session, &run.reconstruction(step), &self.recipe, tell)
+    }
+
+    fn write_results(&mut self, run: &RunFolder) -> Result<(), TrainError> {
+        let session = &mut self.session;
+        let shapes = session.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        weights::write_streamed::<TrainError>(&run.model(), shapes, |name| session.read_tensor(name))?;
+        write_encoder(&run.encoder(), session.weights()?)
+    }
+
+    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
+        self.session.set_weights(weights)
+    }
+
+    fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
+        self.session.checkpoint_shapes()
+    }
+
+    fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
+        self.session.read_tensor(name)
+    }
+
+    fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError> {
+        self.session.restore(path, tensors)
+    }
+
+    fn parameters(&self) -> &[ParameterSpec] {
+        self.session.parameters()
+    }
+
+    fn memory(&self) -> Memory {
+        self.session.executor().memory()
+    }
+}

@@ -1,0 +1,96 @@
+//! What a training is for: the loop asks a task, and knows nothing of masks or classes.
+
+use super::{Event, StepResult};
+use crate::error::TrainError;
+use crate::run_folder::RunFolder;
+use simmim_data::Batch;
+use simmim_engine::executor::Memory;
+use simmim_models::ParameterSpec;
+use simmim_models::weights::Weights;
+use std::path::Path;
+
+/// What was measured on held-out images.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Measured {
+    /// Mean loss.
+    pub loss: f32,
+    /// Share of images whose class was found, where there are classes.
+    pub top1: Option<f32>,
+}
+
+/// A task of the training loop.
+pub trait Task {
+    /// One optimiser step on a batch, which may be changed; `step` counts from 0.
+    ///
+    /// # Errors
+    /// Faults of the device.
+    fn train_step(&mut self, batch: &mut Batch, step: u64, lr: f64) -> Result<StepResult, TrainError>;
+
+    /// Measures on the held-out images; nothing is changed. None where no image could be read.
+    ///
+    /// # Errors
+    /// Unreadable images, faults of the device.
+    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError>;
+
+    /// Steps between measurements for epochs of so many steps; 0: only at the end.
+    fn measure_every(&self, steps_per_epoch: u64) -> u64;
+
+    /// Steps between pictures; 0: only at the end.
+    fn draw_every(&self) -> u64 {
+        0
+    }
+
+    /// Draws what there is to see after a step.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    fn draw(&mut self, _run: &RunFolder, _step: u64, _tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    /// Keeps the weights of the best measurement so far.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    fn keep_best(&mut self, _run: &RunFolder) -> Result<(), TrainError> {
+        Ok(())
+    }
+
+    /// Writes what a finished training leaves.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    fn write_results(&mut self, run: &RunFolder) -> Result<(), TrainError>;
+
+    /// Names of the classes, kept in every checkpoint; none where there are no classes.
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    /// Overwrites parameters before the first step.
+    ///
+    /// # Errors
+    /// Unknown names, faults of the device.
+    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError>;
+
+    /// Name and shape of everything a checkpoint holds.
+    fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)>;
+
+    /// One tensor of [`Task::checkpoint_shapes`].
+    ///
+    /// # Errors
+    /// Faults of the device.
+    fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError>;
+
+    /// Brings back what a checkpoint holds. `path` names it in errors.
+    ///
+    /// # Errors
+    /// Tensors of another model; nothing is changed then.
+    fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError>;
+
+    /// All parameters.
+    fn parameters(&self) -> &[ParameterSpec];
+
+    /// Memory held on the device.
+    fn memory(&self) -> Memory;
+}

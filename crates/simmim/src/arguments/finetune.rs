@@ -1,0 +1,153 @@
+//! Arguments of the commands around classifiers.
+
+use super::RecipeArguments;
+use clap::Args;
+use std::path::PathBuf;
+
+/// The encoder that a fine-tuning starts from, and the recipe.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct StartOf {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArguments,
+    /// Architecture where the weights do not say it (a bare file, or none): a timm name or a run folder.
+    #[arg(long, value_name = "NAME|RUN")]
+    pub(crate) model: Option<String>,
+    /// Height and width of the images; default: those of the weights. Positions are interpolated.
+    #[arg(long, value_name = "N|HxW")]
+    pub(crate) image_size: Option<String>,
+    /// Length of a training in optimiser steps.
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    pub(crate) steps: Option<u64>,
+    /// Length of a training in epochs.
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u64>,
+    /// Threads of the training step; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Images carry labels: the first folder level names the class (TRAIN/cat/1.jpg), or IDX files with their label files. Classes of
+training and validation images are matched by name. Without --data and --val the embedded demonstration set is taken.
+
+Examples:
+  simmim finetune --weights runs/photos --data photos/train --val photos/val --out runs/classes
+  simmim finetune --weights none --model runs/photos --data photos/train --val photos/val     the same from scratch
+  simmim finetune --weights runs/photos --data photos/train --val photos/val --freeze         train the head only
+  simmim finetune --recipe finetune_official_vit_base_patch16 --weights runs/vitb --data imagenet/train --val imagenet/val
+  simmim finetune --out runs/classes --resume                                                 after an interruption")]
+pub(crate) struct Finetune {
+    #[command(flatten)]
+    pub(crate) start: StartOf,
+    /// Pre-trained weights: a run folder, a checkpoint or a safetensors file; `none`: train from scratch.
+    #[arg(long, value_name = "W|none", required_unless_present = "resume")]
+    pub(crate) weights: Option<PathBuf>,
+    /// Labelled images to train on.
+    #[arg(long, value_name = "TRAIN", requires = "val")]
+    pub(crate) data: Option<PathBuf>,
+    /// Labelled images to measure on.
+    #[arg(long, value_name = "VAL", requires = "data")]
+    pub(crate) val: Option<PathBuf>,
+    /// Run folder. Default: runs/NAME-N with the recipe's name and the first free number.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Go on with the run in `--out` from its last checkpoint.
+    #[arg(long, requires = "out", conflicts_with_all = ["overwrite", "weights"])]
+    pub(crate) resume: bool,
+    /// Delete the run in `--out` first.
+    #[arg(long, requires = "out")]
+    pub(crate) overwrite: bool,
+    /// Leave the encoder as it is: train norm and head only.
+    #[arg(long)]
+    pub(crate) freeze: bool,
+    /// Keep a moving average of the weights with this decay (0.999, say), measure and save that.
+    #[arg(long, value_name = "DECAY")]
+    pub(crate) ema: Option<f64>,
+    /// Seed of everything random.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim evaluate --weights runs/classes --data photos/val --out report
+  simmim evaluate --weights runs/classes/best.safetensors --data photos/val --json")]
+pub(crate) struct Evaluate {
+    /// A classifier: the folder of a fine-tuning (its best weights), a checkpoint, or best.safetensors / last.safetensors.
+    #[arg(long, value_name = "FT")]
+    pub(crate) weights: PathBuf,
+    /// Labelled images; default: the embedded demonstration set's held-out images.
+    #[arg(long, value_name = "VAL")]
+    pub(crate) data: Option<PathBuf>,
+    /// Write scores.json, per_class.csv, confusion.csv and confusion.png to this folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Threads; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  simmim predict --weights runs/classes --data new_photos --out classes.csv")]
+pub(crate) struct Predict {
+    /// A classifier: the folder of a fine-tuning (its best weights), a checkpoint, or best.safetensors / last.safetensors.
+    #[arg(long, value_name = "FT")]
+    pub(crate) weights: PathBuf,
+    /// Images; labels are not needed.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) data: PathBuf,
+    /// Table to write: file, class, probability.
+    #[arg(long, value_name = "F.csv")]
+    pub(crate) out: PathBuf,
+    /// Threads; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Fine-tunes the pre-trained encoder and one with random weights on the same class-balanced shares of the labels, with the same
+images, order and length, and says whether the difference stands out from the spread over the seeds. A comparison that was
+interrupted goes on when the same command is given again: finished trainings are kept.
+
+Examples:
+  simmim compare --weights runs/photos --data photos/train --val photos/val --out runs/does_it_help
+  simmim compare --weights runs/photos --data photos/train --val photos/val --labels 0.01,0.1 --seeds 5 --steps 500")]
+pub(crate) struct Compare {
+    #[command(flatten)]
+    pub(crate) start: StartOf,
+    /// Pre-trained weights: a run folder, a checkpoint or a safetensors file.
+    #[arg(long, value_name = "W")]
+    pub(crate) weights: PathBuf,
+    /// Labelled images to train on.
+    #[arg(long, value_name = "TRAIN", requires = "val")]
+    pub(crate) data: Option<PathBuf>,
+    /// Labelled images to measure on.
+    #[arg(long, value_name = "VAL", requires = "data")]
+    pub(crate) val: Option<PathBuf>,
+    /// Shares of the labelled images, the same of every class.
+    #[arg(long, value_name = "X,X,...", value_delimiter = ',', default_value = "0.01,0.1,1")]
+    pub(crate) labels: Vec<f64>,
+    /// Trainings of each arm at each share.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub(crate) seeds: u64,
+    /// Folder for results and plot. Default: runs/compare-N with the first free number.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Learning rate from scratch (all layers alike); default: that of the recipe.
+    #[arg(long, value_name = "LR")]
+    pub(crate) scratch_lr: Option<f64>,
+    /// Validation images that are measured, spread over all; default: all.
+    #[arg(long, value_name = "N")]
+    pub(crate) val_images: Option<usize>,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

@@ -1,0 +1,90 @@
+//! `simmim evaluate`.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "results go to standard output, warnings to standard error"
+)]
+
+use crate::arguments::Evaluate;
+use crate::diagnostics::Failure;
+use simmim_data::{Labelled, Source, demo_held_out, source};
+use simmim_engine::cpu::CpuExecutor;
+use simmim_train::Classifier;
+use simmim_train::classify::{ClassifierFile, Scores, confusion_csv, draw_confusion};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// A classifier ready to predict, with what it was made by.
+pub(crate) fn load(weights: &Path, threads: usize) -> Result<(ClassifierFile, Classifier, usize), Failure> {
+    let file = ClassifierFile::read(weights)?;
+    let parameters = file.parameters(weights)?;
+    let executor = CpuExecutor::new(threads)?;
+    let threads = executor.threads();
+    let config = file.recipe.classifier_config(file.classes.len())?;
+    let mut classifier = Classifier::new(Box::new(executor), config, 0)?;
+    classifier.set_weights(parameters)?;
+    Ok((file, classifier, threads))
+}
+
+pub(crate) fn run(a: &Evaluate) -> Result<ExitCode, Failure> {
+    let (file, mut classifier, threads) = load(&a.weights, a.threads)?;
+    let (images, path): (Arc<dyn Source>, &Path) = match &a.data {
+        Some(path) => (source::open(path)?.into(), path),
+        None => (Arc::new(demo_held_out()?), Path::new("the demonstration set")),
+    };
+    let labelled = Labelled::with_classes(images, path, &file.classes)?;
+    if let Some(out) = &a.out {
+        std::fs::create_dir_all(out)
+            .map_err(|e| Failure::input(format!("{}: {e}", out.display()), "name a folder that can be written to"))?;
+    }
+    for absent in labelled.absent() {
+        eprintln!("warning: there is no image of `{absent}`");
+    }
+    let mut scores = Scores::new(file.classes.clone());
+    let labels = labelled.labels();
+    let all = labelled.spread(0);
+    let take = |i: usize, logits: &[f32]| scores.add(labels[i], logits);
+    let bad = classifier.predict(&labelled, &all, &file.recipe.transform(), threads, take)?;
+    bad.iter().for_each(|(_, e)| eprintln!("warning: left out: {e}"));
+    if let Some(out) = &a.out {
+        write(&scores, out)?;
+    }
+    if a.json {
+        println!("{}", scores.to_json());
+    } else {
+        print(&scores);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(scores: &Scores, out: &Path) -> Result<(), Failure> {
+    let file = |name: &str, bytes: &[u8]| {
+        let path = out.join(name);
+        std::fs::write(&path, bytes).map_err(|e| Failure::running(format!("{}: {e}", path.display())))
+    };
+    file("scores.json", format!("{:#}\n", scores.to_json()).as_bytes())?;
+    file("confusion.csv", &confusion_csv(scores)?)?;
+    let mut table = csv::Writer::from_writer(Vec::new());
+    for class in scores.per_class() {
+        table.serialize(class).map_err(|e| Failure::running(e.to_string()))?;
+    }
+    file("per_class.csv", &table.into_inner().map_err(|e| Failure::running(e.to_string()))?)?;
+    Ok(draw_confusion(scores, &out.join("confusion.png"))?)
+}
+
+fn print(scores: &Scores) {
+    println!("images             {}", scores.images());
+    println!("top-1              {:.2} %", 100.0 * scores.top(1));
+    println!("top-5              {:.2} %", 100.0 * scores.top(5));
+    println!("cross-entropy      {:.4}", scores.loss());
+    println!("calibration error  {:.2} %", 100.0 * scores.calibration_error());
+    let classes = scores.per_class();
+    let width = classes.iter().map(|c| c.class.chars().count()).max().unwrap_or(0).clamp(5, 40);
+    println!("{:width$}  {:>7}  {:>8}  {:>9}", "class", "images", "found", "precision");
+    let share = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), |v| format!("{:.1} %", 100.0 * v));
+    for c in classes {
+        println!("{:width$}  {:>7}  {:>8}  {:>9}", c.class, c.images, share(c.recall), share(c.precision));
+    }
+}

@@ -1,0 +1,140 @@
+//! `simmim finetune`.
+
+#![allow(clippy::print_stdout, reason = "results go to standard output")]
+
+use crate::arguments::{Finetune, LogFormat, StartOf};
+use crate::commands::parse_size;
+use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt};
+use crate::commands::weights::Pretrained;
+use crate::diagnostics::Failure;
+use crate::progress::Progress;
+use simmim_engine::cpu::CpuExecutor;
+use simmim_train::{FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, Trainer, settle_finetuning};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// The recipe where none is named.
+const DEFAULT: &str = "finetune_small_images";
+
+/// Values of the recipe that flags give.
+pub(crate) struct Flags(pub(crate) Vec<String>);
+
+impl Flags {
+    pub(crate) fn set(&mut self, key: &str, value: Option<impl ToString>) {
+        self.0.extend(value.map(|v| format!("{key}={}", v.to_string())));
+    }
+
+    /// A path, as a string of TOML.
+    pub(crate) fn path(&mut self, key: &str, path: Option<&Path>) -> Result<(), Failure> {
+        let path = path.map(absolute).transpose()?;
+        self.set(key, path.map(|p| serde_json::Value::from(p)));
+        Ok(())
+    }
+
+    /// What all commands that fine-tune share.
+    pub(crate) fn of(start: &StartOf) -> Result<Self, Failure> {
+        let mut flags = Self(start.recipe.set.clone());
+        flags.set("schedule.steps", start.steps);
+        flags.set("schedule.epochs", start.epochs);
+        if let Some(size) = &start.image_size {
+            let (height, width) = parse_size(size)?;
+            flags.set("model.image_size", Some(format!("[{height}, {width}]")));
+        }
+        Ok(flags)
+    }
+}
+
+/// The recipe's name and the recipe, for the architecture of the weights or the one named by `--model`.
+pub(crate) fn recipe_for(
+    start: &StartOf,
+    weights: Option<&Pretrained>,
+    mut flags: Flags,
+) -> Result<(String, Recipe), Failure> {
+    let name = start.recipe.recipe.clone().unwrap_or_else(|| DEFAULT.to_owned());
+    let mut architecture = weights.and_then(|w| w.recipe.clone());
+    if let Some(model) = &start.model {
+        if RunFolder::is_run(Path::new(model)) {
+            architecture = Some(Recipe::from_run(&Path::new(model).join("config.toml"))?);
+        } else {
+            flags.0.insert(0, format!("model.name={model}"));
+            architecture = None;
+        }
+    }
+    let recipe = Recipe::resolve_for(&name, &flags.0, architecture.as_ref())?;
+    recipe.finetuning()?;
+    Ok((name, recipe))
+}
+
+pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> {
+    let weights = match a.weights.as_deref() {
+        None => None,
+        Some(w) if w == Path::new("none") => None,
+        Some(w) => Some(Pretrained::read(w)?),
+    };
+    let (mut recipe, out) = resolve(a, weights.as_ref())?;
+    let data = LabelledData::open(&recipe)?;
+    settle_finetuning(&mut recipe, &data)?;
+    let classes = simmim_data::Source::class_names(&data.train).len();
+    let start = weights.map(|w| w.encoder(&recipe, classes)).transpose()?;
+    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
+    let executor = CpuExecutor::new(a.start.threads)?;
+    let threads = executor.threads();
+    let mut early = Progress::new(format, 0, 0);
+    let after = |e| Failure::from(e).after_start();
+    let task = FineTuning::new(&recipe, &data, Box::new(executor)).map_err(after)?;
+    let images = task.images();
+    let mut trainer = Trainer::with_task(recipe, run, images, task, threads, &mut |e| early.show(&e)).map_err(after)?;
+    if let Some(start) = start {
+        trainer.set_weights(start)?;
+    }
+    let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
+    progress.say(&format!("{classes} classes, {} validation images", simmim_data::Source::len(&data.val)));
+    announce(&trainer, &progress, threads);
+    let stop = on_interrupt();
+    let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(after)?;
+    progress.finish();
+    conclude(&trainer, &summary, &progress);
+    Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// The recipe with the flags on top, and the run folder.
+fn resolve(a: &Finetune, weights: Option<&Pretrained>) -> Result<(Recipe, PathBuf), Failure> {
+    let mut flags = Flags::of(&a.start)?;
+    flags.set("train.seed", a.seed);
+    flags.set("finetune.ema", a.ema);
+    flags.set("finetune.freeze", a.freeze.then_some(true));
+    flags.path("data.path", a.data.as_deref())?;
+    flags.path("data.val_path", a.val.as_deref())?;
+    if let (true, Some(out)) = (a.resume, &a.out) {
+        if !RunFolder::is_run(out) {
+            return Err(RunFolder::open(out).err().map_or_else(|| Failure::running("no run"), Failure::from));
+        }
+        let recipe = Recipe::resolve(&out.join("config.toml").display().to_string(), &flags.0)?;
+        recipe.finetuning()?;
+        return Ok((recipe, out.clone()));
+    }
+    let (name, recipe) = recipe_for(&a.start, weights, flags)?;
+    Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(&name))))
+}
+
+fn conclude(trainer: &Trainer<FineTuning>, summary: &Summary, progress: &Progress) {
+    let root = trainer.root().display();
+    let skipped = trainer.skipped().len();
+    if skipped > 0 {
+        progress.say(&format!("{skipped} images could not be read; {root}/skipped.txt names them"));
+    }
+    match summary.outcome {
+        Outcome::Stopped => progress.say(&format!(
+            "stopped after step {}, everything is saved; go on with: simmim finetune --out {root} --resume",
+            summary.step
+        )),
+        Outcome::Finished => {
+            let percent = |v: f32| format!("{:.2} %", 100.0 * v);
+            let last = summary.val_top1.map_or_else(|| "not measured".into(), percent);
+            let best = summary.best.map(|b| format!(" (best {} after step {})", percent(b.top1), b.step));
+            println!("validation top-1 {last} after step {}{}", summary.step, best.unwrap_or_default());
+            println!("weights for timm, class names inside: {root}/best.safetensors, {root}/last.safetensors");
+            println!("next: simmim evaluate --weights {root} --data VAL --out report");
+        }
+    }
+}

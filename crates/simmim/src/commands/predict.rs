@@ -1,0 +1,47 @@
+//! `simmim predict`.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "results go to standard output, warnings to standard error"
+)]
+
+use crate::arguments::Predict;
+use crate::commands::evaluate::load;
+use crate::diagnostics::Failure;
+use simmim_data::source;
+use simmim_train::classify::softmax;
+use std::path::Path;
+use std::process::ExitCode;
+
+pub(crate) fn run(a: &Predict) -> Result<ExitCode, Failure> {
+    let (file, mut classifier, threads) = load(&a.weights, a.threads)?;
+    let images = source::open(&a.data)?;
+    let folder = a.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        return Err(Failure::input(
+            format!("{}: no such folder", folder.display()),
+            "create it, or name another by --out",
+        ));
+    }
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let mut written = table.write_record(["file", "class", "probability"]);
+    let all: Vec<usize> = (0..images.len()).collect();
+    let mut count = 0;
+    let take = |i: usize, logits: &[f32]| {
+        let p = softmax(logits);
+        let best = (0..p.len()).fold(0, |best, k| if p[k] > p[best] { k } else { best });
+        let row = [images.name(i), file.classes[best].clone(), format!("{:.6}", p[best])];
+        count += 1;
+        if written.is_ok() {
+            written = table.write_record(&row);
+        }
+    };
+    let bad = classifier.predict(&*images, &all, &file.recipe.transform(), threads, take)?;
+    written.map_err(|e| Failure::running(e.to_string()))?;
+    bad.iter().for_each(|(_, e)| eprintln!("warning: left out: {e}"));
+    let bytes = table.into_inner().map_err(|e| Failure::running(e.to_string()))?;
+    std::fs::write(&a.out, bytes).map_err(|e| Failure::running(format!("{}: {e}", a.out.display())))?;
+    println!("{count} images, {} left out; {}", bad.len(), a.out.display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,206 @@
+//! Classifiers as their user meets them: fine-tuning, its resume, evaluation, prediction, comparison, and what is refused.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+const HELD_OUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../simmim-data/demo/t10k-images-idx3-ubyte.gz");
+
+fn simmim(folder: &Path, arguments: &str) -> Output {
+    let program = env!("CARGO_BIN_EXE_simmim");
+    Command::new(program).current_dir(folder).args(arguments.split_whitespace()).output().expect("the program starts")
+}
+
+fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs the program and expects it to succeed.
+fn good(folder: &Path, arguments: &str) -> String {
+    let out = simmim(folder, arguments);
+    assert!(out.status.success(), "{arguments}: {}", errors(&out));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+const TINY: &str = "--set train.batch_size=16 --set log.every_steps=1 --set validate.images=16";
+const MODEL: &str = "--set model.depth=2 --set model.embed_dim=32 --set model.num_heads=2";
+
+fn pretrained(folder: &Path) {
+    good(folder, &format!("pretrain --out pre --steps 3 {TINY} {MODEL}"));
+}
+
+#[test]
+fn a_classifier_is_trained_measured_and_used() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    let said = good(here, &format!("finetune --weights pre --out ft --steps 20 {TINY} --set validate.every_steps=5"));
+    assert!(said.contains("validation top-1") && said.contains("best.safetensors"), "{said}");
+    let metrics = std::fs::read_to_string(here.join("ft/metrics.jsonl")).unwrap();
+    let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
+    assert!(last["val_top1"].is_number() && metrics.matches("val_top1").count() == 4, "{metrics}");
+
+    let json = good(here, "evaluate --weights ft --json --out report");
+    let scores: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((scores["images"].as_u64(), scores["classes"][9].as_str()), (Some(1000), Some("ankle boot")));
+    assert!(scores["top5"].as_f64().unwrap() >= scores["top1"].as_f64().unwrap());
+    let total: u64 = scores["confusion"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|r| r.as_array().unwrap())
+        .map(|v| v.as_u64().unwrap())
+        .sum();
+    assert_eq!(total, 1000);
+    for name in ["scores.json", "per_class.csv", "confusion.csv", "confusion.png"] {
+        assert!(here.join("report").join(name).is_file(), "{name}");
+    }
+    // The exported file alone knows its classes and its architecture, and a checkpoint does.
+    for weights in ["ft/best.safetensors", "ft/last.safetensors", "ft/checkpoints/step-00000020"] {
+        assert!(good(here, &format!("evaluate --weights {weights}")).contains("ankle boot"), "{weights}");
+    }
+
+    good(here, &format!("predict --weights ft --data {HELD_OUT} --out classes.csv"));
+    let table = std::fs::read_to_string(here.join("classes.csv")).unwrap();
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (1001, "file,class,probability"));
+    let probability: f64 = lines[1].rsplit(',').next().unwrap().parse().unwrap();
+    assert!(lines[1].starts_with("t10k-images-idx3-ubyte.gz#0,") && (0.1..=1.0).contains(&probability), "{}", lines[1]);
+}
+
+#[test]
+fn a_resumed_fine_tuning_ends_with_the_weights_of_one_that_was_never_stopped() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    let all = "--set augment.rand_layers=2 --set augment.erase=0.25 --set augment.mixup=0.8 --set augment.cutmix=1 \
+               --set model.drop_path=0.2 --set train.accumulation=2 --ema 0.9 --set validate.every_steps=2";
+    good(here, &format!("finetune --weights pre --out whole --steps 9 {TINY} {all}"));
+    let every = "--set checkpoint.every_steps=4 --set checkpoint.keep=9";
+    good(here, &format!("finetune --weights pre --out cut --steps 9 {TINY} {all} {every}"));
+    for step in [9, 8] {
+        std::fs::remove_dir_all(here.join(format!("cut/checkpoints/step-{step:08}"))).unwrap();
+    }
+    std::fs::remove_file(here.join("cut/last.safetensors")).unwrap();
+    good(here, "finetune --out cut --resume");
+    let weights = |run: &str, name: &str| simmim_models::weights::read(&here.join(run).join(name)).unwrap();
+    for name in ["last.safetensors", "best.safetensors"] {
+        assert!(weights("whole", name) == weights("cut", name), "{name}");
+    }
+    let curve = |run: &str| {
+        let text = std::fs::read_to_string(here.join(run).join("metrics.jsonl")).unwrap();
+        let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        lines.map(|l| (l["step"].clone(), l["val_top1"].clone(), l["val_loss"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(curve("whole"), curve("cut"));
+}
+
+#[test]
+fn a_frozen_encoder_stays_and_another_size_is_taken() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    good(here, &format!("finetune --weights pre --out frozen --freeze --steps 4 --ema 0.5 {TINY}"));
+    let read = |name: &str| simmim_models::weights::read(&here.join(name)).unwrap();
+    let (encoder, frozen) = (read("pre/encoder.safetensors"), read("frozen/last.safetensors"));
+    for (name, tensor) in frozen.iter().filter(|(n, _)| !(n.starts_with("head") || n.starts_with("fc_norm"))) {
+        assert!(encoder[name] == *tensor, "{name}");
+    }
+    assert!(frozen["head.bias"].data.iter().any(|&v| v != 0.0));
+    good(here, &format!("finetune --weights pre --out larger --image-size 32 --steps 2 {TINY}"));
+    assert_eq!(read("larger/last.safetensors")["pos_embed"].shape, [1, 64, 32]);
+    good(here, &format!("finetune --weights none --model pre --out scratch --steps 2 {TINY}"));
+    assert_eq!(read("scratch/last.safetensors")["pos_embed"].shape, [1, 49, 32]);
+}
+
+#[test]
+fn a_comparison_says_what_it_found_and_goes_on_after_an_interruption() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    let command =
+        format!("compare --weights pre --labels 0.01,0.02 --seeds 2 --steps 3 --out cmp --val-images 64 {TINY}");
+    let command = command.replace(" --set validate.images=16", "");
+    let first = good(here, &command);
+    assert!(
+        first.contains("with 1 % of the labels (60 images)") && first.contains("2 % of the labels (120"),
+        "{first}"
+    );
+    for name in ["results.csv", "results.json", "comparison.svg", "scratch-0.01-1/config.toml"] {
+        assert!(here.join("cmp").join(name).is_file(), "{name}");
+    }
+    let results = here.join("cmp/results.jsonl");
+    let lines = std::fs::read_to_string(&results).unwrap();
+    assert_eq!(lines.lines().count(), 8);
+    // As if it had been interrupted before the last training.
+    let kept: String = lines.lines().take(7).map(|l| format!("{l}\n")).collect();
+    std::fs::write(&results, kept).unwrap();
+    let again = good(here, &command);
+    assert_eq!(std::fs::read_to_string(&results).unwrap().lines().count(), 8);
+    let table = |text: &str| text.lines().take(3).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(table(&first), table(&again));
+    let other = simmim(here, &command.replace("--steps 3", "--steps 4"));
+    assert_eq!(other.status.code(), Some(2));
+    assert!(errors(&other).contains("other settings"), "{}", errors(&other));
+}
+
+/// An IDX file of gray 8x8 images with the given labels.
+fn idx(folder: &Path, name: &str, labels: &[u8]) {
+    let count = (labels.len() as u32).to_be_bytes();
+    let pixels = (0..labels.len() * 64).map(|i| (i * 31 % 256) as u8);
+    let images = [&[0, 0, 8, 3][..], &count, &8u32.to_be_bytes(), &8u32.to_be_bytes()].concat();
+    std::fs::write(
+        folder.join(format!("{name}-images-idx3-ubyte")),
+        images.into_iter().chain(pixels).collect::<Vec<_>>(),
+    )
+    .unwrap();
+    let bytes = [&[0, 0, 8, 1][..], &count, labels].concat();
+    std::fs::write(folder.join(format!("{name}-labels-idx1-ubyte")), bytes).unwrap();
+}
+
+#[test]
+fn wrong_input_is_refused_before_anything_is_written() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    idx(here, "good", &[0, 1, 2, 0, 1, 2]);
+    idx(here, "fewer", &[0, 1, 0, 1]);
+    idx(here, "one", &[1, 1, 1]);
+    idx(here, "bare", &[0, 1]);
+    std::fs::remove_file(here.join("bare-labels-idx1-ubyte")).unwrap();
+    good(here, &format!("finetune --weights pre --out ft --steps 1 {TINY}"));
+    let data = |train: &str, val: &str| format!("--data {train}-images-idx3-ubyte --val {val}-images-idx3-ubyte");
+    for (arguments, message) in [
+        (format!("finetune --weights pre --out x {}", data("fewer", "good")), "there are no classes `2` among the 2"),
+        (format!("finetune --weights pre --out x {}", data("good", "fewer")), "there is no image of `2`"),
+        (format!("finetune --weights pre --out x {}", data("one", "one")), "all images are of one class, `1`"),
+        (format!("finetune --weights pre --out x {}", data("bare", "good")), "2 of 2 images have no class"),
+        ("finetune --weights pre --out x --data good-images-idx3-ubyte".into(), "--val"),
+        (format!("finetune --weights pre --out x {}", data("good", "nowhere")), "nowhere"),
+        ("finetune --weights missing.safetensors --out x".into(), "missing"),
+        ("finetune --weights none --out x".into(), "model.name is missing"),
+        ("finetune --weights pre --out x --recipe demo".into(), "recipe for pre-training"),
+        ("pretrain --out x --recipe finetune_official_vit_base_patch16".into(), "recipe for fine-tuning"),
+        ("finetune --weights pre --out x --set model.embed_dim=64".into(), "in the file"),
+        ("finetune --weights pre --out x --recipe finetune_official_vit_base_patch16".into(), "do not fit the model"),
+        ("finetune --weights pre --out x --set augment.mixupp=1".into(), "did you mean `augment.mixup`"),
+        ("finetune --weights pre --out x --set finetune.layer_decay=0".into(), "finetune.layer_decay is 0"),
+        ("finetune --weights pre --out x --image-size 30".into(), "do not divide images of 30x30"),
+        ("finetune --out pre --resume".into(), "recipe for pre-training"),
+        ("evaluate --weights pre".into(), "not a classifier"),
+        ("evaluate --weights pre/encoder.safetensors".into(), "does not say that it is a classifier"),
+        (
+            "evaluate --weights ft --data good-images-idx3-ubyte".into(),
+            "there are no classes `0`, `1`, `2` among the 10",
+        ),
+        ("predict --weights ft --data nowhere --out p.csv".into(), "nowhere"),
+        ("predict --weights ft --data good-images-idx3-ubyte --out no/where/p.csv".into(), "no such folder"),
+        ("compare --weights pre --out x --labels 0.0001".into(), "leaves the class `t-shirt or top` without one"),
+        ("compare --weights pre --out x --labels 1.5".into(), "is not a share"),
+    ] {
+        let out = simmim(here, &arguments);
+        assert_eq!(out.status.code(), Some(2), "{arguments}: {}", errors(&out));
+        assert!(errors(&out).contains(message), "{arguments}: {}", errors(&out));
+        assert!(!here.join("x").exists() && !here.join("p.csv").exists(), "{arguments} left something behind");
+    }
+}
