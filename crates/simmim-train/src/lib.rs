@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 mod error;
+pub mod features;
 pub mod guard;
 pub mod metrics;
 pub mod metrics_tensorboard;
@@ -18,6 +19,6 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation, open_data,
-    settle, training_graph, write_encoder,
+    Data, Event, Outcome, Reconstruction, Session, StepResult, Summary, Trainer, choose_accumulation,
+    open_data, settle, training_graph, write_encoder,
 };

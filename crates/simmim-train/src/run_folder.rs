@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// What a run consists of.
 const FOLDERS: [&str; 3] = ["checkpoints", "reconstructions", "tensorboard"];
 const FILES: [&str; 5] = ["config.toml", "metrics.jsonl", "encoder.safetensors", "model.safetensors", "skipped.txt"];
+/// What comes in the course of a run, and what later commands add.
+const ADDED_FOLDERS: [&str; 1] = ["features"];
+const ADDED_FILES: [&str; 0] = [];
 /// Held by the process that works in a run; also tells the folder of a run from others that hold a `config.toml`.
 const LOCK: &str = ".lock";
 
@@ -138,13 +141,13 @@ impl RunFolder {
 
     /// Removes what a run consists of, and nothing else.
     fn clear(root: &Path) -> Result<(), TrainError> {
-        for name in FOLDERS {
+        for name in FOLDERS.into_iter().chain(ADDED_FOLDERS) {
             let path = root.join(name);
             if path.exists() {
                 std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
             }
         }
-        for name in FILES {
+        for name in FILES.into_iter().chain(ADDED_FILES) {
             let path = root.join(name);
             if path.exists() {
                 std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
@@ -199,6 +202,18 @@ impl RunFolder {
     #[must_use]
     pub fn model(&self) -> PathBuf {
         self.root.join("model.safetensors")
+    }
+
+    /// Losses of the trivial predictors on the held-out images.
+    #[must_use]
+    pub fn baselines(&self) -> PathBuf {
+        self.root.join("baselines.json")
+    }
+
+    /// The curves, as a picture.
+    #[must_use]
+    pub fn curves(&self) -> PathBuf {
+        self.root.join("curves.svg")
     }
 
     /// Names of unreadable images.

@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod diagnostics;
+mod meter;
 mod progress;
 
 use arguments::{Arguments, BenchWhat, Command, RecipesAction};
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
     let result: Result<ExitCode, Failure> = match arguments.command {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),
         Command::Reconstruct(a) => commands::reconstruct::run(&a),
-        Command::Embed(a) => commands::embed::run(&a),
+        Command::Embed(a) => commands::embed::run(&a, format),
         Command::Inspect(a) => commands::inspect::run(&a),
         Command::Recipes(a) => match a.action {
             None => commands::recipes::list(),
