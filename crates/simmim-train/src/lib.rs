@@ -4,12 +4,14 @@
 //! batches of images.
 
 pub mod checkpoint;
+pub mod contact_sheet;
 mod error;
 pub mod features;
 pub mod guard;
 pub mod metrics;
 pub mod metrics_tensorboard;
 pub mod picture;
+pub mod probe;
 pub mod recipe;
 mod run_folder;
 pub mod schedule;

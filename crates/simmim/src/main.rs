@@ -18,6 +18,8 @@ fn main() -> ExitCode {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),
         Command::Reconstruct(a) => commands::reconstruct::run(&a),
         Command::Embed(a) => commands::embed::run(&a, format),
+        Command::Probe(a) => commands::probe::run(&a, format),
+        Command::Neighbors(a) => commands::neighbors::run(&a, format),
         Command::Inspect(a) => commands::inspect::run(&a),
         Command::Recipes(a) => match a.action {
             None => commands::recipes::list(),

@@ -1,9 +1,11 @@
 //! Arguments as they are typed. What they mean is resolved by the commands.
 
 mod pretrain;
+mod probe;
 mod use_weights;
 
 pub(crate) use pretrain::Pretrain;
+pub(crate) use probe::{Method, Neighbors, Probe};
 pub(crate) use use_weights::{Embed, Pool, Reconstruct, WeightsOf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -41,6 +43,10 @@ pub(crate) enum Command {
     Reconstruct(Reconstruct),
     /// Write the features of images.
     Embed(Embed),
+    /// Measure how well classes can be told apart by features, layer by layer, against raw pixels and random weights.
+    Probe(Probe),
+    /// Find the images most like one.
+    Neighbors(Neighbors),
     /// Print a model: parameters, FLOPs, memory plan, graph.
     Inspect(Inspect),
     /// List the recipes in the binary, or show one.

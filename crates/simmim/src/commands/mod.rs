@@ -2,8 +2,11 @@
 
 pub(crate) mod bench;
 pub(crate) mod embed;
+pub(crate) mod features;
 pub(crate) mod inspect;
+pub(crate) mod neighbors;
 pub(crate) mod pretrain;
+pub(crate) mod probe;
 pub(crate) mod recipes;
 pub(crate) mod reconstruct;
 pub(crate) mod weights;
