@@ -29,6 +29,9 @@ pub struct Record {
     /// Loss on the held-out images under fixed masks, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f32>,
+    /// Accuracy of a kNN probe, 0 to 1, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_knn: Option<f32>,
 }
 
 /// JSON has no numbers that are not finite; they are written as `null`.

@@ -10,7 +10,7 @@ const FOLDERS: [&str; 3] = ["checkpoints", "reconstructions", "tensorboard"];
 const FILES: [&str; 5] = ["config.toml", "metrics.jsonl", "encoder.safetensors", "model.safetensors", "skipped.txt"];
 /// What comes in the course of a run, and what later commands add.
 const ADDED_FOLDERS: [&str; 1] = ["features"];
-const ADDED_FILES: [&str; 2] = ["probe.json", "probe.csv"];
+const ADDED_FILES: [&str; 4] = ["probe.json", "probe.csv", "baselines.json", "curves.svg"];
 /// Held by the process that works in a run; also tells the folder of a run from others that hold a `config.toml`.
 const LOCK: &str = ".lock";
 

@@ -11,7 +11,7 @@ mod validate;
 pub use keys::{KEYS, meaning};
 pub use schema::{
     AreaKind, Checkpoint, Data, Every, Guard, InterpolationKind, Log, LossKind, MaskKind, ModeKind, Model, Optimizer,
-    PositionKind, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
+    PositionKind, Probe, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
 };
 
 use crate::error::TrainError;

@@ -2,19 +2,24 @@
 
 mod data;
 mod held_out;
+mod live_probe;
 mod log;
 mod session;
 
 pub use data::{Data, open_data};
+pub use live_probe::LiveProbe;
 pub use session::{Reconstruction, Session, StepResult, choose_accumulation, training_graph};
 
 use crate::checkpoint::{CheckpointStore, Meta};
+use crate::curves;
 use crate::error::TrainError;
 use crate::guard::{Guard, Verdict};
 use crate::metrics::{self, Record};
+use crate::overfitting::{Curve, Overfitting};
 use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::{RunFolder, atomic_write};
 use crate::schedule::LearningRate;
+use crate::trivial::TrivialLosses;
 use held_out::HeldOut;
 use log::Log;
 use simmim_data::{Batch, Loader, LoaderConfig, MaskSpec, Position, mask};
@@ -47,6 +52,8 @@ pub enum Event {
     Logged(Record),
     /// A checkpoint was written.
     Checkpoint(u64),
+    /// The losses of trivial predictors on the held-out images are known.
+    Trivial(TrivialLosses),
     /// Something to know.
     Warning(String),
 }
@@ -71,6 +78,12 @@ pub struct Summary {
     pub first_val_loss: Option<(u64, f32)>,
     /// Held-out loss at the end; not measured where the training was stopped.
     pub val_loss: Option<f32>,
+    /// Losses of trivial predictors on the held-out images; unknown where the training was stopped early.
+    pub trivial: Option<TrivialLosses>,
+    /// The held-out loss rose while the training loss fell.
+    pub overfitting: Option<Overfitting>,
+    /// First and last accuracy of the kNN probe, with their steps.
+    pub probe_knn: Option<[(u64, f32); 2]>,
 }
 
 /// Trains a model in a run folder.
@@ -91,6 +104,9 @@ pub struct Trainer {
     data: Data,
     /// Whether the weights at step 0 came from elsewhere, so that an interrupted run could not draw them again.
     given_weights: bool,
+    trivial: Option<TrivialLosses>,
+    curve: Curve,
+    probe: Option<LiveProbe>,
 }
 
 /// Settles what a recipe leaves to the data and the plan: mean and deviation, and the parts of a step. A run's `config.toml` is
@@ -137,6 +153,7 @@ impl Trainer {
         let loader = Self::loader(&recipe, &data, &at)?;
         let schedule = recipe.learning_rate(loader.batches_per_epoch());
         let log = Log::open(&run, &recipe, at.step)?;
+        let curve = Curve::of(&metrics::read(&run.metrics())?);
         let mut guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
         guard.restore(&at.recent_losses);
         let (rollbacks, step, given_weights) = (at.rollbacks, at.step, false);
@@ -156,6 +173,9 @@ impl Trainer {
             step,
             data,
             given_weights,
+            trivial: None,
+            curve,
+            probe: None,
         })
     }
 
@@ -202,6 +222,11 @@ impl Trainer {
         self.session.set_weights(weights)
     }
 
+    /// Probes the weights at the intervals of `probe.every_steps`.
+    pub fn set_probe(&mut self, probe: Option<LiveProbe>) {
+        self.probe = probe;
+    }
+
     /// Trains until the end, or until `stop` is set. Then writes a checkpoint, and at the end the encoder, the full model and a
     /// picture.
     ///
@@ -231,16 +256,42 @@ impl Trainer {
             if val_loss.is_none() {
                 val_loss = Some(self.held_out.loss(&mut self.session, tell)?);
             }
+            self.learn_trivial(true, tell)?;
             self.write_results(tell)?;
         }
         self.write_skipped()?;
-        let first = |r: &Record| r.val_loss.map(|v| (r.step, v));
-        Ok(Summary {
+        let records = metrics::read(&self.run.metrics())?;
+        curves::draw(&self.run.curves(), &records, self.trivial.as_ref())?;
+        Ok(self.summary(finished, val_loss, &records))
+    }
+
+    fn summary(&self, finished: bool, val_loss: Option<f32>, records: &[Record]) -> Summary {
+        let probe = |r: &Record| r.probe_knn.map(|v| (r.step, v));
+        let first = records.iter().find_map(probe);
+        let last = records.iter().rev().find_map(probe);
+        Summary {
             outcome: if finished { Outcome::Finished } else { Outcome::Stopped },
             step: self.step,
-            first_val_loss: metrics::read(&self.run.metrics())?.iter().find_map(first),
+            first_val_loss: records.iter().find_map(|r| r.val_loss.map(|v| (r.step, v))),
             val_loss: val_loss.filter(|_| finished),
-        })
+            trivial: self.trivial,
+            overfitting: self.curve.overfitting(),
+            probe_knn: first.zip(last).map(|(first, last)| [first, last]),
+        }
+    }
+
+    /// Takes the losses of the trivial predictors once they are known, and writes them down.
+    fn learn_trivial(&mut self, wait: bool, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        if self.trivial.is_none()
+            && let Some(known) = self.held_out.trivial(wait, tell)?
+        {
+            self.trivial = Some(known);
+            let text =
+                serde_json::to_string_pretty(&known).map_err(|e| TrainError::Internal { what: e.to_string() })?;
+            atomic_write(&self.run.baselines(), (text + "\n").as_bytes())?;
+            tell(Event::Trivial(known));
+        }
+        Ok(())
     }
 
     /// One step with everything that is due after it; returns the held-out loss where it was measured.
@@ -261,8 +312,11 @@ impl Trainer {
         let (draw, save) = (due(self.recipe.reconstruct.every_steps), due(self.recipe.checkpoint.every_steps));
         let (step, total, loss) = (self.step, self.schedule.total_steps, result.loss);
         tell(Event::Step { step, total, loss, images_per_second: self.log.images_per_second() });
+        let probe = self.probe.is_some() && (due(self.recipe.probe.every_steps) || last);
+        let line = validate || probe || due(self.recipe.log.every_steps);
         let mut val_loss = None;
-        if validate || due(self.recipe.log.every_steps) {
+        self.learn_trivial(validate, tell)?;
+        if line {
             let epoch = self.step as f64 / self.loader.batches_per_epoch() as f64;
             let window = self.log.record(self.loader.wait_seconds());
             let mut record = Record { step, epoch, lr, grad_norm: result.grad_norm, ..window };
@@ -270,7 +324,11 @@ impl Trainer {
                 val_loss = Some(self.held_out.loss(&mut self.session, tell)?);
             }
             record.val_loss = val_loss;
-            self.log.write(&record)?;
+            if let Some(probe) = self.probe.as_mut().filter(|_| probe) {
+                record.probe_knn = Some(probe.accuracy(&mut self.session)?);
+            }
+            self.log.write(&record, self.trivial)?;
+            self.watch(&record, tell);
             tell(Event::Logged(record));
             self.log.restart(self.loader.wait_seconds());
         }
@@ -283,6 +341,19 @@ impl Trainer {
         }
         self.log.pause(pause.elapsed());
         Ok(val_loss)
+    }
+
+    /// Warns when the held-out loss begins to rise while the training loss falls.
+    fn watch(&mut self, record: &Record, tell: &mut dyn FnMut(Event)) {
+        let before = self.curve.overfitting();
+        self.curve.add(record);
+        if let (None, Some(Overfitting { best, last })) = (before, self.curve.overfitting()) {
+            tell(Event::Warning(format!(
+                "the held-out loss rises while the training loss falls: {:.4} after step {}, {:.4} after step {}; the model \
+                 begins to learn its images by heart",
+                best.val, best.step, last.val, last.step
+            )));
+        }
     }
 
     fn draw_masks(&self, batch: &Batch) -> Vec<Vec<bool>> {
@@ -333,6 +404,7 @@ impl Trainer {
         self.session.restore(&self.run.checkpoints(), found.tensors)?;
         self.step = found.meta.step;
         self.log = Log::open(&self.run, &self.recipe, self.step)?;
+        self.curve = Curve::of(&metrics::read(&self.run.metrics())?);
         self.log.restart(self.loader.wait_seconds());
         self.guard.restore(&found.meta.recent_losses);
         tell(Event::Warning(format!("step {failed}: {what}; back to the weights of step {}", self.step)));

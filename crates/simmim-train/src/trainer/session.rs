@@ -1,6 +1,7 @@
 //! A model on a device: the compiled programs of training and evaluation over one set of parameters.
 
 use crate::error::TrainError;
+use crate::features::{EncoderProgram, Layer};
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::{Executor, Graph, Program, ProgramId};
 use simmim_models::optimizer::{AdamWConfig, FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX, update_graph};
@@ -118,6 +119,18 @@ impl Session {
     #[must_use]
     pub fn executor(&self) -> &dyn Executor {
         &*self.executor
+    }
+
+    /// The executor, to run what [`Session::encoder_program`] loaded.
+    pub(crate) fn executor_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.executor
+    }
+
+    /// Loads the encoder on whole images, over the same parameters.
+    pub(crate) fn encoder_program(&mut self, layers: &[Layer], batch: usize) -> Result<EncoderProgram, TrainError> {
+        let graph = EncoderProgram::graph(&self.config.encoder, layers, batch)?;
+        let id = self.load(&graph)?;
+        Ok(EncoderProgram::new(id, &self.config.encoder, layers, batch))
     }
 
     /// Loads a program; parameters that come to the device with it move there.
