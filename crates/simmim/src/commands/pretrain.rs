@@ -25,6 +25,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let data = open_data(&recipe)?;
     settle(&mut recipe, &data)?;
     let config = recipe.simmim_config()?;
+    let demo = recipe.data.path.is_empty();
     let probe = LiveProbe::open(&recipe, a.threads)?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config)).transpose()?;
     let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
@@ -51,7 +52,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     });
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
     progress.finish();
-    conclude(&trainer, &summary, &progress);
+    conclude(&trainer, &summary, &progress, demo);
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
@@ -137,7 +138,7 @@ fn announce(trainer: &Trainer, progress: &Progress, threads: usize) {
     ));
 }
 
-fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
+fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: bool) {
     let root = trainer.root().display();
     let skipped = trainer.skipped().len();
     if skipped > 0 {
@@ -156,7 +157,8 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
             judge(summary, last);
             println!("pictures: {root}/reconstructions; encoder for timm: {root}/encoder.safetensors");
             println!("curves: {root}/curves.svg");
-            println!("next: simmim embed --weights {root} --data FOLDER --out features.npy");
+            // The demonstration set has labels; whether other images have, their owner knows.
+            println!("next: simmim probe --weights {root}{}", if demo { "" } else { " --data TRAIN --val VAL" });
         }
     }
 }
