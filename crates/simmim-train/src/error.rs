@@ -53,6 +53,14 @@ pub enum TrainError {
         /// What happened.
         what: String,
     },
+    /// Something given that cannot be used.
+    #[error("{what}")]
+    Input {
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        help: String,
+    },
     /// A fault of the program.
     #[error("internal: {what}")]
     Internal {
@@ -75,7 +83,7 @@ impl TrainError {
     #[must_use]
     pub fn help(&self) -> Option<String> {
         match self {
-            Self::Recipe { help, .. } | Self::Run { help, .. } => Some(help.clone()),
+            Self::Recipe { help, .. } | Self::Run { help, .. } | Self::Input { help, .. } => Some(help.clone()),
             Self::Checkpoint { .. } => {
                 Some("remove this checkpoint and go on with --resume: the one before it is taken then".to_owned())
             }
@@ -95,7 +103,12 @@ impl TrainError {
     pub fn is_input(&self) -> bool {
         matches!(
             self,
-            Self::Recipe { .. } | Self::Run { .. } | Self::Checkpoint { .. } | Self::Data(_) | Self::Model(_)
+            Self::Recipe { .. }
+                | Self::Run { .. }
+                | Self::Checkpoint { .. }
+                | Self::Input { .. }
+                | Self::Data(_)
+                | Self::Model(_)
         )
     }
 

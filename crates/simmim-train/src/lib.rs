@@ -28,21 +28,28 @@
 
 pub mod checkpoint;
 pub mod classify;
+pub mod contact_sheet;
+pub mod curves;
 mod error;
+pub mod features;
 pub mod guard;
 pub mod metrics;
 pub mod metrics_tensorboard;
+pub mod overfitting;
 pub mod picture;
+pub mod probe;
 pub mod recipe;
 mod run_folder;
 pub mod schedule;
 mod trainer;
+mod trivial;
 
 pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    ARENA_BYTES, Classifier, Data, Event, FineTuning, LabelledData, Measured, Outcome, Pretraining, Reconstruction,
-    Session, StepResult, Summary, Task, Trainer, choose_accumulation, open_data, settle, settle_finetuning,
-    training_graph, write_encoder,
+    ARENA_BYTES, Classifier, Data, Event, FineTuning, LabelledData, LiveProbe, Measured, Outcome, Pretraining,
+    Reconstruction, Session, StepResult, Summary, Task, Trainer, choose_accumulation, open_data, settle,
+    settle_finetuning, training_graph, write_encoder,
 };
+pub use trivial::TrivialLosses;

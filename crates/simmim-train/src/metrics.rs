@@ -32,6 +32,9 @@ pub struct Record {
     /// Share of the held-out images whose class was found, where there are classes and it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_top1: Option<f32>,
+    /// Accuracy of a kNN probe, 0 to 1, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_knn: Option<f32>,
 }
 
 /// JSON has no numbers that are not finite; they are written as `null`.

@@ -16,6 +16,9 @@ const FILES: [&str; 7] = [
     "last.safetensors",
     "skipped.txt",
 ];
+/// What comes in the course of a run, and what later commands add.
+const ADDED_FOLDERS: [&str; 1] = ["features"];
+const ADDED_FILES: [&str; 4] = ["probe.json", "probe.csv", "baselines.json", "curves.svg"];
 /// Held by the process that works in a run; also tells the folder of a run from others that hold a `config.toml`.
 const LOCK: &str = ".lock";
 
@@ -168,13 +171,13 @@ impl RunFolder {
 
     /// Removes what a run consists of, and nothing else.
     fn clear(root: &Path) -> Result<(), TrainError> {
-        for name in FOLDERS {
+        for name in FOLDERS.into_iter().chain(ADDED_FOLDERS) {
             let path = root.join(name);
             if path.exists() {
                 std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
             }
         }
-        for name in FILES {
+        for name in FILES.into_iter().chain(ADDED_FILES) {
             let path = root.join(name);
             if path.exists() {
                 std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
@@ -241,6 +244,18 @@ impl RunFolder {
     #[must_use]
     pub fn last(&self) -> PathBuf {
         self.root.join("last.safetensors")
+    }
+
+    /// Losses of the trivial predictors on the held-out images.
+    #[must_use]
+    pub fn baselines(&self) -> PathBuf {
+        self.root.join("baselines.json")
+    }
+
+    /// The curves, as a picture.
+    #[must_use]
+    pub fn curves(&self) -> PathBuf {
+        self.root.join("curves.svg")
     }
 
     /// Names of unreadable images.

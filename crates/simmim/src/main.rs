@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod diagnostics;
+mod meter;
 mod progress;
 
 use arguments::{Arguments, BenchWhat, Command, RecipesAction};
@@ -18,7 +19,9 @@ fn main() -> ExitCode {
     let result: Result<ExitCode, Failure> = match arguments.command {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),
         Command::Reconstruct(a) => commands::reconstruct::run(&a),
-        Command::Embed(a) => commands::embed::run(&a),
+        Command::Embed(a) => commands::embed::run(&a, format),
+        Command::Probe(a) => commands::probe::run(&a, format),
+        Command::Neighbors(a) => commands::neighbors::run(&a, format),
         Command::Finetune(a) => commands::finetune::run(&a, format),
         Command::Evaluate(a) => commands::evaluate::run(&a),
         Command::Predict(a) => commands::predict::run(&a),

@@ -54,6 +54,13 @@ impl Progress {
                 eprintln!("{}", serde_json::json!({ "event": "checkpoint", "step": step }));
             }
             Event::Checkpoint(_) => {}
+            Event::Trivial(t) if self.format == LogFormat::Json => {
+                eprintln!("{}", serde_json::json!({ "event": "baselines", "losses": t }));
+            }
+            Event::Trivial(t) => self.say(&format!(
+                "held-out loss of predictors that learn nothing: mean colour {:.4}, mean of the visible neighbours {:.4}",
+                t.mean_color, t.visible_neighbors
+            )),
             Event::Warning(text) if self.format == LogFormat::Json => {
                 eprintln!("{}", serde_json::json!({ "event": "warning", "text": text }));
             }
@@ -67,14 +74,15 @@ impl Progress {
             return;
         }
         let recent = self.last.is_some_and(|at| at.elapsed() < QUIET);
-        if r.val_loss.is_none() && (self.bar.is_some() || recent) {
+        if r.val_loss.is_none() && r.probe_knn.is_none() && (self.bar.is_some() || recent) {
             return;
         }
         self.last = Some(Instant::now());
         let top1 = r.val_top1.map(|v| format!(", top-1 {:.2} %", 100.0 * v)).unwrap_or_default();
         let held_out = r.val_loss.map(|v| format!(", held-out {v:.4}{top1}")).unwrap_or_default();
+        let probe = r.probe_knn.map(|v| format!(", kNN {:.1} %", v * 100.0)).unwrap_or_default();
         let (step, loss, lr, speed) = (r.step, r.loss, r.lr, r.images_per_second);
-        self.say(&format!("step {step}: loss {loss:.4}{held_out}, lr {lr:.2e}, {speed:.1} images/s"));
+        self.say(&format!("step {step}: loss {loss:.4}{held_out}{probe}, lr {lr:.2e}, {speed:.1} images/s"));
     }
 
     pub(crate) fn finish(&self) {

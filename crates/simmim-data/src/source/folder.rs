@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::{Source, display_path, element, first_bytes, join};
+use super::{Source, display_path, element, file_stamp, first_bytes, join};
 use crate::{DataError, Image, decode};
 
 /// Names that image files carry; the decoder looks at the content only.
@@ -75,6 +75,10 @@ impl Source for FolderSource {
 
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         decode::decode_file(&join(&self.root, element(&self.files, index)?), channels)
+    }
+
+    fn stamp(&self, index: usize) -> Option<(u64, u64)> {
+        file_stamp(&join(&self.root, self.files.get(index)?))
     }
 }
 

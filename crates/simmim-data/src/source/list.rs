@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{Source, element};
+use super::{Source, element, file_stamp};
 use crate::{DataError, Image, decode};
 
 /// Largest list that is read, in bytes (1 GiB, about ten million lines).
@@ -91,6 +91,10 @@ impl Source for ListSource {
 
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         decode::decode_file(element(&self.paths, index)?, channels)
+    }
+
+    fn stamp(&self, index: usize) -> Option<(u64, u64)> {
+        file_stamp(self.paths.get(index)?)
     }
 }
 

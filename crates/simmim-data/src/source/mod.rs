@@ -44,6 +44,19 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`DataError`] for images that cannot be read, decoded or converted, and for an index beyond the end.
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError>;
+
+    /// Length in bytes and time of last change (nanoseconds since 1970) of the file that holds an image alone; `None` where there is
+    /// no such file, and only the pixels tell whether the image is the same as before.
+    fn stamp(&self, _index: usize) -> Option<(u64, u64)> {
+        None
+    }
+}
+
+/// The stamp of a file, see [`Source::stamp`].
+fn file_stamp(path: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    let changed = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+    Some((metadata.len(), u64::try_from(changed.as_nanos()).ok()?))
 }
 
 /// Opens a folder, list file, IDX file, folder of IDX files, or a single image.

@@ -54,6 +54,10 @@ impl Source for Subset {
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         self.source.load(*element(&self.indices, index)?, channels)
     }
+
+    fn stamp(&self, index: usize) -> Option<(u64, u64)> {
+        self.source.stamp(*self.indices.get(index)?)
+    }
 }
 
 /// Splits `0..len` at random into training and held-out samples, each sorted; `held_out` is cut to `len`.

@@ -7,6 +7,9 @@ use simmim_engine::graph::TensorType;
 use simmim_engine::ops::{GatherRows, Linear, LossKind, PatchGather, PixelLoss};
 use simmim_engine::{EngineError, Graph, ValueId};
 
+/// Added to the variance of a patch where targets are normalised.
+pub const TARGET_EPS: f32 = 1e-6;
+
 /// How the step is described.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Variant {
@@ -51,19 +54,16 @@ pub fn simmim_graph(config: &SimMimConfig, build: Build) -> Result<(Graph, Value
     let weight = graph.state("decoder.0.weight", &[c.patch_values(), c.embed_dim]);
     let bias = graph.state("decoder.0.bias", &[c.patch_values()]);
     let prediction = graph.apply1(Linear { bias: true, ..Linear::default() }, &[encoded, weight, bias])?;
-    let normalise = (config.target == Target::Normalized).then_some(1e-6);
+    let normalise = (config.target == Target::Normalized).then_some(TARGET_EPS);
     let target = graph.apply1(PatchGather { patch: c.patch_size, normalise }, &[images, positions])?;
     let weighted = build.variant == Variant::Plain && config.area == Area::Masked;
     let mut inputs = vec![prediction, target];
     if weighted {
         inputs.push(graph.input("weight", TensorType::f32([build.batch * c.patches()])));
     }
-    let kind = match config.loss {
-        Loss::L1 => LossKind::L1,
-        Loss::L2 => LossKind::L2,
-        Loss::SmoothL1 => LossKind::SmoothL1 { beta: 1.0 },
-    };
-    let loss = graph.apply1(PixelLoss { kind, scale: loss_scale(config, build), weighted }, &inputs)?;
+    let kind = loss_kind(config.loss);
+    let scale = (loss_scale(config, build.batch) / build.accumulation as f64) as f32;
+    let loss = graph.apply1(PixelLoss { kind, scale, weighted }, &inputs)?;
     graph.set_scope("");
     graph.output("loss", loss);
     if build.outputs {
@@ -73,11 +73,23 @@ pub fn simmim_graph(config: &SimMimConfig, build: Build) -> Result<(Graph, Value
     Ok((graph, loss))
 }
 
-/// The divisor of the loss, inverted. Tutorial: the mean over masked values, divided again by the masked tokens of an image.
-/// Official: over `sum(mask) + 1e-5` pixels, then over the channels. Full area: the mean over all values.
-fn loss_scale(config: &SimMimConfig, build: Build) -> f32 {
+/// The function of the difference, as the engine names it.
+#[must_use]
+pub fn loss_kind(loss: Loss) -> LossKind {
+    match loss {
+        Loss::L1 => LossKind::L1,
+        Loss::L2 => LossKind::L2,
+        Loss::SmoothL1 => LossKind::SmoothL1 { beta: 1.0 },
+    }
+}
+
+/// The factor between the sum over the differences of a batch and its loss. Tutorial: the mean over masked values, divided again
+/// by the masked tokens of an image. Official: over `sum(mask) + 1e-5` pixels, then over the channels. Full area: the mean over all
+/// values.
+#[must_use]
+pub fn loss_scale(config: &SimMimConfig, batch: usize) -> f64 {
     let c = &config.encoder;
-    let batch = build.batch as f64;
+    let batch = batch as f64;
     let masked = config.masked_tokens() as f64;
     let divisor = match (config.area, config.mode) {
         (Area::Full, _) => batch * (c.patches() * c.patch_values()) as f64,
@@ -86,7 +98,7 @@ fn loss_scale(config: &SimMimConfig, build: Build) -> f32 {
             (batch * masked * (c.patch_size.0 * c.patch_size.1) as f64 + 1e-5) * c.channels as f64
         }
     };
-    (1.0 / (divisor * build.accumulation as f64)) as f32
+    1.0 / divisor
 }
 
 fn fast_encoder(

@@ -214,6 +214,8 @@ pub enum EncoderOutputs {
     Blocks(Vec<usize>),
     /// Tokens after the final norm (after the last block where there is none), as output `norm`.
     Norm,
+    /// Both kinds at once.
+    BlocksAndNorm(Vec<usize>),
 }
 
 /// The encoder on whole images: input `images [batch, channels, height, width]`, outputs `[batch, tokens, dim]`.
@@ -227,9 +229,10 @@ pub fn encoder_graph(
 ) -> std::result::Result<Graph, ModelError> {
     config.validate()?;
     let wanted = match outputs {
-        EncoderOutputs::Blocks(blocks) => blocks.clone(),
+        EncoderOutputs::Blocks(blocks) | EncoderOutputs::BlocksAndNorm(blocks) => blocks.clone(),
         EncoderOutputs::Norm => Vec::new(),
     };
+    let norm = !matches!(outputs, EncoderOutputs::Blocks(_));
     if let Some(bad) = wanted.iter().find(|&&k| k == 0 || k > config.depth) {
         return Err(ModelError::geometry(
             format!("there is no block {bad}"),
@@ -241,14 +244,14 @@ pub fn encoder_graph(
     let images = graph.input("images", TensorType::f32([batch, config.channels, height, width]));
     let mut blocks = Blocks::new(&mut graph, config, "encoder.", batch, false);
     let mut x = embedded_tokens(&mut blocks, images)?;
-    let last = wanted.iter().copied().max().unwrap_or(config.depth);
+    let last = wanted.iter().copied().max().filter(|_| !norm).unwrap_or(config.depth);
     for block in 0..last {
         x = blocks.block(x, block, config.class_token)?;
         if wanted.contains(&(block + 1)) {
             blocks.graph.output(format!("block.{}", block + 1), x);
         }
     }
-    if *outputs == EncoderOutputs::Norm {
+    if norm {
         blocks.graph.set_scope("");
         let y = if config.final_norm { blocks.layer_norm(x, "norm")? } else { x };
         graph.output("norm", y);

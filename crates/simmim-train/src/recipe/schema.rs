@@ -15,6 +15,7 @@ pub struct Recipe {
     pub train: Train,
     pub validate: Every,
     pub reconstruct: Every,
+    pub probe: Probe,
     pub log: Log,
     pub checkpoint: Checkpoint,
     pub guard: Guard,
@@ -76,6 +77,10 @@ section!(
 section!(
     /// Something done at intervals on some held-out images.
     Every { every_steps: u64, images: usize }
+);
+section!(
+    /// A probe of the weights at intervals.
+    Probe { train_path: String, val_path: String, every_steps: u64, images: usize, layer: i64 }
 );
 section!(
     /// Metrics.

@@ -38,6 +38,13 @@ impl Recipe {
         for every in [("validate.images", self.validate.images), ("reconstruct.images", self.reconstruct.images)] {
             check.within(every.0, every.1, 1, 1_000_000)?;
         }
+        check.within("probe.images", self.probe.images, 2, 1_000_000)?;
+        check.that(
+            self.probe.train_path.is_empty() == self.probe.val_path.is_empty(),
+            "probe",
+            (&self.probe.train_path, &self.probe.val_path),
+            "set both probe.train_path and probe.val_path, or neither",
+        )?;
         check.that(self.log.every_steps > 0, "log.every_steps", 0, "give a positive number of steps")?;
         check.within("checkpoint.keep", self.checkpoint.keep, 1, 1_000_000)?;
         check.not_negative("guard.spike_factor", self.guard.spike_factor)?;

@@ -4,6 +4,7 @@ use super::{Data, Event, Session};
 use crate::error::TrainError;
 use crate::picture;
 use crate::recipe::Recipe;
+use crate::trivial::TrivialLosses;
 use simmim_data::{MaskSpec, load_centered, mask};
 use simmim_models::SimMimConfig;
 use std::path::Path;
@@ -26,6 +27,7 @@ pub(super) struct Images {
     images: Vec<f32>,
     masks: Vec<Vec<bool>>,
     values: usize,
+    trivial: TrivialLosses,
 }
 
 impl HeldOut {
@@ -49,6 +51,18 @@ impl HeldOut {
         match self {
             Self::Ready(images) => Ok(images),
             _ => Err(TrainError::Internal { what: "there are no held-out images".into() }),
+        }
+    }
+
+    /// Losses of the trivial predictors; nothing yet where the images are still being read, unless `wait` says to.
+    pub(super) fn trivial(
+        &mut self,
+        wait: bool,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Option<TrivialLosses>, TrainError> {
+        match self {
+            Self::Loading(thread) if !wait && !thread.is_finished() => Ok(None),
+            _ => Ok(Some(self.ready(tell)?).filter(|held| !held.masks.is_empty()).map(|held| held.trivial)),
         }
     }
 
@@ -116,5 +130,7 @@ fn load(
         let cells = spec.draw(recipe.train.seed, EPOCH, i as u64);
         mask::expand(&cells, spec.rows, spec.cols, down, right)
     };
-    Ok((Images { images, masks: (0..count).map(draw).collect(), values }, warnings))
+    let masks: Vec<Vec<bool>> = (0..count).map(draw).collect();
+    let trivial = TrivialLosses::measure(config, &images, &masks);
+    Ok((Images { images, masks, values, trivial }, warnings))
 }

@@ -5,6 +5,7 @@ use crate::metrics::{Metrics, Record};
 use crate::metrics_tensorboard::EventWriter;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
+use crate::trivial::TrivialLosses;
 use std::time::{Duration, Instant};
 
 /// The open logs of a run and what has come together since their last line.
@@ -75,7 +76,8 @@ impl Log {
         }
     }
 
-    pub(super) fn write(&mut self, r: &Record) -> Result<(), TrainError> {
+    /// Writes a line; with a held-out loss, event files get the constant losses of the trivial predictors beside it.
+    pub(super) fn write(&mut self, r: &Record, trivial: Option<TrivialLosses>) -> Result<(), TrainError> {
         self.metrics.write(r)?;
         let Some(events) = &mut self.events else { return Ok(()) };
         let curves = [
@@ -85,11 +87,15 @@ impl Log {
             ("train/images_per_second", r.images_per_second as f32),
             ("train/data_wait", r.data_wait as f32),
         ];
-        for (tag, value) in curves
-            .into_iter()
-            .chain(r.val_loss.map(|v| ("validate/loss", v)))
-            .chain(r.val_top1.map(|v| ("validate/top1", v)))
-        {
+        let held_out = r.val_loss.into_iter().flat_map(|loss| {
+            let trivial = trivial.into_iter().flat_map(|t| {
+                [("validate/mean_color", t.mean_color), ("validate/visible_neighbors", t.visible_neighbors)]
+            });
+            std::iter::once(("validate/loss", loss)).chain(trivial)
+        });
+        let probe = r.probe_knn.map(|v| ("probe/knn", v));
+        let top1 = r.val_top1.map(|v| ("validate/top1", v));
+        for (tag, value) in curves.into_iter().chain(held_out).chain(top1).chain(probe) {
             events.scalar(r.step, tag, value)?;
         }
         events.flush()

@@ -5,6 +5,7 @@ mod data;
 mod device;
 mod finetuning;
 mod held_out;
+mod live_probe;
 mod log;
 mod pretraining;
 mod session;
@@ -13,17 +14,21 @@ mod task;
 pub use classifier::Classifier;
 pub use data::{Data, open_data};
 pub use finetuning::{FineTuning, LabelledData, settle_finetuning};
+pub use live_probe::LiveProbe;
 pub use pretraining::Pretraining;
 pub use session::{Reconstruction, Session, StepResult, choose_accumulation, training_graph};
 pub use task::{Measured, Task};
 
 use crate::checkpoint::{Best, CheckpointStore, Meta};
+use crate::curves;
 use crate::error::TrainError;
 use crate::guard::{Guard, Verdict};
 use crate::metrics::{self, Record};
+use crate::overfitting::{Curve, Overfitting};
 use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::{RunFolder, atomic_write};
 use crate::schedule::LearningRate;
+use crate::trivial::TrivialLosses;
 use log::Log;
 use simmim_data::{Loader, LoaderConfig, Position, Source};
 use simmim_engine::Executor;
@@ -55,6 +60,8 @@ pub enum Event {
     Logged(Record),
     /// A checkpoint was written.
     Checkpoint(u64),
+    /// The losses of trivial predictors on the held-out images are known.
+    Trivial(TrivialLosses),
     /// Something to know.
     Warning(String),
 }
@@ -83,6 +90,12 @@ pub struct Summary {
     pub val_top1: Option<f32>,
     /// The best held-out accuracy.
     pub best: Option<Best>,
+    /// Losses of trivial predictors on the held-out images; unknown where the training was stopped early.
+    pub trivial: Option<TrivialLosses>,
+    /// The held-out loss rose while the training loss fell.
+    pub overfitting: Option<Overfitting>,
+    /// First and last accuracy of the kNN probe, with their steps.
+    pub probe_knn: Option<[(u64, f32); 2]>,
 }
 
 /// Trains a model in a run folder.
@@ -102,6 +115,8 @@ pub struct Trainer<T = Pretraining> {
     images: usize,
     /// Whether the weights at step 0 came from elsewhere, so that an interrupted run could not draw them again.
     given_weights: bool,
+    trivial: Option<TrivialLosses>,
+    curve: Curve,
 }
 
 /// Settles what a recipe leaves to the data and the plan: mean and deviation, and the parts of a step. A run's `config.toml` is
@@ -141,6 +156,11 @@ impl Trainer {
     pub fn session(&self) -> &Session {
         self.task.session()
     }
+
+    /// Probes the weights at the intervals of `probe.every_steps`.
+    pub fn set_probe(&mut self, probe: Option<LiveProbe>) {
+        self.task.probe = probe;
+    }
 }
 
 impl<T: Task> Trainer<T> {
@@ -176,6 +196,7 @@ impl<T: Task> Trainer<T> {
         let loader = Self::loader(&recipe, train, &at)?;
         let schedule = recipe.learning_rate(loader.batches_per_epoch());
         let log = Log::open(&run, &recipe, at.step)?;
+        let curve = Curve::of(&metrics::read(&run.metrics())?);
         let mut guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
         guard.restore(&at.recent_losses);
         let (rollbacks, step, best, given_weights) = (at.rollbacks, at.step, at.best, false);
@@ -194,6 +215,8 @@ impl<T: Task> Trainer<T> {
             best,
             images,
             given_weights,
+            trivial: None,
+            curve,
         })
     }
 
@@ -275,19 +298,45 @@ impl<T: Task> Trainer<T> {
             if measured.is_none() {
                 measured = self.task.measure(tell)?;
             }
+            self.learn_trivial(true, tell)?;
             self.task.draw(&self.run, self.step, tell)?;
             self.task.write_results(&self.run)?;
         }
         self.write_skipped()?;
-        let first = |r: &Record| r.val_loss.map(|v| (r.step, v));
-        Ok(Summary {
+        let records = metrics::read(&self.run.metrics())?;
+        curves::draw(&self.run.curves(), &records, self.trivial.as_ref())?;
+        Ok(self.summary(finished, measured, &records))
+    }
+
+    fn summary(&self, finished: bool, measured: Option<Measured>, records: &[Record]) -> Summary {
+        let probe = |r: &Record| r.probe_knn.map(|v| (r.step, v));
+        let first = records.iter().find_map(probe);
+        let last = records.iter().rev().find_map(probe);
+        Summary {
             outcome: if finished { Outcome::Finished } else { Outcome::Stopped },
             step: self.step,
-            first_val_loss: metrics::read(&self.run.metrics())?.iter().find_map(first),
+            first_val_loss: records.iter().find_map(|r| r.val_loss.map(|v| (r.step, v))),
             val_loss: measured.filter(|_| finished).map(|m| m.loss),
             val_top1: measured.filter(|_| finished).and_then(|m| m.top1),
             best: self.best,
-        })
+            trivial: self.trivial,
+            overfitting: self.curve.overfitting(),
+            probe_knn: first.zip(last).map(|(first, last)| [first, last]),
+        }
+    }
+
+    /// Takes the losses of the trivial predictors once they are known, and writes them down.
+    fn learn_trivial(&mut self, wait: bool, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
+        if self.trivial.is_none()
+            && let Some(known) = self.task.trivial(wait, tell)?
+        {
+            self.trivial = Some(known);
+            let text =
+                serde_json::to_string_pretty(&known).map_err(|e| TrainError::Internal { what: e.to_string() })?;
+            atomic_write(&self.run.baselines(), (text + "\n").as_bytes())?;
+            tell(Event::Trivial(known));
+        }
+        Ok(())
     }
 
     /// One step with everything that is due after it; returns what was measured on held-out images.
@@ -301,14 +350,17 @@ impl<T: Task> Trainer<T> {
             return Ok(None);
         }
         self.log.add(result.loss);
-        let due = |every: u64| every > 0 && self.step.is_multiple_of(every);
+        let now = self.step;
+        let due = |every: u64| every > 0 && now.is_multiple_of(every);
         let last = self.step == self.schedule.total_steps;
         let measure = due(self.task.measure_every(self.loader.batches_per_epoch())) || last;
         let (draw, save) = (due(self.task.draw_every()), due(self.recipe.checkpoint.every_steps));
         let (step, total, loss) = (self.step, self.schedule.total_steps, result.loss);
         tell(Event::Step { step, total, loss, images_per_second: self.log.images_per_second() });
+        let probe = self.task.probes() && (due(self.recipe.probe.every_steps) || last);
         let mut measured = None;
-        if measure || due(self.recipe.log.every_steps) {
+        self.learn_trivial(measure, tell)?;
+        if measure || probe || due(self.recipe.log.every_steps) {
             let epoch = self.step as f64 / self.loader.batches_per_epoch() as f64;
             let window = self.log.record(self.loader.wait_seconds());
             let mut record = Record { step, epoch, lr, grad_norm: result.grad_norm, ..window };
@@ -317,7 +369,11 @@ impl<T: Task> Trainer<T> {
             }
             record.val_loss = measured.map(|m| m.loss);
             record.val_top1 = measured.and_then(|m| m.top1);
-            self.log.write(&record)?;
+            if probe {
+                record.probe_knn = self.task.probe()?;
+            }
+            self.log.write(&record, self.trivial)?;
+            self.watch(&record, tell);
             tell(Event::Logged(record));
             self.log.restart(self.loader.wait_seconds());
         }
@@ -342,6 +398,19 @@ impl<T: Task> Trainer<T> {
             self.task.keep_best(&self.run)?;
         }
         Ok(measured)
+    }
+
+    /// Warns when the held-out loss begins to rise while the training loss falls.
+    fn watch(&mut self, record: &Record, tell: &mut dyn FnMut(Event)) {
+        let before = self.curve.overfitting();
+        self.curve.add(record);
+        if let (None, Some(Overfitting { best, last })) = (before, self.curve.overfitting()) {
+            tell(Event::Warning(format!(
+                "the held-out loss rises while the training loss falls: {:.4} after step {}, {:.4} after step {}; the model \
+                 begins to learn its images by heart",
+                best.val, best.step, last.val, last.step
+            )));
+        }
     }
 
     /// Reacts to a step that went wrong; true where the training went back to a checkpoint.
@@ -384,6 +453,7 @@ impl<T: Task> Trainer<T> {
         self.best = found.meta.best;
         self.step = found.meta.step;
         self.log = Log::open(&self.run, &self.recipe, self.step)?;
+        self.curve = Curve::of(&metrics::read(&self.run.metrics())?);
         self.log.restart(self.loader.wait_seconds());
         self.guard.restore(&found.meta.recent_losses);
         tell(Event::Warning(format!("step {failed}: {what}; back to the weights of step {}", self.step)));

@@ -1,10 +1,11 @@
 //! The task of pre-training: masks are drawn, hidden patches painted back.
 
 use super::held_out::HeldOut;
-use super::{Data, Event, Measured, Session, StepResult, Task, write_encoder};
+use super::{Data, Event, LiveProbe, Measured, Session, StepResult, Task, write_encoder};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
+use crate::trivial::TrivialLosses;
 use simmim_data::{Batch, MaskSpec, mask};
 use simmim_engine::Executor;
 use simmim_engine::executor::Memory;
@@ -18,6 +19,7 @@ pub struct Pretraining {
     session: Session,
     masks: MaskSpec,
     held_out: HeldOut,
+    pub(super) probe: Option<LiveProbe>,
 }
 
 impl Pretraining {
@@ -28,7 +30,7 @@ impl Pretraining {
         let held_out = HeldOut::start(recipe, data, &config, &masks);
         let mut session = Session::new(executor, config, recipe.train.seed)?;
         session.prepare_training(batch / accumulation, accumulation, recipe.adamw())?;
-        Ok(Self { recipe: recipe.clone(), session, masks, held_out })
+        Ok(Self { recipe: recipe.clone(), session, masks, held_out, probe: None })
     }
 
     pub(super) fn session(&self) -> &Session {
@@ -54,6 +56,18 @@ impl Task for Pretraining {
     fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
         let loss = self.held_out.loss(&mut self.session, tell)?;
         Ok(loss.map(|loss| Measured { loss, top1: None }))
+    }
+
+    fn trivial(&mut self, wait: bool, tell: &mut dyn FnMut(Event)) -> Result<Option<TrivialLosses>, TrainError> {
+        self.held_out.trivial(wait, tell)
+    }
+
+    fn probes(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    fn probe(&mut self) -> Result<Option<f32>, TrainError> {
+        self.probe.as_mut().map(|probe| probe.accuracy(&mut self.session)).transpose()
     }
 
     fn measure_every(&self, _steps_per_epoch: u64) -> u64 {

@@ -2,6 +2,7 @@
 
 use super::device::{Device, Training};
 use crate::error::TrainError;
+use crate::features::{EncoderProgram, Layer};
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::{Executor, Graph, Program, ProgramId};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
@@ -112,6 +113,18 @@ impl Session {
     #[must_use]
     pub fn executor(&self) -> &dyn Executor {
         &*self.device.executor
+    }
+
+    /// The executor, to run what [`Session::encoder_program`] loaded.
+    pub(crate) fn executor_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.device.executor
+    }
+
+    /// Loads the encoder on whole images, over the same parameters.
+    pub(crate) fn encoder_program(&mut self, layers: &[Layer], batch: usize) -> Result<EncoderProgram, TrainError> {
+        let graph = EncoderProgram::graph(&self.config.encoder, layers, batch)?;
+        let id = self.device.load(&graph)?;
+        Ok(EncoderProgram::new(id, &self.config.encoder, layers, batch))
     }
 
     /// Compiles the training step: `micro * accumulation` images in as many runs as `accumulation` says.

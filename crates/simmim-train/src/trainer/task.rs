@@ -3,6 +3,7 @@
 use super::{Event, StepResult};
 use crate::error::TrainError;
 use crate::run_folder::RunFolder;
+use crate::trivial::TrivialLosses;
 use simmim_data::Batch;
 use simmim_engine::executor::Memory;
 use simmim_models::ParameterSpec;
@@ -31,6 +32,28 @@ pub trait Task {
     /// # Errors
     /// Unreadable images, faults of the device.
     fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError>;
+
+    /// Losses of trivial predictors on the held-out images, where they mean something; nothing yet where they are still being
+    /// measured, unless `wait` says to.
+    ///
+    /// # Errors
+    /// Faults of the data.
+    fn trivial(&mut self, _wait: bool, _tell: &mut dyn FnMut(Event)) -> Result<Option<TrivialLosses>, TrainError> {
+        Ok(None)
+    }
+
+    /// Whether [`Task::probe`] has something to measure.
+    fn probes(&self) -> bool {
+        false
+    }
+
+    /// Accuracy of a probe of the present weights.
+    ///
+    /// # Errors
+    /// Faults of the device.
+    fn probe(&mut self) -> Result<Option<f32>, TrainError> {
+        Ok(None)
+    }
 
     /// Steps between measurements for epochs of so many steps; 0: only at the end.
     fn measure_every(&self, steps_per_epoch: u64) -> u64;

@@ -2,10 +2,12 @@
 
 mod finetune;
 mod pretrain;
+mod probe;
 mod use_weights;
 
 pub(crate) use finetune::{Compare, Evaluate, Finetune, Predict, StartOf};
 pub(crate) use pretrain::Pretrain;
+pub(crate) use probe::{Method, Neighbors, Probe};
 pub(crate) use use_weights::{Embed, Pool, Reconstruct, WeightsOf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -59,6 +61,10 @@ pub(crate) enum Command {
     Predict(Predict),
     /// Measure whether pre-training helped: fine-tuning against training from scratch at shares of the labels.
     Compare(Box<Compare>),
+    /// Measure how well classes can be told apart by features, layer by layer, against raw pixels and random weights.
+    Probe(Probe),
+    /// Find the images most like one.
+    Neighbors(Neighbors),
     /// Print a model: parameters, FLOPs, memory plan, graph.
     Inspect(Inspect),
     /// List the recipes in the binary, or show one.

@@ -2,6 +2,7 @@
 
 use super::RecipeArguments;
 use clap::Args;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -21,6 +22,10 @@ pub(crate) struct Pretrain {
     /// else the embedded demonstration set.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
+    /// Labelled images by which the features are probed at intervals (nearest neighbours, `probe.every_steps`): two paths with a
+    /// colon between. Classes are matched by name. The training is the same with and without.
+    #[arg(long, value_name = "TRAIN:VAL")]
+    pub(crate) probe_data: Option<OsString>,
     /// Run folder. Default: runs/NAME-N with the recipe's name and the first free number.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,

@@ -2,7 +2,14 @@
 
 use super::at_least_one;
 use clap::{Args, ValueEnum};
+use simmim_train::features::Pooling;
 use std::path::PathBuf;
+
+/// A number of images in a pass.
+pub(crate) fn batch_size(text: &str) -> Result<usize, String> {
+    let known = text.parse().ok().filter(|n| (1..=65_536).contains(n));
+    known.ok_or_else(|| "give a number from 1 to 65536".to_owned())
+}
 
 /// Weights, and the model they belong to where the file does not say.
 #[derive(Debug, Clone, Args)]
@@ -70,10 +77,22 @@ pub(crate) enum Pool {
     None,
 }
 
+impl Pool {
+    /// The same, as the library names it.
+    pub(crate) fn pooling(self) -> Pooling {
+        match self {
+            Self::Mean => Pooling::Mean,
+            Self::Cls => Pooling::Class,
+            Self::None => Pooling::None,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   simmim embed --weights runs/photos --data photos --out features.npy
+  simmim embed --weights runs/photos --data photos --out features.parquet --layer 8
   simmim embed --weights vit.safetensors --model vit_small_patch16_224 \\
       --data photos --out f.npy --pool none --layer 8")]
 pub(crate) struct Embed {
@@ -82,8 +101,9 @@ pub(crate) struct Embed {
     /// Images to embed.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: PathBuf,
-    /// Array to write (float32); the rows' files are named in F.files.txt beside it.
-    #[arg(long, value_name = "F.npy")]
+    /// File to write. F.npy: an array (float32), its rows named in F.files.txt beside it; F.parquet, F.csv: a table with path,
+    /// label (the class, where images have one) and vector.
+    #[arg(long, value_name = "F.npy|.parquet|.csv")]
     pub(crate) out: PathBuf,
     /// How the tokens of an image become one vector.
     #[arg(long, value_enum, default_value_t = Pool::Mean)]
@@ -92,6 +112,6 @@ pub(crate) struct Embed {
     #[arg(long, value_name = "K", default_value_t = -1, allow_hyphen_values = true)]
     pub(crate) layer: i64,
     /// Images in a pass.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = batch_size)]
     pub(crate) batch: usize,
 }

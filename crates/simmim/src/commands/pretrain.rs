@@ -8,7 +8,10 @@ use crate::diagnostics::Failure;
 use crate::progress::Progress;
 use simmim_engine::cpu::CpuExecutor;
 use simmim_models::weights::timm_call;
-use simmim_train::{Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle};
+use simmim_train::{
+    Event, LiveProbe, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
+};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -26,6 +29,8 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let data = open_data(&recipe)?;
     settle(&mut recipe, &data)?;
     let config = recipe.simmim_config()?;
+    let demo = recipe.data.path.is_empty();
+    let probe = LiveProbe::open(&recipe, a.threads)?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config)).transpose()?;
     let mut early = Progress::new(format, 0, 0);
     let run = if a.resume {
@@ -43,11 +48,14 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
         trainer.set_weights(start)?;
     }
     let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
+    let warnings = probe.iter().flat_map(|p| p.warnings().to_vec()).collect::<Vec<_>>();
+    warnings.into_iter().for_each(|w| progress.show(&Event::Warning(w)));
+    trainer.set_probe(probe);
     announce(&trainer, &progress, threads);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
     progress.finish();
-    conclude(&trainer, &summary, &progress);
+    conclude(&trainer, &summary, &progress, demo);
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
@@ -84,6 +92,10 @@ fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
     flag("checkpoint.keep", a.keep.map(|v| v.to_string()));
     let path = a.data.as_deref().map(absolute).transpose()?;
     flag("data.path", path.map(|p| serde_json::Value::from(p).to_string()));
+    if let Some((train, val)) = a.probe_data.as_deref().map(probe_paths).transpose()? {
+        flag("probe.train_path", Some(serde_json::Value::from(absolute(&train)?).to_string()));
+        flag("probe.val_path", Some(serde_json::Value::from(absolute(&val)?).to_string()));
+    }
     if let (true, Some(out)) = (a.resume, &a.out) {
         if !RunFolder::is_run(out) {
             return Err(RunFolder::open(out).err().map_or_else(|| Failure::running("no run"), Failure::from));
@@ -93,6 +105,33 @@ fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
     let name = a.recipe.recipe.as_deref().unwrap_or("demo");
     let recipe = Recipe::resolve(name, &set)?;
     Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(name))))
+}
+
+/// Splits `TRAIN:VAL` at the colon that leaves two paths that exist: a path may hold colons of its own (`C:\photos`).
+fn probe_paths(text: &OsStr) -> Result<(PathBuf, PathBuf), Failure> {
+    let shown = text.display();
+    let Some(text) = text.to_str() else {
+        return Err(Failure::input(format!("{shown}: the path is not valid UTF-8"), "rename it, or give a link to it"));
+    };
+    let help = "write TRAIN:VAL, two paths that exist, or set probe.train_path and probe.val_path by --set";
+    let parts = text.match_indices(':').map(|(at, _)| (PathBuf::from(&text[..at]), PathBuf::from(&text[at + 1..])));
+    let mut known: Vec<(PathBuf, PathBuf)> = parts.clone().filter(|(a, b)| a.exists() && b.exists()).collect();
+    match (known.pop(), known.is_empty()) {
+        (Some(only), true) => Ok(only),
+        (Some(_), false) => Err(Failure::input(format!("--probe-data {text} can be split at several colons"), help)),
+        (None, _) => {
+            let mut parts = parts;
+            let what = match (parts.next(), parts.next()) {
+                (None, _) => "has no colon".to_owned(),
+                (Some((a, b)), None) => {
+                    let missing = if a.exists() { b } else { a };
+                    format!("names `{}`, which does not exist", missing.display())
+                }
+                _ => "has no colon between two paths that exist".to_owned(),
+            };
+            Err(Failure::input(format!("--probe-data {text} {what}"), help))
+        }
+    }
 }
 
 /// The path as a recipe holds it, which must be text.
@@ -130,7 +169,7 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, threa
     ));
 }
 
-fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
+fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: bool) {
     let root = quoted(trainer.root());
     let skipped = trainer.skipped().len();
     if skipped > 0 {
@@ -146,6 +185,7 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
             let earlier = earlier.map(|(step, v)| format!(" ({v:.4} after step {step})")).unwrap_or_default();
             if let Some(last) = summary.val_loss {
                 println!("held-out loss {last:.4} after step {}{earlier}", summary.step);
+                judge(summary, last);
             }
             println!("pictures: {root}/reconstructions; encoder: {root}/encoder.safetensors");
             match timm_call(&trainer.session().config().encoder) {
@@ -154,7 +194,42 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress) {
                     println!("timm has no model with these position biases; the encoder's names are timm's otherwise")
                 }
             }
-            println!("next: simmim embed --weights {root} --data FOLDER --out features.npy");
+            println!("curves: {root}/curves.svg");
+            // The demonstration set has labels; whether other images have, their owner knows.
+            println!("next: simmim probe --weights {root}{}", if demo { "" } else { " --data TRAIN --val VAL" });
         }
+    }
+}
+
+/// Whether the loss is what a model that learns should have.
+fn judge(summary: &Summary, last: f32) {
+    if let Some(t) = summary.trivial {
+        let below = |trivial: f32| format!("{:.0} % below", (1.0 - last / trivial) * 100.0);
+        if last < t.best() {
+            println!(
+                "that is {} the mean colour ({:.4}) and {} the mean of the visible neighbours ({:.4})",
+                below(t.mean_color),
+                t.mean_color,
+                below(t.visible_neighbors),
+                t.visible_neighbors
+            );
+        } else {
+            println!(
+                "that is no better than painting hidden patches in one colour: mean colour {:.4}, mean of the visible neighbours \
+                 {:.4}; train longer, or try another learning rate",
+                t.mean_color, t.visible_neighbors
+            );
+        }
+    }
+    if let Some(o) = summary.overfitting {
+        println!(
+            "the held-out loss rose from {:.4} after step {} while the training loss fell: the model learns its images by heart; \
+             stop earlier, or take more images, a smaller model or a higher mask ratio",
+            o.best.val, o.best.step
+        );
+    }
+    if let Some([(first_step, first), (step, accuracy)]) = summary.probe_knn {
+        let percent = |v: f32| format!("{:.1} %", v * 100.0);
+        println!("kNN probe {} after step {step} ({} after step {first_step})", percent(accuracy), percent(first));
     }
 }

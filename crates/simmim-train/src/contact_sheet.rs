@@ -1,0 +1,149 @@
+//! A sheet of small pictures with a line of text under each.
+
+use crate::error::TrainError;
+use crate::run_folder::atomic_write;
+use embedded_graphics::Drawable;
+use embedded_graphics::Pixel;
+use embedded_graphics::draw_target::DrawTarget;
+use embedded_graphics::geometry::{OriginDimensions, Point, Size};
+use embedded_graphics::mono_font::{MonoTextStyle, ascii::FONT_6X10};
+use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
+use embedded_graphics::text::{Baseline, Text};
+use image::{Rgb, RgbImage};
+use simmim_data::{Source, Transform, load_centered};
+use std::convert::Infallible;
+use std::path::Path;
+
+/// Side of a picture.
+const SIDE: usize = 120;
+const GAP: u32 = 8;
+/// Height of a line of text with its distance from the picture.
+const LINE: u32 = 14;
+/// Pictures in a row.
+const COLUMNS: usize = 6;
+/// Width of a character.
+const CHARACTER: usize = 6;
+
+/// A picture for the sheet: red, green and blue in 0 to 1, `[3, SIDE, SIDE]`, and the text under it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tile {
+    pixels: Vec<f32>,
+    caption: String,
+}
+
+impl Tile {
+    /// The centre of an image. Other channel counts than 1 and 3 show their first three channels, or the first alone.
+    ///
+    /// # Errors
+    /// [`TrainError::Data`] for an image that cannot be read.
+    pub fn new(source: &dyn Source, index: usize, channels: usize, caption: String) -> Result<Self, TrainError> {
+        let read = if channels == 1 { 3 } else { channels };
+        let mut transform = Transform::new((SIDE, SIDE), read);
+        (transform.mean, transform.std) = (vec![0.0; read], vec![1.0; read]);
+        let mut planes = vec![0.0; transform.values()];
+        if let Some((_, error)) = load_centered(source, &[index], &transform, 1, &mut planes)?.into_iter().next() {
+            return Err(TrainError::from(error));
+        }
+        let area = SIDE * SIDE;
+        let plane = |c: usize| if read >= 3 { c } else { 0 };
+        let pixels = (0..3).flat_map(|c| planes[plane(c) * area..(plane(c) + 1) * area].iter().copied()).collect();
+        Ok(Self { pixels, caption })
+    }
+}
+
+/// Text onto the sheet.
+struct Canvas(RgbImage);
+
+impl OriginDimensions for Canvas {
+    fn size(&self) -> Size {
+        Size::new(self.0.width(), self.0.height())
+    }
+}
+
+impl DrawTarget for Canvas {
+    type Color = Rgb888;
+    type Error = Infallible;
+
+    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
+        for Pixel(at, color) in pixels {
+            if let (Ok(x), Ok(y)) = (u32::try_from(at.x), u32::try_from(at.y))
+                && let Some(place) = self.0.get_pixel_mut_checked(x, y)
+            {
+                *place = Rgb([color.r(), color.g(), color.b()]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Draws the sheet; the first tile is framed.
+///
+/// # Errors
+/// [`TrainError::Io`].
+pub fn draw(path: &Path, tiles: &[Tile]) -> Result<(), TrainError> {
+    let columns = tiles.len().clamp(1, COLUMNS);
+    let (cell_w, cell_h) = (SIDE as u32 + GAP, SIDE as u32 + LINE + GAP);
+    let size = (columns as u32 * cell_w + GAP, tiles.len().div_ceil(columns) as u32 * cell_h + GAP);
+    let mut canvas = Canvas(RgbImage::from_pixel(size.0, size.1, Rgb([255, 255, 255])));
+    for (i, tile) in tiles.iter().enumerate() {
+        let (left, top) = (GAP + (i % columns) as u32 * cell_w, GAP + (i / columns) as u32 * cell_h);
+        if i == 0 {
+            let frame = RgbImage::from_pixel(SIDE as u32 + 6, SIDE as u32 + 6, Rgb([200, 60, 40]));
+            image::imageops::replace(&mut canvas.0, &frame, i64::from(left) - 3, i64::from(top) - 3);
+        }
+        for at in 0..SIDE * SIDE {
+            let value = |c: usize| (tile.pixels[c * SIDE * SIDE + at].clamp(0.0, 1.0) * 255.0).round() as u8;
+            canvas.0.put_pixel(left + (at % SIDE) as u32, top + (at / SIDE) as u32, Rgb([0, 1, 2].map(value)));
+        }
+        // The font has ASCII only, and a caption longer than the picture would run into the next.
+        let text: String =
+            tile.caption.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
+        let text: String = text.chars().take(SIDE / CHARACTER).collect();
+        let place = Point::new(left as i32, (top + SIDE as u32 + 4) as i32);
+        let style = MonoTextStyle::new(&FONT_6X10, Rgb888::BLACK);
+        // The canvas has no errors to give.
+        let _ = Text::with_baseline(&text, place, style, Baseline::Top).draw(&mut canvas);
+    }
+    let io = |e: image::ImageError| TrainError::Io { path: path.to_owned(), source: std::io::Error::other(e) };
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    canvas.0.write_to(&mut bytes, image::ImageFormat::Png).map_err(io)?;
+    atomic_write(path, bytes.get_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use simmim_data::DataError;
+
+    #[test]
+    fn a_sheet_shows_its_pictures_with_text_below() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sheet.png");
+        let source = simmim_data::demo_held_out().unwrap();
+        let tiles: Vec<Tile> =
+            (0..7).map(|i| Tile::new(&source, i, 1, format!("{i}: \u{e9} {}", "x".repeat(40))).unwrap()).collect();
+        draw(&path, &tiles).unwrap();
+        let sheet = image::load_from_memory(&std::fs::read(&path).unwrap()).unwrap().to_rgb8();
+        assert_eq!(sheet.dimensions(), (6 * 128 + 8, 2 * 142 + 8));
+        let dark = |x: u32, y: u32, w: u32, h: u32| {
+            (x..x + w)
+                .flat_map(|x| (y..y + h).map(move |y| (x, y)))
+                .filter(|&(x, y)| sheet.get_pixel(x, y)[0] < 100)
+                .count()
+        };
+        let caption = |column: u32, row: u32| dark(8 + column * 128, 8 + row * 142 + 122, 120, 12);
+        assert!(caption(0, 0) > 50 && caption(5, 0) > 50 && caption(0, 1) > 50);
+        assert_eq!(caption(1, 1), 0, "there is no eighth picture");
+        assert_eq!(sheet.get_pixel(6, 6), &Rgb([200, 60, 40]), "the first is framed");
+        let first = &tiles[0].pixels;
+        let middle = (first[60 * SIDE + 60].clamp(0.0, 1.0) * 255.0).round() as u8;
+        assert_eq!(sheet.get_pixel(68, 68)[0], middle);
+    }
+
+    #[test]
+    fn a_missing_image_is_an_error() {
+        let source = simmim_data::demo_held_out().unwrap();
+        let error = Tile::new(&source, 1_000_000, 1, String::new()).unwrap_err();
+        assert!(matches!(error, TrainError::Data(DataError::OutOfRange { .. })), "{error}");
+    }
+}

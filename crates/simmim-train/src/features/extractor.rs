@@ -1,0 +1,293 @@
+//! Images through an encoder, in batches.
+
+use super::{Features, Layer, Matrix, Pooling};
+use crate::error::TrainError;
+use simmim_data::{DataError, Source, Transform, load_centered};
+use simmim_engine::{Executor, Graph, Program, ProgramId};
+use simmim_models::VitConfig;
+use simmim_models::vit::{EncoderOutputs, encoder_graph};
+use std::ops::Range;
+use std::sync::mpsc::sync_channel;
+
+/// Batches read ahead of the encoder.
+const AHEAD: usize = 2;
+
+/// The place of an image that could not be read, and why.
+pub(crate) type Unread = (usize, DataError);
+
+/// Receives a layer (a place among those asked for), a row of the batch and the feature.
+type Take<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
+
+/// The encoder's program on an executor.
+#[derive(Debug)]
+pub(crate) struct EncoderProgram {
+    id: ProgramId,
+    batch: usize,
+    layers: Vec<Layer>,
+    tokens: usize,
+    dim: usize,
+    class: usize,
+    buffer: Vec<f32>,
+}
+
+impl EncoderProgram {
+    /// The graph that gives the tokens after `layers`.
+    pub(crate) fn graph(config: &VitConfig, layers: &[Layer], batch: usize) -> Result<Graph, TrainError> {
+        let block = |l: &Layer| if let Layer::Block(k) = l { Some(*k) } else { None };
+        let blocks: Vec<usize> = layers.iter().filter_map(block).collect();
+        let outputs = match (layers.contains(&Layer::Norm), blocks.is_empty()) {
+            (true, true) => EncoderOutputs::Norm,
+            (true, false) => EncoderOutputs::BlocksAndNorm(blocks),
+            (false, _) => EncoderOutputs::Blocks(blocks),
+        };
+        Ok(encoder_graph(config, batch, &outputs)?)
+    }
+
+    /// Names a program that was compiled from [`EncoderProgram::graph`].
+    pub(crate) fn new(id: ProgramId, config: &VitConfig, layers: &[Layer], batch: usize) -> Self {
+        let (tokens, dim) = (config.tokens(), config.embed_dim);
+        let buffer = vec![0.0; batch * tokens * dim];
+        Self { id, batch, layers: layers.to_vec(), tokens, dim, class: usize::from(config.class_token), buffer }
+    }
+
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Length of a feature.
+    pub(crate) fn values(&self, pooling: Pooling) -> usize {
+        if pooling == Pooling::None { self.tokens * self.dim } else { self.dim }
+    }
+
+    /// Runs the first `rows` images of a batch; `images` holds a whole one.
+    pub(crate) fn run(
+        &mut self,
+        executor: &mut dyn Executor,
+        images: &[f32],
+        rows: usize,
+        pooling: Pooling,
+        take: &mut Take<'_>,
+    ) -> Result<(), TrainError> {
+        executor.write(self.id, "images", images)?;
+        executor.run(self.id)?;
+        let mut mean = vec![0.0; self.dim];
+        for (place, layer) in self.layers.iter().enumerate() {
+            let name = match layer {
+                Layer::Block(k) => format!("block.{k}"),
+                Layer::Norm => "norm".to_owned(),
+            };
+            executor.read(self.id, &name, &mut self.buffer)?;
+            for (row, tokens) in self.buffer.chunks_exact(self.tokens * self.dim).take(rows).enumerate() {
+                match pooling {
+                    Pooling::None => take(place, row, tokens),
+                    Pooling::Class => take(place, row, &tokens[..self.dim]),
+                    Pooling::Mean => {
+                        let patches = tokens[self.class * self.dim..].chunks_exact(self.dim);
+                        let share = 1.0 / patches.len() as f32;
+                        mean.fill(0.0);
+                        patches.for_each(|t| mean.iter_mut().zip(t).for_each(|(m, v)| *m += v * share));
+                        take(place, row, &mean);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads images in the order of `indices` with `threads` threads, some batches ahead, and calls `each` with the places in
+/// `indices` of every batch, its pixels `[batch, channels, height, width]`, zero after the last image, and the places of images
+/// that could not be read, so far and in this batch. Returns all of those.
+pub(crate) fn for_batches(
+    source: &dyn Source,
+    indices: &[usize],
+    transform: &Transform,
+    (batch, threads): (usize, usize),
+    each: &mut dyn FnMut(Range<usize>, &[f32], &[Unread]) -> Result<(), TrainError>,
+) -> Result<Vec<Unread>, TrainError> {
+    let values = transform.values();
+    std::thread::scope(|scope| {
+        let (sender, batches) = sync_channel(AHEAD);
+        let read = move || {
+            for chunk in indices.chunks(batch) {
+                let mut pixels = vec![0.0; batch * values];
+                let bad = load_centered(source, chunk, transform, threads, &mut pixels[..chunk.len() * values]);
+                if sender.send((pixels, chunk.len(), bad)).is_err() {
+                    return;
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("reader".into())
+            .spawn_scoped(scope, read)
+            .map_err(|e| TrainError::Internal { what: format!("no thread to read images: {e}") })?;
+        let (mut start, mut unreadable) = (0, Vec::new());
+        for (pixels, len, bad) in batches {
+            unreadable.extend(bad?.into_iter().map(|(row, error)| (start + row, error)));
+            each(start..start + len, &pixels, &unreadable)?;
+            start += len;
+        }
+        Ok(unreadable)
+    })
+}
+
+/// Which features, and how many images in a pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The layers.
+    pub layers: Vec<Layer>,
+    /// How tokens become one vector.
+    pub pooling: Pooling,
+    /// What happens to the images; the centred crop is taken.
+    pub transform: Transform,
+    /// Images in a pass of the encoder.
+    pub batch: usize,
+    /// Threads that read images.
+    pub threads: usize,
+    /// Unreadable images that are passed over before the pass fails.
+    pub max_errors: usize,
+}
+
+/// An encoder with its weights, for features. See the module's documentation.
+pub struct Extractor {
+    executor: Box<dyn Executor>,
+    program: EncoderProgram,
+    plan: Plan,
+}
+
+impl std::fmt::Debug for Extractor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Extractor").field("program", &self.program).field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+impl Extractor {
+    /// Loads the encoder. `weights` are named as [`simmim_models::weights::match_parameters`] gives them; more than the encoder
+    /// needs do not harm.
+    ///
+    /// # Errors
+    /// [`TrainError::Input`] where the class token is asked of an encoder that has none or weights are missing; impossible sizes.
+    pub fn new(
+        mut executor: Box<dyn Executor>,
+        encoder: &VitConfig,
+        weights: &[(String, Vec<f32>)],
+        plan: Plan,
+    ) -> Result<Self, TrainError> {
+        if plan.pooling == Pooling::Class && !encoder.class_token {
+            return Err(TrainError::Input {
+                what: "the model has no class token".into(),
+                help: "take --pool mean".into(),
+            });
+        }
+        let batch = plan.batch.max(1);
+        let program = Program::compile(&EncoderProgram::graph(encoder, &plan.layers, batch)?)?;
+        let needed: Vec<String> = program.states.iter().map(|(name, _)| name.clone()).collect();
+        let id = executor.load(program)?;
+        for name in needed {
+            let Some((_, data)) = weights.iter().find(|(known, _)| *known == name) else {
+                return Err(TrainError::Input {
+                    what: format!("the weights lack {name}"),
+                    help: "name the model these weights belong to (--model, --image-size, --recipe)".into(),
+                });
+            };
+            executor.write_state(&name, data)?;
+        }
+        let program = EncoderProgram::new(id, encoder, &plan.layers, batch);
+        Ok(Self { executor, program, plan })
+    }
+
+    /// Length of a feature.
+    #[must_use]
+    pub fn values(&self) -> usize {
+        self.program.values(self.plan.pooling)
+    }
+
+    /// Calls `take(layer, place in indices, feature)` for every image, batch by batch, within a batch layer by layer; and
+    /// `done(images so far)` after every batch. Returns the places of images that could not be read and were passed over.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyFailures`], faults of the device, a transform that cannot work.
+    pub fn for_each(
+        &mut self,
+        source: &dyn Source,
+        indices: &[usize],
+        take: &mut Take<'_>,
+        done: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Unread>, TrainError> {
+        let Self { executor, program, plan } = self;
+        let reading = (program.batch(), plan.threads);
+        for_batches(source, indices, &plan.transform, reading, &mut |range, pixels, unread| {
+            if unread.len() > plan.max_errors {
+                return Err(too_many(unread, plan.max_errors));
+            }
+            let mut placed = |layer: usize, row: usize, feature: &[f32]| {
+                let place = range.start + row;
+                if unread.binary_search_by_key(&place, |u| u.0).is_err() {
+                    take(layer, place, feature);
+                }
+            };
+            program.run(&mut **executor, pixels, range.len(), plan.pooling, &mut placed)?;
+            done(range.end);
+            Ok(())
+        })
+    }
+
+    /// The features of the images at `indices`; unreadable ones are left out and listed.
+    ///
+    /// # Errors
+    /// As [`Extractor::for_each`]; [`DataError::NothingReadable`] where no image can be read.
+    pub fn collect(
+        &mut self,
+        source: &dyn Source,
+        indices: &[usize],
+        done: &mut dyn FnMut(usize),
+    ) -> Result<Features, TrainError> {
+        let cols = self.values();
+        let empty = || Matrix { rows: indices.len(), cols, data: vec![0.0; indices.len() * cols] };
+        let mut layers: Vec<Matrix> = self.plan.layers.iter().map(|_| empty()).collect();
+        let mut take = |layer: usize, place: usize, feature: &[f32]| {
+            layers[layer].data[place * cols..(place + 1) * cols].copy_from_slice(feature);
+        };
+        let bad = self.for_each(source, indices, &mut take, done)?;
+        assemble(indices, layers, bad)
+    }
+}
+
+fn too_many(unread: &[Unread], limit: usize) -> TrainError {
+    let examples = unread.iter().take(3).map(|(_, e)| e.to_string()).collect::<Vec<_>>().join("; ");
+    DataError::TooManyFailures { found: unread.len(), limit, examples }.into()
+}
+
+/// Leaves out rows of images that could not be read.
+pub(super) fn assemble(indices: &[usize], layers: Vec<Matrix>, bad: Vec<Unread>) -> Result<Features, TrainError> {
+    if bad.is_empty() {
+        return Ok(Features { images: indices.to_vec(), layers, unreadable: Vec::new() });
+    }
+    if bad.len() == indices.len() {
+        let examples = bad.iter().take(3).map(|(_, e)| e.to_string()).collect::<Vec<_>>().join("; ");
+        return Err(DataError::NothingReadable { found: bad.len(), examples }.into());
+    }
+    let missing: std::collections::BTreeSet<usize> = bad.iter().map(|(place, _)| *place).collect();
+    let kept: Vec<usize> = (0..indices.len()).filter(|place| !missing.contains(place)).collect();
+    Ok(Features {
+        images: kept.iter().map(|&place| indices[place]).collect(),
+        layers: layers.iter().map(|m| m.select(&kept)).collect(),
+        unreadable: bad.into_iter().map(|(place, error)| (indices[place], error.to_string())).collect(),
+    })
+}
+
+/// The pixels themselves as features: what the encoder is given, flattened; `[rows, channels height width]`.
+///
+/// # Errors
+/// As [`Extractor::collect`].
+pub fn pixels(
+    source: &dyn Source,
+    indices: &[usize],
+    transform: &Transform,
+    threads: usize,
+) -> Result<Features, TrainError> {
+    let cols = transform.values();
+    let mut data = vec![0.0; indices.len() * cols];
+    let bad = load_centered(source, indices, transform, threads, &mut data)?;
+    assemble(indices, vec![Matrix { rows: indices.len(), cols, data }], bad)
+}

@@ -1,0 +1,137 @@
+//! `simmim embed`.
+
+#![allow(clippy::print_stdout, reason = "results go to standard output")]
+
+mod npy;
+mod table;
+
+use crate::arguments::{Embed, LogFormat};
+use crate::commands::{check_output, weights};
+use crate::diagnostics::Failure;
+use crate::meter::{Meter, warn_unreadable};
+use simmim_data::{Source, source};
+use simmim_engine::cpu::CpuExecutor;
+use simmim_train::features::{Extractor, Layer, Pooling};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// A file that features go to, row by row.
+trait Sink {
+    fn row(&mut self, path: &str, label: Option<&str>, feature: &[f32]) -> Result<(), Failure>;
+
+    /// Completes the file and gives it its name.
+    fn finish(self: Box<Self>) -> Result<String, Failure>;
+}
+
+/// A file under a name that it does not keep: it is renamed once it is whole, and removed where it does not become so.
+struct Aside {
+    path: PathBuf,
+    part: PathBuf,
+}
+
+impl Aside {
+    fn new(path: &Path) -> Self {
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        Self { path: path.to_owned(), part: part.into() }
+    }
+
+    fn create(&self) -> Result<std::fs::File, Failure> {
+        let file = std::fs::File::options().create(true).write(true).truncate(true).open(&self.part);
+        file.map_err(|e| Failure::input(format!("{}: {e}", self.part.display()), "name a file that can be written"))
+    }
+
+    fn fail(&self) -> impl Fn(std::io::Error) -> Failure + '_ {
+        |e| Failure::running(format!("{}: {e}", self.part.display()))
+    }
+
+    fn rename(&self) -> Result<(), Failure> {
+        std::fs::rename(&self.part, &self.path).map_err(self.fail())
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // After the renaming there is nothing left under this name.
+        let _ = std::fs::remove_file(&self.part);
+    }
+}
+
+pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
+    let kind = Kind::of(a)?;
+    check_output(&a.out)?;
+    weights::recipe(&a.weights)?;
+    let images = source::open(&a.data)?;
+    let model = weights::encoder(&a.weights, &*images)?;
+    let layer = Layer::of(a.layer, &model.encoder)?;
+    let pooling = a.pool.pooling();
+    let executor = CpuExecutor::new(a.weights.threads)?;
+    let plan = model.plan(vec![layer], pooling, a.batch, executor.threads());
+    let mut extractor = Extractor::new(Box::new(executor), &model.encoder, &model.tensors, plan)?;
+    let shape = match pooling {
+        Pooling::None => vec![model.encoder.tokens(), model.encoder.embed_dim],
+        _ => vec![model.encoder.embed_dim],
+    };
+    let mut sink: Box<dyn Sink> = match kind {
+        Kind::Npy => Box::new(npy::Npy::create(&a.out, images.len(), shape)?),
+        Kind::Csv => Box::new(table::Csv::create(&a.out, shape[0])?),
+        Kind::Parquet => Box::new(table::Parquet::create(&a.out)?),
+    };
+    let mut meter = Meter::new(format, "embed", images.len());
+    let all: Vec<usize> = (0..images.len()).collect();
+    let (mut done, mut failed) = (0, None);
+    let mut take = |_: usize, place: usize, feature: &[f32]| {
+        if failed.is_none() {
+            failed = sink.row(&images.name(place), label(&*images, place), feature).err();
+            done += 1;
+        }
+    };
+    let unread = extractor.for_each(&*images, &all, &mut take, &mut |n| meter.at(n))?;
+    if let Some(failure) = failed {
+        return Err(failure);
+    }
+    if done == 0 {
+        return Err(Failure::input("no image could be read", "check that these are images"));
+    }
+    let reasons: Vec<String> = unread.iter().map(|(_, e)| e.to_string()).collect();
+    warn_unreadable(format, reasons.len(), reasons.iter().map(String::as_str));
+    meter.finish(done);
+    println!("{}", sink.finish()?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The name of an image's class.
+fn label(images: &dyn Source, index: usize) -> Option<&str> {
+    images.class_names().get(images.label(index)?).map(String::as_str)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Npy,
+    Csv,
+    Parquet,
+}
+
+impl Kind {
+    fn of(a: &Embed) -> Result<Self, Failure> {
+        let extension = a.out.extension().map(|e| e.to_string_lossy().to_lowercase());
+        let kind = match extension.as_deref() {
+            Some("csv") => Self::Csv,
+            Some("parquet") => Self::Parquet,
+            Some("npy") => Self::Npy,
+            _ => {
+                return Err(Failure::input(
+                    format!("{}: the name says no format", a.out.display()),
+                    "name a file that ends in .npy, .parquet or .csv",
+                ));
+            }
+        };
+        if kind != Self::Npy && a.pool == crate::arguments::Pool::None {
+            return Err(Failure::input(
+                "a table has one vector a row, and --pool none gives one for each token",
+                "write a .npy file, or take --pool mean",
+            ));
+        }
+        Ok(kind)
+    }
+}

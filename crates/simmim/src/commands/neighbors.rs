@@ -1,0 +1,88 @@
+//! `simmim neighbors`.
+
+#![allow(clippy::print_stdout, reason = "results go to standard output")]
+
+use crate::arguments::{LogFormat, Neighbors};
+use crate::commands::features::{Maker, check_pooling};
+use crate::commands::{check_output, weights};
+use crate::diagnostics::Failure;
+use simmim_data::{Source, source};
+use simmim_engine::cpu::Pool;
+use simmim_train::contact_sheet::{self, Tile};
+use simmim_train::features::{Features, Layer, Matrix};
+use simmim_train::probe::knn::{nearest, normalised};
+use std::path::Path;
+use std::process::ExitCode;
+
+pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure> {
+    check_output(&a.out)?;
+    weights::recipe(&a.weights)?;
+    let images = source::open(&a.data)?;
+    let query = Query::open(&a.query, &*images)?;
+    let model = weights::encoder(&a.weights, &*images)?;
+    let layer = Layer::of(a.layer, &model.encoder)?;
+    check_pooling(&model, a.pool.pooling(), format)?;
+    let how = (vec![layer], a.pool.pooling(), a.batch);
+    let mut maker = Maker::new(&model, (&model.tensors, "trained"), how, a.weights.threads, format);
+    let bank = maker.of(&*images, "the data")?;
+    let (feature, own) = match &query {
+        Query::Member(index) => {
+            let Ok(row) = bank.images.binary_search(index) else {
+                return Err(Failure::input(format!("image #{index} could not be read"), "name another"));
+            };
+            (first(&bank)?.select(&[row]), Some(row))
+        }
+        Query::File(file) => (first(&maker.of_unkept(&**file)?)?.clone(), None),
+    };
+    let k = a.k.max(1) + usize::from(own.is_some());
+    let pool = Pool::new(a.weights.threads.max(1));
+    let found = nearest(&pool, &normalised(first(&bank)?), &normalised(&feature), k);
+    let found: Vec<_> = found.into_iter().flatten().filter(|n| Some(n.row) != own).collect();
+    let channels = model.recipe.model.channels;
+    let mut tiles = vec![match &query {
+        Query::Member(index) => Tile::new(&*images, *index, channels, format!("query #{index}"))?,
+        Query::File(file) => Tile::new(&**file, 0, channels, "query".into())?,
+    }];
+    for (rank, n) in found.iter().enumerate() {
+        let image = bank.images[n.row];
+        let label = images.label(image).and_then(|l| images.class_names().get(l)).map(String::as_str);
+        let caption = format!("{:.4} {}", n.similarity, label.unwrap_or_default());
+        tiles.push(Tile::new(&*images, image, channels, caption)?);
+        let label = label.map(|l| format!("\t{l}")).unwrap_or_default();
+        println!("{}\t{:.6}\t{}{label}", rank + 1, n.similarity, images.name(image));
+    }
+    contact_sheet::draw(&a.out, &tiles)?;
+    println!("picture: {}", a.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn first(features: &Features) -> Result<&Matrix, Failure> {
+    features.layers.first().ok_or_else(|| Failure::running("internal: no layer was asked for"))
+}
+
+/// What is searched for.
+enum Query {
+    /// An image of the data.
+    Member(usize),
+    /// A file.
+    File(Box<dyn Source>),
+}
+
+impl Query {
+    fn open(text: &str, images: &dyn Source) -> Result<Self, Failure> {
+        if let Some(number) = text.strip_prefix('#').filter(|_| !Path::new(text).exists()) {
+            let known = number.parse().ok().filter(|n| *n < images.len());
+            return known.map(Self::Member).ok_or_else(|| {
+                Failure::input(
+                    format!("there is no image {text}"),
+                    format!("the data has {} images: give #0 to #{}", images.len(), images.len().saturating_sub(1)),
+                )
+            });
+        }
+        let file = source::open(Path::new(text))?;
+        if file.len() != 1 {
+            return Err(Failure::input(format!("{text} holds {} images", file.len()), "name a single image file"));
+        }
+        Ok(Self::File(file))
+    }
+}

@@ -1,0 +1,150 @@
+//! `simmim probe`.
+
+#![allow(clippy::print_stdout, reason = "results go to standard output")]
+
+use crate::arguments::{LogFormat, Method, Probe};
+use crate::commands::features::{Maker, check_pooling};
+use crate::commands::weights::{self, Encoder};
+use crate::diagnostics::Failure;
+use crate::meter::say;
+use simmim_data::{Source, demo, demo_held_out, source};
+use simmim_models::ParameterSpec;
+use simmim_train::features::{Features, Layer, Matrix, Pooling, pixels};
+use simmim_train::probe::{Kind, Labelled, Methods, Prober, Report, Task, pixel_transform};
+use std::process::ExitCode;
+
+pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
+    weights::recipe(&a.weights)?;
+    let (train, val) = open(a)?;
+    let task = Task::new(&*train, &*val, (a.data.as_deref(), a.val.as_deref()))?;
+    task.warnings.iter().for_each(|w| say(format, "warning", w));
+    let model = weights::encoder(&a.weights, &*train)?;
+    let layers = layers(&a.layers, &model)?;
+    check_pooling(&model, a.pool.pooling(), format)?;
+    let sweep = Sweep { a, format, model: &model, layers: &layers, train: &*train, val: &*val };
+    let report = sweep.report(task)?;
+    if let Some(run) = &model.run {
+        report.write(run)?;
+    }
+    if a.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.table());
+        println!("* the layer that is best on `split`, a part of the training images; VAL was not looked at to choose");
+        report.verdict().iter().for_each(|sentence| println!("{sentence}"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(a: &Probe) -> Result<(Box<dyn Source>, Box<dyn Source>), Failure> {
+    if let (Some(train), Some(val)) = (&a.data, &a.val) {
+        return Ok((source::open(train)?, source::open(val)?));
+    }
+    if !weights::recipe(&a.weights)?.data.path.is_empty() {
+        return Err(Failure::input("no labelled images are named", "give --data TRAIN and --val VAL"));
+    }
+    Ok((Box::new(demo()?), Box::new(demo_held_out()?)))
+}
+
+/// `all`, or numbers with commas between.
+fn layers(text: &str, model: &Encoder) -> Result<Vec<Layer>, Failure> {
+    if text == "all" {
+        return Ok(Layer::all(&model.encoder));
+    }
+    let mut layers = Vec::new();
+    for part in text.split(',') {
+        let number = part.trim().parse().map_err(|_| {
+            Failure::input(format!("`{part}` is not a layer"), "write all, or numbers such as 6,8 or -1")
+        })?;
+        layers.push(Layer::of(number, &model.encoder)?);
+    }
+    layers.sort_unstable();
+    layers.dedup();
+    Ok(layers)
+}
+
+/// All that a sweep needs.
+struct Sweep<'a> {
+    a: &'a Probe,
+    format: LogFormat,
+    model: &'a Encoder,
+    layers: &'a [Layer],
+    train: &'a dyn Source,
+    val: &'a dyn Source,
+}
+
+impl Sweep<'_> {
+    fn report(&self, task: Task) -> Result<Report, Failure> {
+        let a = self.a;
+        let trained = self.features(&self.model.tensors, "trained")?;
+        let (train, train_rows) = readable(&task.train, &trained.0);
+        let (val, val_rows) = readable(&task.val, &trained.1);
+        let methods = Methods { knn: a.method != Method::Linear, linear: a.method != Method::Knn };
+        let classes = task.classes.len();
+        let prober =
+            Prober::new(a.weights.threads, methods, classes, train.labels.clone(), val.labels.clone(), a.seed)?;
+        let pixel_transform = pixel_transform(&self.model.recipe.transform());
+        let mut report = Report {
+            weights: a.weights.weights.display().to_string(),
+            pool: if a.pool.pooling() == Pooling::Class { "cls" } else { "mean" }.into(),
+            classes: task.classes,
+            train_images: train.images.len(),
+            val_images: val.images.len(),
+            pixel_size: pixel_transform.size,
+            rows: Vec::new(),
+        };
+        let rate = |report: &mut Report, kind: Kind, layer: Option<Layer>, train: &Matrix, val: &Matrix| {
+            let row = prober.rate(kind, layer, train, val)?;
+            let of = |split: f64, val: f64| format!("{:.2} % (split), {:.2} % (VAL)", split * 100.0, val * 100.0);
+            let knn = row.knn.as_ref().map(|s| format!(", kNN {}", of(s.split_accuracy, s.val_accuracy)));
+            let linear = row.linear.as_ref().map(|s| format!(", linear {}", of(s.split_accuracy, s.val_accuracy)));
+            let text = format!("{}{}{}", row.features, knn.unwrap_or_default(), linear.unwrap_or_default());
+            say(self.format, "message", &text);
+            report.rows.push(row);
+            Ok::<(), Failure>(())
+        };
+        if !a.no_baselines {
+            let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let of = |source: &dyn Source, labelled: &Labelled| -> Result<Matrix, Failure> {
+                let features = pixels(source, &labelled.images, &pixel_transform, threads)?;
+                Ok(features.layers.into_iter().next().unwrap_or_default())
+            };
+            let (train, val) = (of(self.train, &train)?, of(self.val, &val)?);
+            rate(&mut report, Kind::Pixels, None, &train, &val)?;
+            let seed = self.model.recipe.train.seed;
+            let specs = self.model.config.parameters();
+            let random: Vec<(String, Vec<f32>)> =
+                specs.iter().map(|p: &ParameterSpec| (p.name.clone(), p.initial(seed))).collect();
+            let random = self.features(&random, "random")?;
+            for (i, &layer) in self.layers.iter().enumerate() {
+                let (train, val) = (random.0.layers[i].select(&train_rows), random.1.layers[i].select(&val_rows));
+                rate(&mut report, Kind::Random, Some(layer), &train, &val)?;
+            }
+        }
+        for (i, &layer) in self.layers.iter().enumerate() {
+            let (train, val) = (trained.0.layers[i].select(&train_rows), trained.1.layers[i].select(&val_rows));
+            rate(&mut report, Kind::Trained, Some(layer), &train, &val)?;
+        }
+        Ok(report)
+    }
+
+    /// Features of training and validation images.
+    fn features(&self, weights: &[(String, Vec<f32>)], role: &'static str) -> Result<(Features, Features), Failure> {
+        let how = (self.layers.to_vec(), self.a.pool.pooling(), self.a.batch);
+        let mut maker = Maker::new(self.model, (weights, role), how, self.a.weights.threads, self.format);
+        Ok((maker.of(self.train, "TRAIN")?, maker.of(self.val, "VAL")?))
+    }
+}
+
+/// The labelled images that could be read, and their rows among the features.
+fn readable(labelled: &Labelled, features: &Features) -> (Labelled, Vec<usize>) {
+    let (mut kept, mut rows) = (Labelled::default(), Vec::new());
+    for (&image, &label) in labelled.images.iter().zip(&labelled.labels) {
+        if let Ok(row) = features.images.binary_search(&image) {
+            kept.images.push(image);
+            kept.labels.push(label);
+            rows.push(row);
+        }
+    }
+    (kept, rows)
+}
