@@ -111,7 +111,7 @@ fn what_cannot_be_probed_is_refused_in_clear_words() {
 fn a_run_on_the_demonstration_set_is_probed_on_it_and_other_runs_want_paths() {
     let place = tempfile::tempdir().unwrap();
     good(place.path(), &format!("pretrain --out run --steps 1 {SHORT}"));
-    let (json, _) = good(place.path(), "probe --weights run --method knn --layers 1 --json");
+    let (json, _) = good(place.path(), "probe --weights run --method knn --layers 1 --no-baselines --json");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((json["train_images"].as_u64(), json["val_images"].as_u64()), (Some(6000), Some(1000)));
     good(place.path(), &format!("pretrain --out other --steps 1 {SHORT} --data {T10K}"));

@@ -291,3 +291,84 @@ pub fn pixels(
     let bad = load_centered(source, indices, transform, threads, &mut data)?;
     assemble(indices, vec![Matrix { rows: indices.len(), cols, data }], bad)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use simmim_data::{Image, demo_held_out};
+    use simmim_engine::cpu::CpuExecutor;
+    use simmim_models::SimMimConfig;
+
+    /// The demonstration images, some of which cannot be read.
+    struct Torn(Vec<usize>);
+
+    impl Source for Torn {
+        fn len(&self) -> usize {
+            10
+        }
+        fn name(&self, index: usize) -> String {
+            index.to_string()
+        }
+        fn label(&self, _: usize) -> Option<usize> {
+            None
+        }
+        fn class_names(&self) -> &[String] {
+            &[]
+        }
+        fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+            if self.0.contains(&index) {
+                return Err(DataError::Damaged { path: format!("{index}.png").into(), reason: "torn".into() });
+            }
+            demo_held_out()?.load(index, channels)
+        }
+    }
+
+    fn encoder() -> VitConfig {
+        let mut encoder = VitConfig::preset("vit_tiny_patch7_28").unwrap();
+        (encoder.channels, encoder.embed_dim, encoder.depth, encoder.num_heads) = (1, 16, 2, 2);
+        encoder
+    }
+
+    fn collect(torn: &[usize], layers: &[Layer], pooling: Pooling, limit: usize) -> Result<Features, TrainError> {
+        let encoder = encoder();
+        let specs = SimMimConfig::official(encoder.clone(), (7, 7), 0.5).parameters();
+        let weights: Vec<(String, Vec<f32>)> = specs.iter().map(|p| (p.name.clone(), p.initial(1))).collect();
+        let transform = Transform::new((28, 28), 1);
+        let plan = Plan { layers: layers.to_vec(), pooling, transform, batch: 4, threads: 2, max_errors: limit };
+        let executor = Box::new(CpuExecutor::new(2).unwrap());
+        let all: Vec<usize> = (0..10).collect();
+        Extractor::new(executor, &encoder, &weights, plan)?.collect(&Torn(torn.to_vec()), &all, &mut |_| {})
+    }
+
+    #[test]
+    fn several_layers_at_once_are_those_of_single_passes_and_the_mean_is_that_of_the_patches() {
+        let both = collect(&[], &[Layer::Block(1), Layer::Norm], Pooling::None, 0).unwrap();
+        assert_eq!(both.images, (0..10).collect::<Vec<_>>());
+        for (i, layer) in [Layer::Block(1), Layer::Norm].into_iter().enumerate() {
+            assert_eq!(both.layers[i], collect(&[], &[layer], Pooling::None, 0).unwrap().layers[0]);
+        }
+        assert_ne!(both.layers[0], both.layers[1]);
+        let class = collect(&[], &[Layer::Norm], Pooling::Class, 0).unwrap();
+        let mean = collect(&[], &[Layer::Norm], Pooling::Mean, 0).unwrap();
+        for row in 0..10 {
+            let tokens: Vec<&[f32]> = both.layers[1].row(row).chunks_exact(16).collect();
+            assert_eq!((tokens.len(), class.layers[0].row(row)), (17, tokens[0]));
+            for (c, &found) in mean.layers[0].row(row).iter().enumerate() {
+                let expected = tokens[1..].iter().map(|t| t[c]).sum::<f32>() / 16.0;
+                assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn unreadable_images_are_left_out_up_to_the_limit() {
+        let layers = [Layer::Block(2)];
+        let whole = collect(&[], &layers, Pooling::Mean, 0).unwrap();
+        let some = collect(&[0, 5], &layers, Pooling::Mean, 2).unwrap();
+        assert_eq!(some.images, [1, 2, 3, 4, 6, 7, 8, 9]);
+        assert_eq!(some.layers[0], whole.layers[0].select(&some.images));
+        assert_eq!(some.unreadable.iter().map(|u| u.0).collect::<Vec<_>>(), [0, 5]);
+        let error = collect(&[0, 5], &layers, Pooling::Mean, 1).unwrap_err().to_string();
+        assert!(error.contains("2 images could not be read, more than the 1 allowed"), "{error}");
+    }
+}
