@@ -120,13 +120,13 @@ mod tests {
         //  [3][5] 6
         let image = flat([0.0, 1.0, 2.0, 3.0, 5.0, 6.0]);
         let mask = vec![false, false, true, true, true, false];
-        let losses = TrivialLosses::measure(&config(1), &image, &[mask.clone()]);
+        let losses = TrivialLosses::measure(&config(1), &image, std::slice::from_ref(&mask));
         // The mean is 7/3: |2 - 7/3| + |3 - 7/3| + |5 - 7/3| = 1/3 + 2/3 + 8/3.
         assert!((losses.mean_color - 11.0 / 9.0).abs() < 1e-5, "{losses:?}");
         // Neighbours of 2: 1 and 6, 3.5; of 3: 0 and 1, 0.5; of 5: 0, 1 and 6, 7/3.
         assert!((losses.visible_neighbors - (1.5 + 2.5 + 8.0 / 3.0) / 3.0).abs() < 1e-5, "{losses:?}");
         let squared = SimMimConfig { loss: Loss::L2, ..config(1) };
-        let losses = TrivialLosses::measure(&squared, &image, &[mask.clone()]);
+        let losses = TrivialLosses::measure(&squared, &image, std::slice::from_ref(&mask));
         assert!((losses.mean_color - (1.0 + 4.0 + 64.0) / 27.0).abs() < 1e-5, "{losses:?}");
         // The tutorial divides again by the three hidden patches.
         let tutorial = SimMimConfig { mode: Mode::Tutorial, ..config(1) };

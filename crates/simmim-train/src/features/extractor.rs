@@ -95,6 +95,9 @@ impl EncoderProgram {
     }
 }
 
+/// What is done with a batch; see [`for_batches`].
+pub(crate) type EachBatch<'a> = dyn FnMut(Range<usize>, &[f32], &[Unread]) -> Result<(), TrainError> + 'a;
+
 /// Reads images in the order of `indices` with `threads` threads, some batches ahead, and calls `each` with the places in
 /// `indices` of every batch, its pixels `[batch, channels, height, width]`, zero after the last image, and the places of images
 /// that could not be read, so far and in this batch. Returns all of those.
@@ -103,7 +106,7 @@ pub(crate) fn for_batches(
     indices: &[usize],
     transform: &Transform,
     (batch, threads): (usize, usize),
-    each: &mut dyn FnMut(Range<usize>, &[f32], &[Unread]) -> Result<(), TrainError>,
+    each: &mut EachBatch<'_>,
 ) -> Result<Vec<Unread>, TrainError> {
     let values = transform.values();
     std::thread::scope(|scope| {

@@ -7,7 +7,7 @@ mod cache;
 mod extractor;
 
 pub use cache::{FeatureCache, Key};
-pub(crate) use extractor::{EncoderProgram, for_batches};
+pub(crate) use extractor::{EncoderProgram, Unread, for_batches};
 pub use extractor::{Extractor, Plan, pixels};
 
 use crate::error::TrainError;

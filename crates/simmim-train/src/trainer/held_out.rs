@@ -2,12 +2,15 @@
 
 use super::{Data, Event, Session};
 use crate::error::TrainError;
+use crate::features::{Unread, for_batches};
 use crate::picture;
 use crate::recipe::Recipe;
 use crate::trivial::TrivialLosses;
-use simmim_data::{MaskSpec, load_centered, mask};
+use simmim_data::{MaskSpec, Source, Transform, load_centered, mask};
 use simmim_models::SimMimConfig;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// Images of one evaluation run.
@@ -15,23 +18,47 @@ const BATCH: usize = 32;
 /// Epoch number under which the masks are drawn: no training epoch has it.
 const EPOCH: u64 = u64::MAX;
 
-/// Held-out images, in memory once they are needed. They are read while the first steps run, so that training starts at once.
+/// Held-out images. Which of them can be read is found out while the first steps run, so that training starts at once.
 pub(super) enum HeldOut {
     Loading(JoinHandle<Result<(Images, Vec<String>), TrainError>>),
-    Ready(Images),
+    Ready(Box<Images>),
     /// Loading has failed; its error was given out.
     Failed,
 }
 
+/// The images that can be read, with their masks. Pixels are read anew for each measurement: kept ones would take more memory than
+/// the batches of the training.
 pub(super) struct Images {
-    images: Vec<f32>,
+    source: Arc<dyn Source>,
+    indices: Vec<usize>,
     masks: Vec<Vec<bool>>,
-    values: usize,
+    transform: Transform,
     trivial: TrivialLosses,
 }
 
+/// What is done with the masks and the pixels of a batch.
+type EachBatch<'a> = dyn FnMut(&[Vec<bool>], &[f32]) -> Result<(), TrainError> + 'a;
+
+impl Images {
+    /// Calls `each(masks, pixels)` for all images, batch by batch.
+    fn each(&self, each: &mut EachBatch<'_>) -> Result<(), TrainError> {
+        let values = self.transform.values();
+        let mut batch = |range: Range<usize>, pixels: &[f32], _: &[Unread]| {
+            each(&self.masks[range.clone()], &pixels[..range.len() * values])
+        };
+        let (source, how) = (&*self.source, (BATCH, threads()));
+        let unread = for_batches(source, &self.indices, &self.transform, how, &mut batch)?;
+        unread.into_iter().next().map_or(Ok(()), |(_, error)| Err(error.into()))
+    }
+}
+
+/// Threads that read held-out images: half of the cores, since the training goes on.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
+}
+
 impl HeldOut {
-    /// Begins to load `validate.images` images spread over the held-out set; unreadable ones are passed over.
+    /// Begins to read `validate.images` images spread over the held-out set; unreadable ones are passed over.
     pub(super) fn start(recipe: &Recipe, data: &Data, config: &SimMimConfig, spec: &MaskSpec) -> Self {
         let (recipe, data, config, spec) = (recipe.clone(), data.clone(), config.clone(), *spec);
         Self::Loading(std::thread::spawn(move || load(&recipe, &data, &config, &spec)))
@@ -44,7 +71,7 @@ impl HeldOut {
                     .join()
                     .map_err(|_| TrainError::Internal { what: "the held-out images' thread".into() })??;
                 warnings.into_iter().for_each(|w| tell(Event::Warning(w)));
-                Self::Ready(images)
+                Self::Ready(Box::new(images))
             }
             known => known,
         };
@@ -77,9 +104,10 @@ impl HeldOut {
             return Ok(None);
         }
         let mut sum = 0.0;
-        for (masks, images) in held.masks.chunks(BATCH).zip(held.images.chunks(BATCH * held.values)) {
+        held.each(&mut |masks, images| {
             sum += f64::from(session.reconstruct(images, masks)?.loss) * masks.len() as f64;
-        }
+            Ok(())
+        })?;
         Ok(Some((sum / held.masks.len() as f64) as f32))
     }
 
@@ -96,10 +124,15 @@ impl HeldOut {
         if count == 0 {
             return Ok(());
         }
-        let (images, masks) = (&held.images[..count * held.values], &held.masks[..count]);
-        let r = session.reconstruct(images, masks)?;
+        let mut images = vec![0.0; count * held.transform.values()];
+        let unread = load_centered(&*held.source, &held.indices[..count], &held.transform, threads(), &mut images)?;
+        if let Some((_, error)) = unread.into_iter().next() {
+            return Err(error.into());
+        }
+        let masks = &held.masks[..count];
+        let r = session.reconstruct(&images, masks)?;
         let (mean, std) = recipe.statistics();
-        picture::draw(path, session.config(), images, masks, &r, (&mean, &std))
+        picture::draw(path, session.config(), &images, masks, &r, (&mean, &std))
     }
 }
 
@@ -109,28 +142,35 @@ fn load(
     config: &SimMimConfig,
     spec: &MaskSpec,
 ) -> Result<(Images, Vec<String>), TrainError> {
-    let transform = recipe.transform();
+    let (transform, source) = (recipe.transform(), Arc::clone(&data.held_out));
     let values = transform.values();
-    let wanted = recipe.validate.images.max(recipe.reconstruct.images).min(data.held_out.len());
-    let indices: Vec<usize> = (0..wanted).map(|i| i * data.held_out.len() / wanted).collect();
-    let mut images = vec![0.0; wanted * values];
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2));
-    let bad = load_centered(&*data.held_out, &indices, &transform, threads, &mut images)?;
-    let mut warnings = Vec::new();
-    for (row, error) in bad.iter().rev() {
-        images.drain(row * values..(row + 1) * values);
-        warnings.push(format!("held-out image passed over: {error}"));
-    }
-    if images.is_empty() {
-        warnings.push("no held-out image could be read: there is no held-out loss and no picture".into());
-    }
+    let wanted = recipe.validate.images.max(recipe.reconstruct.images).min(source.len());
+    let chosen: Vec<usize> = (0..wanted).map(|i| i * source.len() / wanted).collect();
     let (down, right) = config.tokens_per_cell();
-    let count = images.len() / values;
     let draw = |i: usize| {
         let cells = spec.draw(recipe.train.seed, EPOCH, i as u64);
         mask::expand(&cells, spec.rows, spec.cols, down, right)
     };
-    let masks: Vec<Vec<bool>> = (0..count).map(draw).collect();
-    let trivial = TrivialLosses::measure(config, &images, &masks);
-    Ok((Images { images, masks, values, trivial }, warnings))
+    let (mut indices, mut masks, mut sums) = (Vec::new(), Vec::new(), [0.0; 2]);
+    let mut batch = |range: Range<usize>, pixels: &[f32], unread: &[Unread]| {
+        for (place, image) in range.zip(pixels.chunks_exact(values)) {
+            if unread.iter().all(|(bad, _)| *bad != place) {
+                let mask = draw(indices.len());
+                let trivial = TrivialLosses::measure(config, image, std::slice::from_ref(&mask));
+                sums[0] += f64::from(trivial.mean_color);
+                sums[1] += f64::from(trivial.visible_neighbors);
+                indices.push(chosen[place]);
+                masks.push(mask);
+            }
+        }
+        Ok(())
+    };
+    let unread = for_batches(&*source, &chosen, &transform, (BATCH, threads()), &mut batch)?;
+    let mut warnings: Vec<String> = unread.iter().map(|(_, e)| format!("held-out image passed over: {e}")).collect();
+    if indices.is_empty() {
+        warnings.push("no held-out image could be read: there is no held-out loss and no picture".into());
+    }
+    let [mean_color, visible_neighbors] = sums.map(|sum| (sum / indices.len() as f64) as f32);
+    let trivial = TrivialLosses { mean_color, visible_neighbors };
+    Ok((Images { source, indices, masks, transform, trivial }, warnings))
 }
