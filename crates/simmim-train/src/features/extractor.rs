@@ -327,7 +327,8 @@ mod tests {
     }
 
     fn encoder() -> VitConfig {
-        let mut encoder = VitConfig::preset("vit_tiny_patch7_28").unwrap();
+        let mut encoder = VitConfig::preset("vit_tiny_patch14_28").unwrap();
+        encoder.patch_size = (7, 7);
         (encoder.channels, encoder.embed_dim, encoder.depth, encoder.num_heads) = (1, 16, 2, 2);
         encoder
     }
