@@ -259,11 +259,13 @@ impl Recipe {
         let (s, o) = (&self.schedule, &self.optimizer);
         let factor = if o.scale_lr { self.train.batch_size as f64 / 512.0 } else { 1.0 };
         let steps = |epochs: f64| (epochs * steps_per_epoch as f64).round() as u64;
+        // A length in steps may be far shorter than the epochs that the recipe was written for.
+        let longest = if s.steps > 0 { s.steps / 5 } else { u64::MAX };
         LearningRate {
             lr: o.lr * factor,
             warmup_lr: s.warmup_lr * factor,
             min_lr: s.min_lr * factor,
-            warmup_steps: if s.warmup_steps > 0 { s.warmup_steps } else { steps(s.warmup_epochs) },
+            warmup_steps: if s.warmup_steps > 0 { s.warmup_steps } else { steps(s.warmup_epochs).min(longest) },
             total_steps: self.total_steps(steps_per_epoch),
             decay: match s.kind {
                 ScheduleKind::Cosine => Decay::Cosine,

@@ -45,7 +45,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("schedule.epochs", "length in epochs; 0: schedule.steps counts"),
     ("schedule.steps", "length in optimiser steps; 0: schedule.epochs counts"),
     ("schedule.kind", "cosine, multi_step, linear or constant, after the warm-up"),
-    ("schedule.warmup_epochs", "epochs of linear warm-up"),
+    ("schedule.warmup_epochs", "epochs of linear warm-up; at most a fifth of a length given in steps"),
     ("schedule.warmup_steps", "steps of linear warm-up; 0: schedule.warmup_epochs counts"),
     ("schedule.warmup_lr", "learning rate at the first step of the warm-up"),
     ("schedule.min_lr", "learning rate at the end (cosine, linear)"),

@@ -368,6 +368,10 @@ mod tests {
         std::fs::write(&path, "extends = \"demo\"\n[schedule]\nsteps = 3\nepochs = 4\n").unwrap();
         let error = Recipe::resolve(path.to_str().unwrap(), &[]).unwrap_err();
         assert!(error.to_string().contains("both epochs and steps"), "{error}");
+        let r = set(&["schedule.steps=50", "schedule.warmup_epochs=3"]).unwrap();
+        assert_eq!(r.learning_rate(94).warmup_steps, 10);
+        let r = set(&["schedule.epochs=30", "schedule.warmup_epochs=3"]).unwrap();
+        assert_eq!(r.learning_rate(94).warmup_steps, 282);
         let r = set(&["schedule.epochs=18446744073709551615"]);
         assert!(r.is_err());
         let r = set(&["schedule.epochs=9223372036854775807"]).unwrap();

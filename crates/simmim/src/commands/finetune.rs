@@ -27,7 +27,7 @@ impl Flags {
     /// A path, as a string of TOML.
     pub(crate) fn path(&mut self, key: &str, path: Option<&Path>) -> Result<(), Failure> {
         let path = path.map(absolute).transpose()?;
-        self.set(key, path.map(|p| serde_json::Value::from(p)));
+        self.set(key, path.map(serde_json::Value::from));
         Ok(())
     }
 
