@@ -76,6 +76,17 @@ impl Source for FolderSource {
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         decode::decode_file(&join(&self.root, element(&self.files, index)?), channels)
     }
+
+    fn file(&self, index: usize, path: &mut PathBuf) -> Result<bool, DataError> {
+        path.clear();
+        path.push(&self.root);
+        let file = element(&self.files, index)?;
+        // An empty relative path would add a `/`.
+        if !file.as_os_str().is_empty() {
+            path.push(file);
+        }
+        Ok(true)
+    }
 }
 
 /// The first folder of a relative path, `None` for a file at the top.

@@ -92,6 +92,12 @@ impl Source for ListSource {
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         decode::decode_file(element(&self.paths, index)?, channels)
     }
+
+    fn file(&self, index: usize, path: &mut PathBuf) -> Result<bool, DataError> {
+        path.clear();
+        path.push(element(&self.paths, index)?);
+        Ok(true)
+    }
 }
 
 /// Splits a line into path and label.

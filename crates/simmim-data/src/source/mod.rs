@@ -42,6 +42,15 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// [`DataError`] for images that cannot be read, decoded or converted, and for an index beyond the end.
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError>;
+
+    /// Writes the path of the file that holds one image and nothing else to `path`, and returns whether there is one. Such
+    /// files can be decoded in part and cached; `load` is called for everything else.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfRange`] for an index beyond the end.
+    fn file(&self, _index: usize, _path: &mut PathBuf) -> Result<bool, DataError> {
+        Ok(false)
+    }
 }
 
 /// Opens a folder, list file, IDX file, folder of IDX files, or a single image.

@@ -1,5 +1,6 @@
 //! A part of another source, and the split into training and held-out samples.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use simmim_random::{Purpose, Stream};
@@ -53,6 +54,10 @@ impl Source for Subset {
 
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         self.source.load(*element(&self.indices, index)?, channels)
+    }
+
+    fn file(&self, index: usize, path: &mut PathBuf) -> Result<bool, DataError> {
+        self.source.file(*element(&self.indices, index)?, path)
     }
 }
 

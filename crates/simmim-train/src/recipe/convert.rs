@@ -1,12 +1,14 @@
 //! From a recipe to what models, data and the loop take.
 
 use super::{
-    AreaKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind,
+    AreaKind, CacheKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind,
     Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};
-use simmim_data::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, MaskSpec, RandomResizedCrop, Source, Transform};
+use simmim_data::{
+    CacheConfig, IMAGENET_MEAN, IMAGENET_STD, Interpolation, MaskSpec, RandomResizedCrop, Reading, Source, Transform,
+};
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::{Area, Loss, Mode, ModelError, Position, QkvBias, SimMimConfig, Target, VitConfig};
 use toml::Value;
@@ -77,6 +79,19 @@ impl Recipe {
         };
         config.validate()?;
         Ok(config)
+    }
+
+    /// How image files are read, and where decoded pixels are kept.
+    #[must_use]
+    pub fn reading(&self) -> (Reading, CacheConfig) {
+        let d = &self.data;
+        let kind = match d.cache {
+            CacheKind::None => simmim_data::CacheKind::None,
+            CacheKind::Memory => simmim_data::CacheKind::Memory,
+            CacheKind::Disk => simmim_data::CacheKind::Disk,
+        };
+        let cache = CacheConfig { kind, size: d.cache_size, limit: d.cache_limit, path: d.cache_path.clone().into() };
+        (Reading { scaled_decoding: d.scaled_decoding }, cache)
     }
 
     /// The masks.
