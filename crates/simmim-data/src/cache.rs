@@ -171,15 +171,7 @@ impl Cache {
 
     /// Keeps pixels if there is room. A full disk or a folder that cannot be written is no error: the pixels are there,
     /// and the next epoch decodes them again.
-    pub(crate) fn put(
-        &self,
-        index: usize,
-        path: &Path,
-        stamp: Stamp,
-        channels: usize,
-        layout: Layout,
-        pixels: &[u8],
-    ) {
+    pub(crate) fn put(&self, index: usize, path: &Path, stamp: Stamp, channels: usize, layout: Layout, pixels: &[u8]) {
         match &self.store {
             Store::Memory(parts) => {
                 if !self.reserve(pixels.len() as u64) {

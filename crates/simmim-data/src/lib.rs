@@ -35,12 +35,12 @@ pub mod source;
 mod statistics;
 
 pub use augment::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, RandomResizedCrop, Transform};
+pub use cache::{Cache, CacheConfig, CacheKind};
 pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, decode};
 pub use error::DataError;
-pub use cache::{Cache, CacheConfig, CacheKind};
 pub use loader::{Batch, Loader, LoaderConfig, Position, load_centered};
 pub use mask::{MaskKind, MaskSpec};
-pub use read::Reading;
 pub use pixels::{Image, Pixels};
+pub use read::Reading;
 pub use source::{Source, demo, demo_held_out, split};
 pub use statistics::mean_std;

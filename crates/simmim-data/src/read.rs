@@ -161,13 +161,7 @@ impl Reader<'_> {
 
     /// Decodes a part of the file at hand into `buffers.decoded`, in the channels of the transform; `None` leaves it to the
     /// general decoder.
-    fn decode_jpeg(
-        &self,
-        header: &jpeg::Header,
-        part: Region,
-        shift: u32,
-        buffers: &mut Buffers,
-    ) -> Option<Decoded> {
+    fn decode_jpeg(&self, header: &jpeg::Header, part: Region, shift: u32, buffers: &mut Buffers) -> Option<Decoded> {
         let Buffers { file, jpeg, decoded, converted, .. } = buffers;
         // As for the other decoders, a panic must cost one image at most and not the run.
         let window = catch_unwind(AssertUnwindSafe(|| jpeg.decode(file, header, part, shift, decoded))).ok()?.ok()?;
@@ -357,9 +351,17 @@ mod tests {
                 let mut expected = vec![0.0; transform.values()];
                 transform.render(&image, View { part, flip }, &mut expected).unwrap();
                 let exact = view(&path, (50, 70), View { part, flip }, false);
-                assert!(mean_difference(&exact, &expected) < 0.5, "{orientation}: {}", mean_difference(&exact, &expected));
+                assert!(
+                    mean_difference(&exact, &expected) < 0.5,
+                    "{orientation}: {}",
+                    mean_difference(&exact, &expected)
+                );
                 let scaled = view(&path, (50, 70), View { part, flip }, true);
-                assert!(mean_difference(&scaled, &expected) < 1.5, "{orientation}: {}", mean_difference(&scaled, &expected));
+                assert!(
+                    mean_difference(&scaled, &expected) < 1.5,
+                    "{orientation}: {}",
+                    mean_difference(&scaled, &expected)
+                );
             }
         }
     }

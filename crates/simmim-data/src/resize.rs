@@ -132,7 +132,7 @@ impl Axis {
     /// Integer weights, whose sum is exactly one: a plain surface stays what it is.
     fn round(&mut self) {
         self.rounded.clear();
-        self.rounded.extend(self.exact.iter().map(|w| (w * (1 << BITS) as f32).round() as i16));
+        self.rounded.extend(self.exact.iter().map(|w| ((w * (1 << BITS) as f32 + 32768.5) as i32 - 32768) as i16));
         for weights in self.rounded.chunks_exact_mut(self.taps) {
             let missing = (1 << BITS) - weights.iter().map(|&w| i32::from(w)).sum::<i32>();
             if let Some(largest) = weights.iter_mut().max() {
@@ -193,13 +193,17 @@ impl Resizer {
             let (start, count) = rows.spans[y];
             floats.clear();
             floats.resize(stride, 0.0);
-            for (weight, row) in rows.exact[y * rows.taps..][..count].iter().zip(source.pixels[start * stride..].chunks(stride)) {
+            for (weight, row) in
+                rows.exact[y * rows.taps..][..count].iter().zip(source.pixels[start * stride..].chunks(stride))
+            {
                 floats.iter_mut().zip(row).for_each(|(sum, &v)| *sum += weight * value(v));
             }
             for (x, pixel) in line.chunks_exact_mut(channels).enumerate() {
                 let (start, count) = columns.spans[x];
                 pixel.fill(0.0);
-                for (weight, part) in columns.exact[x * columns.taps..][..count].iter().zip(floats[start * channels..].chunks(channels)) {
+                for (weight, part) in
+                    columns.exact[x * columns.taps..][..count].iter().zip(floats[start * channels..].chunks(channels))
+                {
                     pixel.iter_mut().zip(part).for_each(|(sum, v)| *sum += weight * v);
                 }
             }
@@ -269,7 +273,13 @@ fn sum_columns(isa: Isa, lines: [&[u8]; 2], channels: usize, axis: &Axis, out: [
         assert!(lines.iter().all(|line| line.len() >= most * channels + PADDING - GROUP), "lines are padded");
         // SAFETY: 1. the processor has AVX2; 2. `most` is behind the last pixel of any group, and a group of 4 pixels that
         // begins at `most - 4` is read as 16 bytes.
-        unsafe { sum_columns_avx2(lines, channels, axis, out) };
+        unsafe {
+            if channels == 3 {
+                sum_columns_avx2::<3>(lines, axis, out);
+            } else {
+                sum_columns_avx2::<4>(lines, axis, out);
+            }
+        }
         return;
     }
     let _ = isa;
@@ -287,18 +297,18 @@ fn sum_columns(isa: Isa, lines: [&[u8]; 2], channels: usize, axis: &Axis, out: [
 }
 
 /// # Safety
-/// 1. The processor has AVX2. 2. `channels` is 3 or 4, and each line holds 16 bytes from the start of every group of pixels on.
+/// 1. The processor has AVX2. 2. `CHANNELS` is 3 or 4, and each line holds 16 bytes from the start of every group of pixels on.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-unsafe fn sum_columns_avx2(lines: [&[u8]; 2], channels: usize, axis: &Axis, out: [&mut [u8]; 2]) {
+unsafe fn sum_columns_avx2<const CHANNELS: usize>(lines: [&[u8]; 2], axis: &Axis, out: [&mut [u8]; 2]) {
     use std::arch::x86_64::*;
     // For each channel the samples of two neighbours, as 16-bit numbers side by side.
     let pair = |first: usize| -> __m256i {
         let mut mask = [-1i8; 32];
         for lane in [0, 16] {
-            for c in 0..channels {
-                mask[lane + 4 * c] = (first * channels + c) as i8;
-                mask[lane + 4 * c + 2] = ((first + 1) * channels + c) as i8;
+            for c in 0..CHANNELS {
+                mask[lane + 4 * c] = (first * CHANNELS + c) as i8;
+                mask[lane + 4 * c + 2] = ((first + 1) * CHANNELS + c) as i8;
             }
         }
         // SAFETY: both are 32 bytes of plain numbers.
@@ -310,7 +320,7 @@ unsafe fn sum_columns_avx2(lines: [&[u8]; 2], channels: usize, axis: &Axis, out:
     for (x, (&(start, count), weights)) in axis.spans.iter().zip(axis.rounded.chunks_exact(axis.taps)).enumerate() {
         let mut sum = _mm256_set1_epi32(1 << (BITS - 1));
         for (group, w) in weights[..count.next_multiple_of(GROUP)].chunks_exact(GROUP).enumerate() {
-            let at = (start + group * GROUP) * channels;
+            let at = (start + group * GROUP) * CHANNELS;
             // SAFETY: 16 bytes from `at` on are inside both lines (2).
             let both = unsafe {
                 let load = |line: &[u8]| _mm_loadu_si128(line.as_ptr().add(at).cast());
@@ -324,10 +334,10 @@ unsafe fn sum_columns_avx2(lines: [&[u8]; 2], channels: usize, axis: &Axis, out:
         let words = _mm256_packs_epi32(words, words);
         let bytes = _mm256_packus_epi16(words, words);
         let first = _mm256_extract_epi32::<0>(bytes).to_le_bytes();
-        upper[x * channels..(x + 1) * channels].copy_from_slice(&first[..channels]);
+        upper[x * CHANNELS..][..CHANNELS].copy_from_slice(&first[..CHANNELS]);
         if twofold {
             let second = _mm256_extract_epi32::<4>(bytes).to_le_bytes();
-            lower[x * channels..(x + 1) * channels].copy_from_slice(&second[..channels]);
+            lower[x * CHANNELS..][..CHANNELS].copy_from_slice(&second[..CHANNELS]);
         }
     }
 }

@@ -1,8 +1,8 @@
 //! From a recipe to what models, data and the loop take.
 
 use super::{
-    AreaKind, CacheKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind,
-    Statistic, TargetKind, wrong,
+    AreaKind, CacheKind, InterpolationKind, LossKind, MaskKind, ModeKind, PositionKind, QkvBiasKind, Recipe,
+    ScheduleKind, Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};

@@ -36,7 +36,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("data.workers", "loader threads; 0: one for each core, at most 8"),
     ("data.prefetch", "batches prepared ahead"),
     ("data.max_errors", "unreadable images that are skipped before training stops"),
-    ("data.scaled_decoding", "decode JPEGs at 1/2, 1/4 or 1/8 where the crop is much larger than the image; false: exact"),
+    (
+        "data.scaled_decoding",
+        "decode JPEGs at 1/2, 1/4 or 1/8 where the crop is much larger than the image; false: exact",
+    ),
     ("data.cache", "none, memory or disk: where decoded pixels are kept from the first epoch on"),
     ("data.cache_size", "shorter side of cached images, pixels; 0: all pixels (exact)"),
     ("data.cache_limit", "largest size of the cache, bytes; what does not fit is decoded every time"),

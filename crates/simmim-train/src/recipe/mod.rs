@@ -10,8 +10,9 @@ mod validate;
 
 pub use keys::{KEYS, meaning};
 pub use schema::{
-    AreaKind, CacheKind, Checkpoint, Data, Every, Guard, InterpolationKind, Log, LossKind, MaskKind, ModeKind, Model, Optimizer,
-    PositionKind, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
+    AreaKind, CacheKind, Checkpoint, Data, Every, Guard, InterpolationKind, Log, LossKind, MaskKind, ModeKind, Model,
+    Optimizer, PositionKind, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind,
+    Train,
 };
 
 use crate::error::TrainError;

@@ -165,11 +165,8 @@ impl Header {
             };
             let mut table = [0u16; 64];
             for (k, value) in table.iter_mut().enumerate() {
-                *value = if wide {
-                    u16::from_be_bytes([values[2 * k], values[2 * k + 1]])
-                } else {
-                    u16::from(values[k])
-                };
+                *value =
+                    if wide { u16::from_be_bytes([values[2 * k], values[2 * k + 1]]) } else { u16::from(values[k]) };
             }
             *place = Some(table);
             body = &rest[size..];
@@ -179,7 +176,9 @@ impl Header {
 
     fn huffman(&mut self, mut body: &[u8]) -> Result<(), Unusual> {
         while let [kind, rest @ ..] = body {
-            let Some((counts, rest)) = rest.split_first_chunk::<16>() else { return unusual("a damaged Huffman table") };
+            let Some((counts, rest)) = rest.split_first_chunk::<16>() else {
+                return unusual("a damaged Huffman table");
+            };
             let total: usize = counts.iter().map(|&c| usize::from(c)).sum();
             let places = if kind >> 4 == 0 { &mut self.dc } else { &mut self.ac };
             let (Some(values), Some(place), true) =

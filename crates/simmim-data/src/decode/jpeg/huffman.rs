@@ -11,6 +11,9 @@ const LONGEST: usize = 16;
 
 /// Reads entropy-coded data from its first bit on, without the zero bytes that follow bytes of ones. At a marker or the
 /// end of the data it goes on with zeros; [`overrun`](Self::overrun) tells whether any of those were used.
+///
+/// It is copied freely: what is called seldom takes and returns it by value, so that it stays in registers elsewhere.
+#[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
     data: &'a [u8],
     at: usize,
@@ -48,11 +51,12 @@ impl<'a> Bits<'a> {
                 return;
             }
         }
-        self.refill_bytes();
+        *self = self.refill_bytes();
     }
 
+    #[cold]
     #[inline(never)]
-    fn refill_bytes(&mut self) {
+    fn refill_bytes(mut self) -> Self {
         while self.count <= 56 {
             let byte = match (self.data.get(self.at), self.data.get(self.at + 1)) {
                 (Some(0xff), Some(0)) => {
@@ -71,6 +75,7 @@ impl<'a> Bits<'a> {
             self.buffer |= u64::from(byte) << (56 - self.count);
             self.count += 8;
         }
+        self
     }
 
     #[inline(always)]
@@ -165,14 +170,14 @@ impl Long {
     /// lies beyond is the right one.
     #[cold]
     #[inline(never)]
-    fn symbol(&self, bits: &mut Bits<'_>) -> Result<u8, Unusual> {
+    fn symbol<'a>(&self, mut bits: Bits<'a>) -> Result<(Bits<'a>, u8), Unusual> {
         let ahead = bits.look(LONGEST as u32) as u32;
         for length in 1..=LONGEST {
             if ahead < self.end[length] {
                 let code = (ahead >> (LONGEST - length)) as i32;
                 bits.take(length as u32);
                 return match self.symbols.get((code + self.offset[length]) as usize) {
-                    Some(&symbol) => Ok(symbol),
+                    Some(&symbol) => Ok((bits, symbol)),
                     None => unusual("a code that does not exist"),
                 };
             }
@@ -211,7 +216,7 @@ impl DcTable {
         bits.refill();
         let (length, mut size) = self.look[bits.look(LOOK)];
         if length == 0 {
-            size = self.long.symbol(bits)?;
+            (*bits, size) = self.long.symbol(*bits)?;
         } else {
             bits.take(u32::from(length));
         }
@@ -226,10 +231,27 @@ struct Step {
     value: i16,
     /// How many coefficients to pass over before it. [`END`] at the end of a block.
     run: u8,
-    /// Bits that it takes. 0: the code is longer than the table looks.
-    bits: u8,
-    /// Bits of a number that is not whole within the bits looked at; its code has been counted in `bits`.
-    size: u8,
+    /// Bits that it takes (0: the code is longer than the table looks), and 16 times the bits of a number that is not whole
+    /// within the bits looked at.
+    meta: u8,
+}
+
+impl Step {
+    #[inline(always)]
+    fn bits(self) -> u32 {
+        u32::from(self.meta & 15)
+    }
+
+    #[inline(always)]
+    fn size(self) -> u32 {
+        u32::from(self.meta >> 4)
+    }
+
+    /// Whether the table knew all of it.
+    #[inline(always)]
+    fn whole(self) -> bool {
+        self.meta.wrapping_sub(1) < 15
+    }
 }
 
 /// Several steps at once, where only the end of the block is sought.
@@ -274,17 +296,18 @@ impl AcTable {
     /// Takes a symbol and its number from bits where the table's step was not whole.
     #[inline(always)]
     fn longer(&self, step: Step, bits: &mut Bits<'_>) -> Result<Step, Unusual> {
-        let (run, size) = if step.bits == 0 {
-            let symbol = self.long.symbol(bits)?;
-            (symbol >> 4, symbol & 15)
+        let (run, size) = if step.bits() == 0 {
+            let symbol;
+            (*bits, symbol) = self.long.symbol(*bits)?;
+            (symbol >> 4, u32::from(symbol & 15))
         } else {
-            bits.take(u32::from(step.bits));
-            (step.run, step.size)
+            bits.take(step.bits());
+            (step.run, step.size())
         };
         Ok(match (size, run) {
             (0, 15) => Step { run: 16, ..Step::default() },
             (0, _) => Step { run: END, ..Step::default() },
-            _ => Step { value: bits.number(u32::from(size)) as i16, run, ..Step::default() },
+            _ => Step { value: bits.number(size) as i16, run, ..Step::default() },
         })
     }
 
@@ -293,18 +316,20 @@ impl AcTable {
     #[inline(always)]
     pub(super) fn block(
         &self,
-        bits: &mut Bits<'_>,
+        outer: &mut Bits<'_>,
         last: usize,
         mut store: impl FnMut(usize, i32),
     ) -> Result<usize, Unusual> {
         let (mut k, mut largest) = (1usize, 0);
+        let mut local = *outer;
+        let bits = &mut local;
         while k <= last {
             bits.refill();
             let mut step = self.steps[bits.look(LOOK)];
-            if step.size != 0 || step.bits == 0 {
-                step = self.longer(step, bits)?;
+            if step.whole() {
+                bits.take(step.bits());
             } else {
-                bits.take(u32::from(step.bits));
+                step = self.longer(step, bits)?;
             }
             k += usize::from(step.run);
             if step.value != 0 {
@@ -319,11 +344,13 @@ impl AcTable {
                 largest = k;
                 k += 1;
             } else if step.run == END {
+                *outer = local;
                 return Ok(largest);
             }
         }
+        *outer = local;
         if k <= 63 {
-            self.pass(bits, k)?;
+            self.pass(outer, k)?;
         } else if k > 64 {
             return unusual("a coefficient beyond its block");
         }
@@ -332,7 +359,9 @@ impl AcTable {
 
     /// Passes over the rest of a block, from place `k` on.
     #[inline(always)]
-    pub(super) fn pass(&self, bits: &mut Bits<'_>, mut k: usize) -> Result<(), Unusual> {
+    pub(super) fn pass(&self, outer: &mut Bits<'_>, mut k: usize) -> Result<(), Unusual> {
+        let mut local = *outer;
+        let bits = &mut local;
         while k <= 63 {
             bits.refill();
             let jump = self.jumps[bits.look(LOOK)];
@@ -341,21 +370,24 @@ impl AcTable {
                 bits.take(u32::from(jump.bits));
                 k += usize::from(jump.run);
                 if jump.end {
+                    *outer = local;
                     return Ok(());
                 }
                 continue;
             }
             let mut step = self.steps[bits.look(LOOK)];
-            if step.size != 0 || step.bits == 0 {
-                step = self.longer(step, bits)?;
+            if step.whole() {
+                bits.take(step.bits());
             } else {
-                bits.take(u32::from(step.bits));
+                step = self.longer(step, bits)?;
             }
             if step.run == END {
+                *outer = local;
                 return Ok(());
             }
             k += usize::from(step.run) + usize::from(step.value != 0);
         }
+        *outer = local;
         if k == 64 { Ok(()) } else { unusual("a coefficient beyond its block") }
     }
 }
@@ -364,16 +396,16 @@ impl Step {
     /// The step that begins with `code`, followed by the `rest` bits of `tail`.
     fn new(code: &Code, tail: usize, rest: u32) -> Self {
         let (run, size) = (code.symbol >> 4, u32::from(code.symbol & 15));
-        let bits = code.length as u8;
+        let length = code.length as u8;
         match (size, run) {
-            (0, 15) => Self { run: 16, bits, ..Self::default() },
-            (0, _) => Self { run: END, bits, ..Self::default() },
+            (0, 15) => Self { run: 16, meta: length, value: 0 },
+            (0, _) => Self { run: END, meta: length, value: 0 },
             _ if size <= rest => {
                 let value = (tail >> (rest - size)) as i32;
                 let value = if value < 1 << (size - 1) { value - (1 << size) + 1 } else { value };
-                Self { value: value as i16, run, bits: bits + size as u8, size: 0 }
+                Self { value: value as i16, run, meta: length + size as u8 }
             }
-            _ => Self { run, bits, size: size as u8, value: 0 },
+            _ => Self { run, meta: length | (size as u8) << 4, value: 0 },
         }
     }
 }
@@ -384,17 +416,18 @@ impl Jump {
         let mut jump = Self::default();
         loop {
             let step = steps[(ahead << jump.bits) & ((1 << LOOK) - 1)];
-            if step.bits == 0 || step.size != 0 || u32::from(jump.bits + step.bits) > LOOK {
+            let bits = jump.bits + step.bits() as u8;
+            if !step.whole() || u32::from(bits) > LOOK {
                 return jump;
             }
             if step.run == END {
-                return Self { bits: jump.bits + step.bits, end: true, ..jump };
+                return Self { bits, end: true, ..jump };
             }
             let run = jump.run + step.run + u8::from(step.value != 0);
             if run > 62 {
                 return jump;
             }
-            jump = Self { run, bits: jump.bits + step.bits, end: false };
+            jump = Self { run, bits, end: false };
         }
     }
 }

@@ -38,13 +38,7 @@ pub(super) const LAST: [usize; 4] = [0, 4, 24, 63];
 /// becomes `1 << size` pixels wide and high; `largest` is the place of the largest coefficient that may not be zero, in the
 /// order of the file.
 #[inline(always)]
-pub(super) fn inverse<const AVX2: bool>(
-    block: &[i16; 64],
-    largest: usize,
-    size: u32,
-    out: &mut [u8],
-    stride: usize,
-) {
+pub(super) fn inverse<const AVX2: bool>(block: &[i16; 64], largest: usize, size: u32, out: &mut [u8], stride: usize) {
     match size {
         3 if largest == 0 => fill::<8>(average(block[0]), out, stride),
         #[cfg(target_arch = "x86_64")]
@@ -94,12 +88,7 @@ fn pass(input: &[[i16; 8]; 8], shift: u32) -> [[i16; 8]; 8] {
         let tmp3 = pair(x(2), F_0_541 + F_0_765, x(6), F_0_541);
         let tmp0 = pair(x(0), 1 << BITS, x(4), 1 << BITS);
         let tmp1 = pair(x(0), 1 << BITS, x(4), -(1 << BITS));
-        let even = [
-            tmp0.wrapping_add(tmp3),
-            tmp1.wrapping_add(tmp2),
-            tmp1.wrapping_sub(tmp2),
-            tmp0.wrapping_sub(tmp3),
-        ];
+        let even = [tmp0.wrapping_add(tmp3), tmp1.wrapping_add(tmp2), tmp1.wrapping_sub(tmp2), tmp0.wrapping_sub(tmp3)];
         let (z3, z4) = (x(7).wrapping_add(x(3)), x(5).wrapping_add(x(1)));
         let a = pair(z3, F_1_175 - F_1_961, z4, F_1_175);
         let b = pair(z3, F_1_175, z4, F_1_175 - F_0_390);

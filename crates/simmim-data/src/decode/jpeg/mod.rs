@@ -87,7 +87,9 @@ impl Workspace {
         out.resize(window.width * window.height * header.count, 0);
         let stride = self.planes[0].stride;
         if header.count == 1 {
-            for (line, row) in out.chunks_exact_mut(window.width).zip(self.planes[0].pixels.chunks_exact(stride).skip(top)) {
+            for (line, row) in
+                out.chunks_exact_mut(window.width).zip(self.planes[0].pixels.chunks_exact(stride).skip(top))
+            {
                 line.copy_from_slice(&row[left..left + window.width]);
             }
             return Ok(window);
