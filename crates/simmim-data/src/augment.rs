@@ -289,8 +289,8 @@ vectorised! {
     /// Pixels from number `first` on.
     fn normalise_pixels<AVX2>(samples: &[u8], scale: &[f32; 3], shift: &[f32; 3], out: &mut [f32], first: usize) {
         let plane = out.len() / 3;
-        for c in 0..3 {
-            let values = samples[3 * first..].chunks_exact(3).map(|pixel| f32::from(pixel[c]) * scale[c] + shift[c]);
+        for (c, (scale, shift)) in scale.iter().zip(shift).enumerate() {
+            let values = samples[3 * first..].chunks_exact(3).map(|pixel| f32::from(pixel[c]) * scale + shift);
             out[c * plane + first..(c + 1) * plane].iter_mut().zip(values).for_each(|(o, v)| *o = v);
         }
     }

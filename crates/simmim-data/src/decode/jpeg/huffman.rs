@@ -172,11 +172,11 @@ impl Long {
     #[inline(never)]
     fn symbol<'a>(&self, mut bits: Bits<'a>) -> Result<(Bits<'a>, u8), Unusual> {
         let ahead = bits.look(LONGEST as u32) as u32;
-        for length in 1..=LONGEST {
-            if ahead < self.end[length] {
+        for (length, (&end, &offset)) in self.end.iter().zip(&self.offset).enumerate() {
+            if ahead < end {
                 let code = (ahead >> (LONGEST - length)) as i32;
                 bits.take(length as u32);
-                return match self.symbols.get((code + self.offset[length]) as usize) {
+                return match self.symbols.get((code + offset) as usize) {
                     Some(&symbol) => Ok((bits, symbol)),
                     None => unusual("a code that does not exist"),
                 };

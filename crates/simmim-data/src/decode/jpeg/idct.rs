@@ -7,6 +7,7 @@
 //! transform times a product of cosines. They are integer too: results do not depend on the processor.
 
 #![allow(unsafe_code, reason = "intrinsics between arrays and vectors")]
+#![allow(clippy::needless_range_loop, reason = "one index runs over several arrays and their columns")]
 
 /// Bits of the constants.
 const BITS: u32 = 13;
