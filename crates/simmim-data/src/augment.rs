@@ -1,12 +1,15 @@
 //! Crops, flips and normalisation: from an [`Image`] to planar `f32`.
 
+#![allow(unsafe_code, reason = "intrinsics between arrays and vectors")]
+
 use std::cell::RefCell;
 
-use fast_image_resize::images::{CroppedImage, Image as Target, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use simmim_random::Stream;
 
-use crate::{DataError, Image, Pixels, Policy};
+use crate::region::Region;
+use crate::resize::{Resizer, Target, Window};
+use crate::simd::{Isa, vectorised};
+use crate::{DataError, Image, Pixels, Policy, orientation};
 
 /// Per-channel mean of ImageNet, for pixels in 0..1.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -62,14 +65,15 @@ pub struct Transform {
     pub keep: f64,
 }
 
-/// A part of an image: left, top, width, height in pixels.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Region {
-    left: usize,
-    top: usize,
-    width: usize,
-    height: usize,
+/// Which part of an image is shown, and whether it is flipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct View {
+    pub(crate) part: Region,
+    pub(crate) flip: bool,
 }
+
+/// Gives the view for an image of this width and height.
+pub(crate) type Choose<'a> = dyn FnMut((usize, usize)) -> View + 'a;
 
 impl Transform {
     /// SimMIM's pre-training augmentation at `size` (height, width): random resized crop, flip with probability 0.5,
@@ -154,21 +158,9 @@ impl Transform {
     /// # Errors
     /// [`DataError::Config`] when `out` or the image's channels do not fit the transform.
     pub fn apply_random(&self, image: &Image, stream: &mut Stream, out: &mut [f32]) -> Result<(), DataError> {
-        let region = match self.crop {
-            Some(crop) => crop.draw(stream, image.width, image.height),
-            None => self.centered(image.width, image.height),
-        };
-        let flip = stream.uniform() < self.flip;
-        let Some(policy) = &self.policy else { return self.render(image, region, flip, out) };
-        self.plain(self.size).render(image, region, flip, out)?;
-        policy.apply(out, (self.channels, self.size.0, self.size.1), (&self.mean, &self.std), stream);
-        Ok(())
-    }
-
-    /// The same at another size, pixels left in 0..1.
-    fn plain(&self, size: (usize, usize)) -> Self {
-        let (mean, std) = (vec![0.0; self.channels], vec![1.0; self.channels]);
-        Self { size, mean, std, policy: None, keep: 1.0, ..*self }
+        self.random_through(stream, out, |transform, choose, out| {
+            transform.render(image, choose((image.width, image.height)), out)
+        })
     }
 
     /// Writes the centred view of `image` to `out`, of shape `[channels, height, width]`: the largest centred part with
@@ -178,33 +170,52 @@ impl Transform {
     /// # Errors
     /// [`DataError::Config`] when `out` or the image's channels do not fit the transform.
     pub fn apply_centered(&self, image: &Image, out: &mut [f32]) -> Result<(), DataError> {
-        if self.keep < 1.0 {
-            return self.cut_centered(image, out);
-        }
-        self.render(image, self.centered(image.width, image.height), false, out)
+        self.centered_through(out, |transform, choose, out| {
+            transform.render(image, choose((image.width, image.height)), out)
+        })
     }
 
-    /// The centred view at `1 / keep` of the size, of which the centre is cut out.
-    fn cut_centered(&self, image: &Image, out: &mut [f32]) -> Result<(), DataError> {
+    /// Writes a random view by `render(transform, choose, out)`, where `choose` gives the view for the size of the image, and
+    /// changes it as the policy says.
+    pub(crate) fn random_through(
+        &self,
+        stream: &mut Stream,
+        out: &mut [f32],
+        render: impl FnOnce(&Self, &mut Choose<'_>, &mut [f32]) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        let mut choose = |size| self.random_view(size, stream);
+        let Some(policy) = &self.policy else { return render(self, &mut choose, out) };
+        // A policy works on pixels in 0..1.
+        let (mean, std) = (vec![0.0; self.channels], vec![1.0; self.channels]);
+        let plain = Self { mean, std, policy: None, ..*self };
+        render(&plain, &mut choose, out)?;
+        policy.apply(out, (self.channels, self.size.0, self.size.1), (&self.mean, &self.std), stream);
+        Ok(())
+    }
+
+    /// Writes the centred view by `render`, see [`random_through`](Self::random_through): where less than all of it is kept, at
+    /// `1 / keep` of the size, of which the centre is cut out.
+    pub(crate) fn centered_through(
+        &self,
+        out: &mut [f32],
+        render: impl FnOnce(&Self, &mut Choose<'_>, &mut [f32]) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        if self.keep >= 1.0 {
+            return render(self, &mut |size| self.centered_view(size), out);
+        }
         let (height, width) = self.size;
         let larger = |side: usize| (side as f64 / self.keep + 1e-9) as usize;
-        let (full_height, full_width) = (larger(height), larger(width));
-        let mut full = vec![0.0; self.channels * full_height * full_width];
-        let transform = Self {
-            size: (full_height, full_width),
-            policy: None,
-            keep: 1.0,
-            mean: self.mean.clone(),
-            std: self.std.clone(),
-            ..*self
-        };
-        transform.apply_centered(image, &mut full)?;
+        let size = (larger(height), larger(width));
+        let (mean, std) = (self.mean.clone(), self.std.clone());
+        let whole = Self { size, mean, std, policy: None, keep: 1.0, ..*self };
+        let mut full = vec![0.0; whole.values()];
+        render(&whole, &mut |size| whole.centered_view(size), &mut full)?;
         if out.len() != self.values() {
             return Err(DataError::config("output", format!("{} values", self.values()), out.len()));
         }
-        let (top, left) = ((full_height - height) / 2, (full_width - width) / 2);
+        let (top, left) = ((size.0 - height) / 2, (size.1 - width) / 2);
         for (i, line) in out.chunks_exact_mut(width).enumerate() {
-            let at = (i / height * full_height + top + i % height) * full_width + left;
+            let at = (i / height * size.0 + top + i % height) * size.1 + left;
             line.copy_from_slice(&full[at..at + width]);
         }
         Ok(())
@@ -218,111 +229,180 @@ impl Transform {
         Region { left: (width - w.min(width)) / 2, top: (height - h.min(height)) / 2, width: w, height: h }
     }
 
-    fn render(&self, image: &Image, region: Region, flip: bool, out: &mut [f32]) -> Result<(), DataError> {
-        if image.channels != self.channels || self.mean.len() != self.channels || self.std.len() != self.channels {
-            return Err(DataError::config(
-                "channels",
-                format!("an image of {} channels", self.channels),
-                image.channels,
-            ));
+    /// The random part and flip that `stream` gives for an image of this size.
+    pub(crate) fn random_view(&self, (width, height): (usize, usize), stream: &mut Stream) -> View {
+        let part = match self.crop {
+            Some(crop) => crop.draw(stream, width, height),
+            None => self.centered(width, height),
+        };
+        View { part, flip: stream.uniform() < self.flip }
+    }
+
+    /// The centred part of an image of this size.
+    pub(crate) fn centered_view(&self, (width, height): (usize, usize)) -> View {
+        View { part: self.centered(width, height), flip: false }
+    }
+
+    /// Checks that `out` and images of `channels` channels fit this transform.
+    pub(crate) fn check(&self, channels: usize, out: &[f32]) -> Result<(), DataError> {
+        if channels != self.channels || self.mean.len() != self.channels || self.std.len() != self.channels {
+            return Err(DataError::config("channels", format!("an image of {} channels", self.channels), channels));
         }
         if out.len() != self.values() {
             return Err(DataError::config("output", format!("{} values", self.values()), out.len()));
         }
+        Ok(())
+    }
+
+    /// Writes a view of a decoded image to `out`.
+    pub(crate) fn render(&self, image: &Image, view: View, out: &mut [f32]) -> Result<(), DataError> {
+        self.check(image.channels, out)?;
         let samples = image.width * image.height * image.channels;
         if samples == 0 || image.pixels.len() != samples {
             return Err(DataError::config("pixels", format!("{samples} samples, more than 0"), image.pixels.len()));
         }
-        // Resizing needs working memory; one per thread, so that a worker allocates it once.
+        let window = Region::whole(image.width, image.height);
         SCRATCH.with(|scratch| {
-            let scratch = &mut *scratch.borrow_mut();
+            let Scratch { resizer, resized, floats } = &mut *scratch.borrow_mut();
             match &image.pixels {
-                Pixels::U8(v) => self.resample(v, image, region, flip, scratch, out),
-                Pixels::U16(v) => self.resample(v, image, region, flip, scratch, out),
-                Pixels::F32(v) => self.resample(v, image, region, flip, scratch, out),
+                Pixels::U8(pixels) => {
+                    let source = Window { pixels: pixels.as_slice(), channels: image.channels, window, shift: 0 };
+                    self.resize_bytes(&source, view, 1, resizer, resized);
+                    self.normalise_bytes(resized, out);
+                }
+                Pixels::U16(pixels) => {
+                    let source = Window { pixels: pixels.as_slice(), channels: image.channels, window, shift: 0 };
+                    self.resize_floats(&source, view, f32::from, resizer, floats);
+                    // The cubic filter swings over; 16 bits would have cut that off.
+                    self.write_planes(floats, 65535.0, |v: f32| v.clamp(0.0, 65535.0), out);
+                }
+                Pixels::F32(pixels) => {
+                    let source = Window { pixels: pixels.as_slice(), channels: image.channels, window, shift: 0 };
+                    self.resize_floats(&source, view, |v| v, resizer, floats);
+                    self.write_planes(floats, 1.0, |v| v, out);
+                }
             }
-        })
-    }
-
-    fn resample<T: Sample>(
-        &self,
-        samples: &[T],
-        image: &Image,
-        region: Region,
-        flip: bool,
-        scratch: &mut Scratch,
-        out: &mut [f32],
-    ) -> Result<(), DataError> {
-        let (height, width) = self.size;
-        let channels = self.channels;
-        let (resized, plane, resizer) = T::buffers(scratch);
-        if channels <= T::TYPES.len() {
-            resized.resize(height * width * channels, T::default());
-            let source = View { samples, width: image.width, height: image.height, channels };
-            self.resize(&source, region, resizer, resized)?;
-            for channel in 0..channels {
-                self.write_plane(channel, &resized[channel..], channels, flip, out);
-            }
-            return Ok(());
-        }
-        // The resizer knows up to four channels; more are resized one by one.
-        resized.resize(height * width, T::default());
-        for channel in 0..channels {
-            plane.clear();
-            plane.extend(samples.iter().skip(channel).step_by(channels));
-            let source = View { samples: plane.as_slice(), width: image.width, height: image.height, channels: 1 };
-            self.resize(&source, region, resizer, resized)?;
-            self.write_plane(channel, resized, 1, flip, out);
-        }
+        });
         Ok(())
     }
 
-    /// Resizes a region.
-    fn resize<T: Sample>(
+    /// The first half of a view of 8-bit pixels: cut out, resized, turned as `orientation` (EXIF) says, flipped; interleaved
+    /// bytes of shape `[height, width, channels]`. The part of `view` is one of the image
+    /// as stored, the flip one of the image as shown. What changes colours belongs
+    /// between this and [`normalise_bytes`](Self::normalise_bytes).
+    pub(crate) fn resize_bytes(
         &self,
-        source: &View<'_, T>,
-        region: Region,
+        source: &Window<'_, u8>,
+        view: View,
+        orientation: u8,
         resizer: &mut Resizer,
-        resized: &mut [T],
-    ) -> Result<(), DataError> {
-        let internal = |e: &dyn std::fmt::Display| DataError::config("resize", "a region inside the image", e);
-        let kind = T::TYPES[source.channels - 1];
-        let (width, height) = (source.width as u32, source.height as u32);
-        let view =
-            ImageRef::new(width, height, bytemuck::cast_slice(source.samples), kind).map_err(|e| internal(&e))?;
-        let (out_height, out_width) = (self.size.0 as u32, self.size.1 as u32);
-        let target = bytemuck::cast_slice_mut(resized);
-        let mut target = Target::from_slice_u8(out_width, out_height, target, kind).map_err(|e| internal(&e))?;
-        let filter = match self.interpolation {
-            Interpolation::Bilinear => FilterType::Bilinear,
-            Interpolation::Bicubic => FilterType::CatmullRom,
-        };
-        // Alpha, where there is any, is a channel like the others.
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
-        // Cut first, so that the filter does not see beyond the crop, as torchvision does. A view is also safer than
-        // the resizer's own crop box: for some boxes between pixels, fast_image_resize 6.1 computes a first column
-        // behind the second and its index arithmetic overflows.
-        let Region { left, top, width, height } = region;
-        let part =
-            CroppedImage::new(&view, left as u32, top as u32, width as u32, height as u32).map_err(|e| internal(&e))?;
-        resizer.resize(&part, &mut target, &options).map_err(|e| internal(&e))
-    }
-
-    /// Normalises one channel of interleaved samples into its plane of `out`.
-    fn write_plane<T: Sample>(&self, channel: usize, samples: &[T], stride: usize, flip: bool, out: &mut [f32]) {
-        let (height, width) = self.size;
-        let scale = 1.0 / (T::WHITE * self.std[channel]);
-        let shift = -self.mean[channel] / self.std[channel];
-        let plane = &mut out[channel * height * width..(channel + 1) * height * width];
-        for (row, line) in plane.chunks_exact_mut(width).enumerate() {
-            let values = samples[row * width * stride..].iter().step_by(stride).map(|v| v.to_f32() * scale + shift);
-            if flip {
-                line.iter_mut().rev().zip(values).for_each(|(o, v)| *o = v);
-            } else {
-                line.iter_mut().zip(values).for_each(|(o, v)| *o = v);
-            }
+        resized: &mut Vec<u8>,
+    ) {
+        resized.resize(self.values(), 0);
+        let View { part, flip } = view;
+        let target = Target { part, size: self.size, flip, interpolation: self.interpolation };
+        if orientation == 1 {
+            resizer.bytes(source, &target, resized);
+        } else {
+            orientation::resize(source, &target, orientation, resizer, resized);
         }
     }
+
+    fn resize_floats<T: Copy>(
+        &self,
+        source: &Window<'_, T>,
+        view: View,
+        value: impl Fn(T) -> f32,
+        resizer: &mut Resizer,
+        resized: &mut Vec<f32>,
+    ) {
+        resized.resize(self.values(), 0.0);
+        let View { part, flip } = view;
+        let target = Target { part, size: self.size, flip, interpolation: self.interpolation };
+        resizer.floats(source, &target, value, resized);
+    }
+
+    /// The second half: interleaved bytes to normalised planes.
+    pub(crate) fn normalise_bytes(&self, resized: &[u8], out: &mut [f32]) {
+        if self.channels == 3 {
+            let linear = [self.linear(0, 255.0), self.linear(1, 255.0), self.linear(2, 255.0)];
+            normalise_colours(Isa::detect(), resized, &linear.map(|l| l.0), &linear.map(|l| l.1), out);
+        } else {
+            self.write_planes(resized, 255.0, f32::from, out);
+        }
+    }
+
+    /// What samples of a channel are multiplied by and what is added then.
+    fn linear(&self, channel: usize, white: f32) -> (f32, f32) {
+        (1.0 / (white * self.std[channel]), -self.mean[channel] / self.std[channel])
+    }
+
+    fn write_planes<T: Copy>(&self, samples: &[T], white: f32, value: impl Fn(T) -> f32, out: &mut [f32]) {
+        let planes = out.chunks_exact_mut(self.size.0 * self.size.1);
+        for (channel, plane) in planes.enumerate() {
+            let (scale, shift) = self.linear(channel, white);
+            let values = samples[channel..].iter().step_by(self.channels);
+            plane.iter_mut().zip(values).for_each(|(o, &v)| *o = value(v) * scale + shift);
+        }
+    }
+}
+
+/// Three interleaved channels to planes, each sample times `scale` plus `shift` of its channel.
+fn normalise_colours(isa: Isa, samples: &[u8], scale: &[f32; 3], shift: &[f32; 3], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: the processor has AVX2.
+        unsafe { normalise_colours_avx2(samples, scale, shift, out) };
+        return;
+    }
+    normalise_pixels(isa, samples, scale, shift, out, 0);
+}
+
+vectorised! {
+    /// Pixels from number `first` on.
+    fn normalise_pixels<AVX2>(samples: &[u8], scale: &[f32; 3], shift: &[f32; 3], out: &mut [f32], first: usize) {
+        let plane = out.len() / 3;
+        for (c, (scale, shift)) in scale.iter().zip(shift).enumerate() {
+            let values = samples[3 * first..].chunks_exact(3).map(|pixel| f32::from(pixel[c]) * scale + shift);
+            out[c * plane + first..(c + 1) * plane].iter_mut().zip(values).for_each(|(o, v)| *o = v);
+        }
+    }
+}
+
+/// [`normalise_pixels`], eight at a time.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn normalise_colours_avx2(samples: &[u8], scale: &[f32; 3], shift: &[f32; 3], out: &mut [f32]) {
+    use std::arch::x86_64::*;
+    let plane = out.len() / 3;
+    let (red, rest) = out.split_at_mut(plane);
+    let (green, blue) = rest.split_at_mut(plane);
+    // Four pixels of three bytes: all reds, all greens, all blues.
+    let sort = _mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1);
+    let planes =
+        red.as_chunks_mut::<8>().0.iter_mut().zip(green.as_chunks_mut::<8>().0).zip(blue.as_chunks_mut::<8>().0);
+    let mut done = 0;
+    // Each step looks at 28 bytes and uses 24 of them.
+    for ((red, green), blue) in planes {
+        let Some(bytes) = samples.get(3 * done..).and_then(|rest| rest.first_chunk::<28>()) else { break };
+        let load = |at: usize| {
+            // SAFETY: 16 bytes from 0 or 12 on lie within the 28.
+            let four = unsafe { _mm_loadu_si128(bytes.as_ptr().add(at).cast()) };
+            _mm_shuffle_epi8(four, sort)
+        };
+        let (first, second) = (load(0), load(12));
+        let both = _mm_unpacklo_epi32(first, second);
+        let last = _mm_unpackhi_epi32(first, second);
+        let parts = [both, _mm_srli_si128::<8>(both), last];
+        for (c, (eight, out)) in parts.into_iter().zip([red, green, blue]).enumerate() {
+            let value = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
+            let value = _mm256_add_ps(_mm256_mul_ps(value, _mm256_set1_ps(scale[c])), _mm256_set1_ps(shift[c]));
+            // SAFETY: both are eight floats.
+            *out = unsafe { std::mem::transmute::<__m256, [f32; 8]>(value) };
+        }
+        done += 8;
+    }
+    normalise_pixels(Isa::detect(), samples, scale, shift, out, done);
 }
 
 impl RandomResizedCrop {
@@ -354,67 +434,14 @@ impl RandomResizedCrop {
     }
 }
 
-/// Interleaved samples with their shape.
-struct View<'a, T> {
-    samples: &'a [T],
-    width: usize,
-    height: usize,
-    channels: usize,
-}
-
-/// Working memory of one thread: the resized image, one plane of a many-band image, the resizer's own buffers.
+/// Working memory of one thread.
 #[derive(Default)]
 struct Scratch {
-    u8: (Vec<u8>, Vec<u8>),
-    u16: (Vec<u16>, Vec<u16>),
-    f32: (Vec<f32>, Vec<f32>),
     resizer: Resizer,
+    resized: Vec<u8>,
+    floats: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
-}
-
-/// A depth of samples that the resizer knows.
-trait Sample: bytemuck::Pod + Default {
-    /// The resizer's pixel types for 1 to 4 channels.
-    const TYPES: [PixelType; 4];
-    /// The value of white.
-    const WHITE: f32;
-    /// Resized image, plane, resizer.
-    fn buffers(scratch: &mut Scratch) -> (&mut Vec<Self>, &mut Vec<Self>, &mut Resizer);
-    fn to_f32(self) -> f32;
-}
-
-impl Sample for u8 {
-    const TYPES: [PixelType; 4] = [PixelType::U8, PixelType::U8x2, PixelType::U8x3, PixelType::U8x4];
-    const WHITE: f32 = 255.0;
-    fn buffers(s: &mut Scratch) -> (&mut Vec<Self>, &mut Vec<Self>, &mut Resizer) {
-        (&mut s.u8.0, &mut s.u8.1, &mut s.resizer)
-    }
-    fn to_f32(self) -> f32 {
-        f32::from(self)
-    }
-}
-
-impl Sample for u16 {
-    const TYPES: [PixelType; 4] = [PixelType::U16, PixelType::U16x2, PixelType::U16x3, PixelType::U16x4];
-    const WHITE: f32 = 65535.0;
-    fn buffers(s: &mut Scratch) -> (&mut Vec<Self>, &mut Vec<Self>, &mut Resizer) {
-        (&mut s.u16.0, &mut s.u16.1, &mut s.resizer)
-    }
-    fn to_f32(self) -> f32 {
-        f32::from(self)
-    }
-}
-
-impl Sample for f32 {
-    const TYPES: [PixelType; 4] = [PixelType::F32, PixelType::F32x2, PixelType::F32x3, PixelType::F32x4];
-    const WHITE: f32 = 1.0;
-    fn buffers(s: &mut Scratch) -> (&mut Vec<Self>, &mut Vec<Self>, &mut Resizer) {
-        (&mut s.f32.0, &mut s.f32.1, &mut s.resizer)
-    }
-    fn to_f32(self) -> f32 {
-        self
-    }
 }

@@ -20,21 +20,29 @@
 //! ```
 
 mod augment;
+pub mod cache;
 mod decode;
 mod error;
 mod loader;
 pub mod mask;
+mod orientation;
 mod pixels;
 pub mod policy;
+mod read;
+mod region;
+mod resize;
+mod simd;
 pub mod source;
 mod statistics;
 
 pub use augment::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, RandomResizedCrop, Transform};
+pub use cache::{Cache, CacheConfig, CacheKind};
 pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, decode};
 pub use error::DataError;
 pub use loader::{Batch, Loader, LoaderConfig, Position, load_centered};
 pub use mask::{MaskKind, MaskSpec};
 pub use pixels::{Image, Pixels};
 pub use policy::{Mix, Mixture, Policy, RandAugment};
+pub use read::Reading;
 pub use source::{Labelled, Source, Subset, demo, demo_held_out, split};
 pub use statistics::mean_std;

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use simmim_random::{Purpose, Stream};
 
+use crate::cache::{Cache, CacheConfig};
+use crate::read::{Reader, Reading, Scratch};
 use crate::{DataError, Source, Transform};
 
 /// Rows that one thread should get of a batch at least, so that threads seldom wait for each other at its end.
@@ -40,6 +42,10 @@ pub struct LoaderConfig {
     /// Whether the last samples of an epoch that do not fill a batch are left out; otherwise the last batch is filled
     /// up from the start of the same order.
     pub drop_last: bool,
+    /// How image files are read.
+    pub reading: Reading,
+    /// Where decoded pixels are kept.
+    pub cache: CacheConfig,
     /// Number of ranks that share every global batch.
     pub world: usize,
     /// The rank of this process, below `world`.
@@ -47,11 +53,23 @@ pub struct LoaderConfig {
 }
 
 impl LoaderConfig {
-    /// A configuration with two workers, two batches ahead, at most 100 unreadable images, incomplete batches left out
-    /// and one rank.
+    /// A configuration with two workers, two batches ahead, at most 100 unreadable images, incomplete batches left out,
+    /// scaled decoding, no cache and one rank.
     #[must_use]
     pub fn new(batch: usize, seed: u64, transform: Transform) -> Self {
-        Self { batch, seed, transform, workers: 2, prefetch: 2, max_errors: 100, drop_last: true, world: 1, rank: 0 }
+        Self {
+            batch,
+            seed,
+            transform,
+            workers: 2,
+            prefetch: 2,
+            max_errors: 100,
+            drop_last: true,
+            reading: Reading::default(),
+            cache: CacheConfig::default(),
+            world: 1,
+            rank: 0,
+        }
     }
 
     fn validate(&self) -> Result<(), DataError> {
@@ -131,6 +149,7 @@ struct Shared {
     source: Arc<dyn Source>,
     config: LoaderConfig,
     batches_per_epoch: u64,
+    cache: Option<Cache>,
     stop: AtomicBool,
     /// Buffers given back.
     spare: Mutex<Vec<Vec<f32>>>,
@@ -157,10 +176,12 @@ impl Loader {
         let threads = (config.batch / ROWS_PER_THREAD).clamp(1, workers);
         let lane_count = workers.div_ceil(threads);
         let ahead = config.prefetch.div_ceil(lane_count);
+        let cache = Cache::open(&config.cache, config.reading.scaled_decoding)?;
         let shared = Arc::new(Shared {
             source,
             config,
             batches_per_epoch,
+            cache,
             stop: AtomicBool::new(false),
             spare: Mutex::default(),
             orders: Mutex::default(),
@@ -306,9 +327,10 @@ impl Shared {
         let failures = Mutex::new(BTreeMap::new());
         let work = Mutex::new(images.chunks_exact_mut(values).zip(&mut rows).enumerate());
         let fill = || {
+            let mut scratch = Scratch::take();
             loop {
                 let Some((row, (out, id))) = lock(&work).next() else { break };
-                *id = self.fill_row(position, row, &order, &failures, out);
+                *id = self.fill_row(position, row, &order, &failures, &mut scratch, out);
                 if id.is_none() {
                     break;
                 }
@@ -337,9 +359,12 @@ impl Shared {
         row: usize,
         order: &[u64],
         failures: &Mutex<BTreeMap<usize, Failure>>,
+        scratch: &mut Scratch,
         out: &mut [f32],
     ) -> Option<(u64, u64)> {
-        let Self { source, config, .. } = self;
+        let Self { source, config, cache, .. } = self;
+        let LoaderConfig { transform, reading, .. } = config;
+        let reader = Reader { source: &**source, transform, reading: *reading, cache: cache.as_ref() };
         let len = order.len() as u64;
         let place = (position.batch_index * config.world as u64 + config.rank as u64) * config.batch as u64;
         let place = place + row as u64;
@@ -351,8 +376,10 @@ impl Shared {
             let sample = order[((place + step) % len) as usize];
             let draw = sample + repetition * len;
             let mut stream = Stream::new(config.seed, Purpose::Augment, position.epoch, draw);
-            let loaded = source.load(sample as usize, config.transform.channels);
-            match loaded.and_then(|image| config.transform.apply_random(&image, &mut stream, out)) {
+            let filled = transform.random_through(&mut stream, out, |transform, choose, out| {
+                Reader { transform, ..reader }.fill(sample as usize, choose, scratch, out)
+            });
+            match filled {
                 Ok(()) => return Some((sample, draw)),
                 Err(error) => {
                     let failure = (source.name(sample as usize), error.to_string());
@@ -386,11 +413,16 @@ pub fn load_centered(
     }
     let failures = Mutex::new(Vec::new());
     let work = Mutex::new(out.chunks_exact_mut(values).zip(indices).enumerate());
+    // Evaluation is exact: figures of two runs must not differ by how their images were read.
+    let reader = Reader { source, transform, reading: Reading { scaled_decoding: false }, cache: None };
     let fill = || {
+        let mut scratch = Scratch::take();
         loop {
             let Some((row, (out, &index))) = lock(&work).next() else { break };
-            let loaded = source.load(index, transform.channels);
-            if let Err(error) = loaded.and_then(|image| transform.apply_centered(&image, out)) {
+            let filled = transform.centered_through(out, |transform, choose, out| {
+                Reader { transform, ..reader }.fill(index, choose, &mut scratch, out)
+            });
+            if let Err(error) = filled {
                 out.fill(0.0);
                 lock(&failures).push((row, error));
             }

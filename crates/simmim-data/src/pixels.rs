@@ -71,8 +71,19 @@ impl Image {
     }
 }
 
+/// [`Image::into_channels`] for 8-bit samples and pairs that it knows, into memory that is there.
+pub(crate) fn convert_bytes(samples: &[u8], have: usize, want: usize, out: &mut Vec<u8>) {
+    out.clear();
+    convert_into(samples, have, want, luma_u8, out);
+}
+
 fn convert<T: Copy>(samples: &[T], have: usize, want: usize, luma: impl Fn(T, T, T) -> T) -> Vec<T> {
     let mut out = Vec::with_capacity(samples.len() / have * want);
+    convert_into(samples, have, want, luma, &mut out);
+    out
+}
+
+fn convert_into<T: Copy>(samples: &[T], have: usize, want: usize, luma: impl Fn(T, T, T) -> T, out: &mut Vec<T>) {
     for pixel in samples.chunks_exact(have) {
         match (pixel, want) {
             (&[r, g, b] | &[r, g, b, _], 1) => out.push(luma(r, g, b)),
@@ -81,7 +92,6 @@ fn convert<T: Copy>(samples: &[T], have: usize, want: usize, luma: impl Fn(T, T,
             (&[], _) => {}
         }
     }
-    out
 }
 
 // The weights of PIL's rgb2l: 0.299, 0.587 and 0.114 in units of 2^-16, rounded.

@@ -1,5 +1,6 @@
 //! From the bytes of a file to an [`Image`], with limits against hostile input.
 
+pub(crate) mod jpeg;
 mod tiff_bands;
 
 use std::io::{Cursor, Read};
@@ -35,12 +36,21 @@ pub(crate) fn decode_file(path: &Path, channels: usize) -> Result<Image, DataErr
 
 /// Reads a whole file of at most `limit` bytes.
 pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    read_into(path, limit, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Replaces `bytes` by those of a whole file of at most `limit` bytes.
+pub(crate) fn read_into(path: &Path, limit: u64, bytes: &mut Vec<u8>) -> Result<(), DataError> {
     let io = |e| DataError::io(path, e);
     let file = std::fs::File::open(path).map_err(io)?;
     let claimed = file.metadata().map_err(io)?.len();
-    let mut bytes = Vec::with_capacity(claimed.min(limit) as usize);
+    bytes.clear();
+    // One byte more than there should be: the read that finds the end needs room too.
+    bytes.reserve((claimed.min(limit) + 1) as usize);
     // One byte more than allowed tells a file at the limit from one beyond it (or a pipe without end).
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    file.take(limit + 1).read_to_end(bytes).map_err(io)?;
     if bytes.len() as u64 > limit {
         return Err(DataError::TooLarge {
             path: path.to_owned(),
@@ -48,7 +58,7 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, DataError
             found: format!("{} bytes or more", claimed.max(limit + 1)),
         });
     }
-    Ok(bytes)
+    Ok(())
 }
 
 /// Decodes an image in memory into `channels` channels; `path` names it in errors.
@@ -108,9 +118,7 @@ fn decode_native(bytes: &[u8], path: &Path) -> Result<Image, DataError> {
         return Err(DataError::UnknownFormat { path: path.to_owned(), found: describe_start(bytes) });
     };
     match format {
-        ImageFormat::Jpeg if !jpeg_is_complete(bytes) => {
-            return Err(DataError::Damaged { path: path.to_owned(), reason: "the JPEG data ends early".into() });
-        }
+        ImageFormat::Jpeg => check_jpeg_end(bytes, path)?,
         ImageFormat::Tiff => {
             if let Some(image) = tiff_bands::decode(bytes, path)? {
                 return Ok(image);
@@ -132,8 +140,16 @@ fn decode_native(bytes: &[u8], path: &Path) -> Result<Image, DataError> {
     from_dynamic(image, path)
 }
 
+/// Refuses a JPEG that ends before its picture does.
+pub(crate) fn check_jpeg_end(bytes: &[u8], path: &Path) -> Result<(), DataError> {
+    if jpeg_is_complete(bytes) {
+        return Ok(());
+    }
+    Err(DataError::Damaged { path: path.to_owned(), reason: "the JPEG data ends early".into() })
+}
+
 /// Refuses an image whose header claims too many pixels, before anything is allocated for them.
-fn check_size(width: u32, height: u32, path: &Path) -> Result<(), DataError> {
+pub(crate) fn check_size(width: u32, height: u32, path: &Path) -> Result<(), DataError> {
     if u64::from(width) * u64::from(height) > MAX_PIXELS {
         return Err(DataError::TooLarge {
             path: path.to_owned(),

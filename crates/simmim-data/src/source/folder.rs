@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use super::{Source, display_path, element, file_stamp, first_bytes, join};
+use super::{Source, display_path, element, first_bytes, join};
 use crate::{DataError, Image, decode};
 
 /// Names that image files carry; the decoder looks at the content only.
@@ -77,8 +77,15 @@ impl Source for FolderSource {
         decode::decode_file(&join(&self.root, element(&self.files, index)?), channels)
     }
 
-    fn stamp(&self, index: usize) -> Option<(u64, u64)> {
-        file_stamp(&join(&self.root, self.files.get(index)?))
+    fn file(&self, index: usize, path: &mut PathBuf) -> Result<bool, DataError> {
+        path.clear();
+        path.push(&self.root);
+        let file = element(&self.files, index)?;
+        // An empty relative path would add a `/`.
+        if !file.as_os_str().is_empty() {
+            path.push(file);
+        }
+        Ok(true)
     }
 }
 

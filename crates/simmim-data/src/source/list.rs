@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::{Source, element, file_stamp};
+use super::{Source, element};
 use crate::{DataError, Image, decode};
 
 /// Largest list that is read, in bytes (1 GiB, about ten million lines).
@@ -93,8 +93,10 @@ impl Source for ListSource {
         decode::decode_file(element(&self.paths, index)?, channels)
     }
 
-    fn stamp(&self, index: usize) -> Option<(u64, u64)> {
-        file_stamp(self.paths.get(index)?)
+    fn file(&self, index: usize, path: &mut PathBuf) -> Result<bool, DataError> {
+        path.clear();
+        path.push(element(&self.paths, index)?);
+        Ok(true)
     }
 }
 

@@ -47,16 +47,24 @@ pub trait Source: Send + Sync {
 
     /// Length in bytes and time of last change (nanoseconds since 1970) of the file that holds an image alone; `None` where there is
     /// no such file, and only the pixels tell whether the image is the same as before.
-    fn stamp(&self, _index: usize) -> Option<(u64, u64)> {
-        None
+    fn stamp(&self, index: usize) -> Option<(u64, u64)> {
+        let mut path = PathBuf::new();
+        if !self.file(index, &mut path).ok()? {
+            return None;
+        }
+        let metadata = std::fs::metadata(path).ok()?;
+        let changed = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some((metadata.len(), u64::try_from(changed.as_nanos()).ok()?))
     }
-}
 
-/// The stamp of a file, see [`Source::stamp`].
-fn file_stamp(path: &Path) -> Option<(u64, u64)> {
-    let metadata = std::fs::metadata(path).ok()?;
-    let changed = metadata.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?;
-    Some((metadata.len(), u64::try_from(changed.as_nanos()).ok()?))
+    /// Writes the path of the file that holds one image and nothing else to `path`, and returns whether there is one. Such
+    /// files can be decoded in part and cached; `load` is called for everything else.
+    ///
+    /// # Errors
+    /// [`DataError::OutOfRange`] for an index beyond the end.
+    fn file(&self, _index: usize, _path: &mut PathBuf) -> Result<bool, DataError> {
+        Ok(false)
+    }
 }
 
 /// Opens a folder, list file, IDX file, folder of IDX files, or a single image.

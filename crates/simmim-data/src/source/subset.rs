@@ -1,5 +1,6 @@
 //! A part of another source, and the split into training and held-out samples.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use simmim_random::{Purpose, Stream};
@@ -55,8 +56,8 @@ impl Source for Subset {
         self.source.load(*element(&self.indices, index)?, channels)
     }
 
-    fn stamp(&self, index: usize) -> Option<(u64, u64)> {
-        self.source.stamp(*self.indices.get(index)?)
+    fn file(&self, index: usize, path: &mut PathBuf) -> Result<bool, DataError> {
+        self.source.file(*element(&self.indices, index)?, path)
     }
 }
 

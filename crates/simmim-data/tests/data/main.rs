@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
+mod caching;
 mod damaged;
 mod formats;
 mod loading;

@@ -64,7 +64,7 @@ fn resizes_agree_with_pil() {
                 worst = worst.max(difference);
             }
             let mean = sum / bytes(&expected).len() as f64;
-            assert!(mean < 5.0 && worst < 100.0, "{name} {width}x{height}{suffix}: mean {mean}, worst {worst}");
+            assert!(mean < 0.5 && worst < 12.0, "{name} {width}x{height}{suffix}: mean {mean}, worst {worst}");
         }
     }
 }

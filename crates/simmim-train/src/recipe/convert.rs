@@ -1,15 +1,15 @@
 //! From a recipe to what models, data and the loop take.
 
 use super::{
-    AreaKind, Augment, FineTune, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind, PositionKind, QkvBiasKind,
-    Recipe, ScheduleKind, Statistic, TargetKind, wrong,
+    AreaKind, Augment, CacheKind, FineTune, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind, PositionKind,
+    QkvBiasKind, Recipe, ScheduleKind, Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};
 use simmim_data::policy::Filter;
 use simmim_data::{
-    IMAGENET_MEAN, IMAGENET_STD, Interpolation, MaskSpec, Mix, Policy, RandAugment, RandomResizedCrop, Source,
-    Transform,
+    CacheConfig, IMAGENET_MEAN, IMAGENET_STD, Interpolation, MaskSpec, Mix, Policy, RandAugment, RandomResizedCrop,
+    Reading, Source, Transform,
 };
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::{
@@ -165,6 +165,19 @@ impl Recipe {
             erase: a.erase,
             filter: if bicubic { Filter::Bicubic } else { Filter::Bilinear },
         })
+    }
+
+    /// How image files are read, and where decoded pixels are kept.
+    #[must_use]
+    pub fn reading(&self) -> (Reading, CacheConfig) {
+        let d = &self.data;
+        let kind = match d.cache {
+            CacheKind::None => simmim_data::CacheKind::None,
+            CacheKind::Memory => simmim_data::CacheKind::Memory,
+            CacheKind::Disk => simmim_data::CacheKind::Disk,
+        };
+        let cache = CacheConfig { kind, size: d.cache_size, limit: d.cache_limit, path: d.cache_path.clone().into() };
+        (Reading { scaled_decoding: d.scaled_decoding }, cache)
     }
 
     /// The masks.

@@ -10,9 +10,9 @@ mod validate;
 
 pub use keys::{KEYS, meaning};
 pub use schema::{
-    AreaKind, Augment, Checkpoint, Data, Every, FineTune, Guard, InterpolationKind, Log, LossKind, MaskKind, ModeKind,
-    Model, Optimizer, PoolKind, PositionKind, Probe, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind, SimMim,
-    Statistic, TargetKind, Train,
+    AreaKind, Augment, CacheKind, Checkpoint, Data, Every, FineTune, Guard, InterpolationKind, Log, LossKind, MaskKind,
+    ModeKind, Model, Optimizer, PoolKind, PositionKind, Probe, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind,
+    SimMim, Statistic, TargetKind, Train,
 };
 
 use crate::error::TrainError;

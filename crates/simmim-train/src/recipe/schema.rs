@@ -57,6 +57,7 @@ section!(
     Data {
         path: String, val_path: String, held_out: usize, random_crop: bool, crop_scale: [f64; 2], crop_ratio: [f64; 2], flip: f64,
         interpolation: InterpolationKind, mean: Statistic, std: Statistic, workers: usize, prefetch: usize, max_errors: usize,
+        scaled_decoding: bool, cache: CacheKind, cache_size: usize, cache_limit: u64, cache_path: String,
     }
 );
 section!(
@@ -147,6 +148,10 @@ choice!(
 choice!(
     /// `simmim.area`.
     AreaKind { Masked, Full }
+);
+choice!(
+    /// `data.cache`.
+    CacheKind { None, Memory, Disk }
 );
 choice!(
     /// `data.interpolation`.

@@ -121,6 +121,7 @@ impl Recipe {
         check.range("data.crop_ratio", d.crop_ratio, 1000.0)?;
         check.within("data.workers", d.workers, 0, 1024)?;
         check.within("data.prefetch", d.prefetch, 0, 1024)?;
+        check.within("data.cache_size", d.cache_size, 0, 32_768)?;
         for (key, statistic) in [("data.mean", &d.mean), ("data.std", &d.std)] {
             match statistic {
                 Statistic::Given(v) if key == "data.std" => {

@@ -226,6 +226,7 @@ impl<T: Task> Trainer<T> {
         config.workers = if recipe.data.workers == 0 { cores() } else { recipe.data.workers };
         config.prefetch = recipe.data.prefetch.max(1);
         config.max_errors = recipe.data.max_errors;
+        (config.reading, config.cache) = recipe.reading();
         let start = Position { epoch: at.epoch, batch_index: at.batch };
         Ok(Loader::new(train, config, start)?)
     }

@@ -201,6 +201,21 @@ pub(crate) struct BenchLoader {
     /// Images measured.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) images: usize,
+    /// Decode every pixel of a crop, as `data.scaled_decoding = false` does.
+    #[arg(long)]
+    pub(crate) exact: bool,
+    /// Where decoded pixels are kept; the first epoch, which fills it, is not measured.
+    #[arg(long, value_name = "none|memory|disk", default_value = "none", value_parser = ["none", "memory", "disk"])]
+    pub(crate) cache: String,
+    /// Shorter side of cached images; 0: all pixels.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) cache_size: usize,
+    /// Largest size of the cache, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 30)]
+    pub(crate) cache_limit: u64,
+    /// Folder of the disk cache; default: `simmim` in the user's cache folder.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) cache_path: Option<PathBuf>,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,7 +5,7 @@
 use crate::arguments::BenchLoader;
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
-use simmim_data::{Loader, LoaderConfig, Position, Source, Transform, demo, source};
+use simmim_data::{CacheConfig, CacheKind, Loader, LoaderConfig, Position, Source, Transform, demo, source};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,10 +18,22 @@ pub(crate) fn run(a: &BenchLoader) -> Result<ExitCode, Failure> {
     let threads = if a.threads == 0 { std::thread::available_parallelism()?.get() } else { a.threads };
     let mut config = LoaderConfig::new(32, 0, Transform::new(parse_size(&a.image_size)?, a.channels));
     (config.workers, config.prefetch) = (threads, 2 * threads);
+    config.reading.scaled_decoding = !a.exact;
+    config.drop_last = false;
+    let kind = match a.cache.as_str() {
+        "memory" => CacheKind::Memory,
+        "disk" => CacheKind::Disk,
+        _ => CacheKind::None,
+    };
+    let path = a.cache_path.clone().unwrap_or_default();
+    config.cache = CacheConfig { kind, size: a.cache_size, limit: a.cache_limit, path };
     let batch = config.batch;
     let mut loader = Loader::new(images, config, Position::default())?;
-    let first = loader.next_batch()?;
-    loader.recycle(first);
+    let unmeasured = if kind == CacheKind::None { 1 } else { loader.batches_per_epoch() };
+    for _ in 0..unmeasured {
+        let first = loader.next_batch()?;
+        loader.recycle(first);
+    }
     let batches = a.images.div_ceil(batch).max(1);
     let start = Instant::now();
     for _ in 0..batches {
