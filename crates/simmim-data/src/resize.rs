@@ -1,8 +1,7 @@
 //! Resizing of a part of an image with PIL's antialiased filters, optionally mirrored.
 //!
 //! Weights are those of PIL's `precompute_coeffs`, sums are integers with 14 bits (8-bit samples) or floats (others).
-//! Unlike PIL, columns are summed before rows: that pass is the cheaper one, and leaves fewer rows to the other. Two
-//! roundings in another order differ by a few hundredths of a step on average.
+//! Unlike PIL, columns are summed before rows: that pass is the cheaper one, and leaves fewer rows to the other.
 //!
 //! The image may be at a half, a quarter or an eighth of its size already (each pixel the average of a square): the weights
 //! of the whole image are then added up over each square, which is closer to filtering the whole image than filtering the
