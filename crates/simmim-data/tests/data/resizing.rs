@@ -64,7 +64,9 @@ fn resizes_agree_with_pil() {
                 worst = worst.max(difference);
             }
             let mean = sum / bytes(&expected).len() as f64;
-            assert!(mean < 0.5 && worst < 12.0, "{name} {width}x{height}{suffix}: mean {mean}, worst {worst}");
+            // PIL cuts off what the cubic filter swings over after each of its two passes, in the other order than ours.
+            let limit = if interpolation == Interpolation::Bicubic { 20.0 } else { 3.0 };
+            assert!(mean < 0.5 && worst < limit, "{name} {width}x{height}{suffix}: mean {mean}, worst {worst}");
         }
     }
 }

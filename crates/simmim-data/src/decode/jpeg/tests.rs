@@ -80,8 +80,12 @@ fn smaller_sizes_are_averages() {
                     }
                 }
             }
-            // Not equal: the high frequencies that a block needs for its inner edges are left out.
-            assert!(sum / f64::from(count) < 5.0, "{name} 1/{step}: {}", sum / f64::from(count));
+            // Not equal: the high frequencies that a block needs for its inner edges are left out. On these noisy pictures
+            // libjpeg's own reduced decoding differs from averages by 4.2 (4:2:0) and 5.0 (4:2:2) at a half, and by 7.5 and 13.1
+            // (4:2:2) at a quarter and an eighth.
+            let limit =
+                if name == "422" || name.starts_with("restart-rows") { [6.0, 9.0, 15.0] } else { [6.0, 4.0, 3.0] };
+            assert!(sum / f64::from(count) < limit[shift as usize - 1], "{name} 1/{step}: {}", sum / f64::from(count));
         }
     }
 }
