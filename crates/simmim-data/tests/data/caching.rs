@@ -114,10 +114,13 @@ fn changed_files_are_read_again() {
     let disk = tempfile::tempdir().unwrap();
     let plain = |value: u8| Image { pixels: Pixels::U8(vec![value; 48]), ..pattern(4, 4, 3, 0) };
     let write = |value: u8, seconds: u64| {
-        std::fs::write(&path, encode(&plain(value), image::ImageFormat::Png)).unwrap();
+        // Renamed into place, so that no reader sees half of it.
+        let aside = disk.path().join("aside.tmp");
+        std::fs::write(&aside, encode(&plain(value), image::ImageFormat::Png)).unwrap();
         // Of the same length; only the time of the change tells.
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        std::fs::File::options().write(true).open(&aside).unwrap().set_modified(time).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
     };
     for kind in [CacheKind::Memory, CacheKind::Disk] {
         write(10, 1_000_000);
