@@ -36,7 +36,10 @@ pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(a: &Probe) -> Result<(Box<dyn Source>, Box<dyn Source>), Failure> {
+/// Images to train a probe on, and to measure it on.
+type TrainAndVal = (Box<dyn Source>, Box<dyn Source>);
+
+fn open(a: &Probe) -> Result<TrainAndVal, Failure> {
     if let (Some(train), Some(val)) = (&a.data, &a.val) {
         return Ok((source::open(train)?, source::open(val)?));
     }
