@@ -1,17 +1,9 @@
 //! A sheet of small pictures with a line of text under each.
 
+use crate::canvas::{Canvas, LETTER};
 use crate::error::TrainError;
-use crate::run_folder::atomic_write;
-use embedded_graphics::Drawable;
-use embedded_graphics::Pixel;
-use embedded_graphics::draw_target::DrawTarget;
-use embedded_graphics::geometry::{OriginDimensions, Point, Size};
-use embedded_graphics::mono_font::{MonoTextStyle, ascii::FONT_6X10};
-use embedded_graphics::pixelcolor::{Rgb888, RgbColor};
-use embedded_graphics::text::{Baseline, Text};
-use image::{Rgb, RgbImage};
+use embedded_graphics::text::Alignment;
 use simmim_data::{Source, Transform, load_centered};
-use std::convert::Infallible;
 use std::path::Path;
 
 /// Side of a picture.
@@ -21,8 +13,6 @@ const GAP: u32 = 8;
 const LINE: u32 = 14;
 /// Pictures in a row.
 const COLUMNS: usize = 6;
-/// Width of a character.
-const CHARACTER: usize = 6;
 
 /// A picture for the sheet: red, green and blue in 0 to 1, `[3, SIDE, SIDE]`, and the text under it.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,31 +41,6 @@ impl Tile {
     }
 }
 
-/// Text onto the sheet.
-struct Canvas(RgbImage);
-
-impl OriginDimensions for Canvas {
-    fn size(&self) -> Size {
-        Size::new(self.0.width(), self.0.height())
-    }
-}
-
-impl DrawTarget for Canvas {
-    type Color = Rgb888;
-    type Error = Infallible;
-
-    fn draw_iter<I: IntoIterator<Item = Pixel<Rgb888>>>(&mut self, pixels: I) -> Result<(), Infallible> {
-        for Pixel(at, color) in pixels {
-            if let (Ok(x), Ok(y)) = (u32::try_from(at.x), u32::try_from(at.y))
-                && let Some(place) = self.0.get_pixel_mut_checked(x, y)
-            {
-                *place = Rgb([color.r(), color.g(), color.b()]);
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Draws the sheet; the first tile is framed.
 ///
 /// # Errors
@@ -84,30 +49,21 @@ pub fn draw(path: &Path, tiles: &[Tile]) -> Result<(), TrainError> {
     let columns = tiles.len().clamp(1, COLUMNS);
     let (cell_w, cell_h) = (SIDE as u32 + GAP, SIDE as u32 + LINE + GAP);
     let size = (columns as u32 * cell_w + GAP, tiles.len().div_ceil(columns) as u32 * cell_h + GAP);
-    let mut canvas = Canvas(RgbImage::from_pixel(size.0, size.1, Rgb([255, 255, 255])));
+    let mut canvas = Canvas::new(size.0, size.1);
     for (i, tile) in tiles.iter().enumerate() {
         let (left, top) = (GAP + (i % columns) as u32 * cell_w, GAP + (i / columns) as u32 * cell_h);
         if i == 0 {
-            let frame = RgbImage::from_pixel(SIDE as u32 + 6, SIDE as u32 + 6, Rgb([200, 60, 40]));
-            image::imageops::replace(&mut canvas.0, &frame, i64::from(left) - 3, i64::from(top) - 3);
+            canvas.fill(left - 3, top - 3, SIDE as u32 + 6, SIDE as u32 + 6, [200, 60, 40]);
         }
         for at in 0..SIDE * SIDE {
             let value = |c: usize| (tile.pixels[c * SIDE * SIDE + at].clamp(0.0, 1.0) * 255.0).round() as u8;
-            canvas.0.put_pixel(left + (at % SIDE) as u32, top + (at / SIDE) as u32, Rgb([0, 1, 2].map(value)));
+            canvas.fill(left + (at % SIDE) as u32, top + (at / SIDE) as u32, 1, 1, [0, 1, 2].map(value));
         }
-        // The font has ASCII only, and a caption longer than the picture would run into the next.
-        let text: String =
-            tile.caption.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
-        let text: String = text.chars().take(SIDE / CHARACTER).collect();
-        let place = Point::new(left as i32, (top + SIDE as u32 + 4) as i32);
-        let style = MonoTextStyle::new(&FONT_6X10, Rgb888::BLACK);
-        // The canvas has no errors to give.
-        let _ = Text::with_baseline(&text, place, style, Baseline::Top).draw(&mut canvas);
+        // A caption longer than the picture would run into the next.
+        let text: String = tile.caption.chars().take(SIDE / LETTER as usize).collect();
+        canvas.text(&text, left, top + SIDE as u32 + 4 + LINE / 2, Alignment::Left, [0; 3]);
     }
-    let io = |e: image::ImageError| TrainError::Io { path: path.to_owned(), source: std::io::Error::other(e) };
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    canvas.0.write_to(&mut bytes, image::ImageFormat::Png).map_err(io)?;
-    atomic_write(path, bytes.get_ref())
+    canvas.save(path)
 }
 
 #[cfg(test)]
@@ -134,7 +90,7 @@ mod tests {
         let caption = |column: u32, row: u32| dark(8 + column * 128, 8 + row * 142 + 122, 120, 12);
         assert!(caption(0, 0) > 50 && caption(5, 0) > 50 && caption(0, 1) > 50);
         assert_eq!(caption(1, 1), 0, "there is no eighth picture");
-        assert_eq!(sheet.get_pixel(6, 6), &Rgb([200, 60, 40]), "the first is framed");
+        assert_eq!(sheet.get_pixel(6, 6), &image::Rgb([200, 60, 40]), "the first is framed");
         let first = &tiles[0].pixels;
         let middle = (first[60 * SIDE + 60].clamp(0.0, 1.0) * 255.0).round() as u8;
         assert_eq!(sheet.get_pixel(68, 68)[0], middle);

@@ -26,6 +26,7 @@
 //! # Ok::<(), simmim_train::TrainError>(())
 //! ```
 
+mod canvas;
 pub mod checkpoint;
 pub mod classify;
 pub mod contact_sheet;

@@ -1,7 +1,7 @@
 //! The confusion matrix as a table and as a picture.
 
 use super::Scores;
-use super::canvas::{Canvas, LETTER, LINE};
+use crate::canvas::{Canvas, LETTER, LINE};
 use crate::error::TrainError;
 use embedded_graphics::text::Alignment;
 use std::path::Path;

@@ -1,6 +1,5 @@
 //! Classifiers put to use: the file that holds one, its scores, pictures of them, and the comparison with training from scratch.
 
-mod canvas;
 mod compare;
 mod confusion;
 mod file;

@@ -13,12 +13,12 @@ use std::convert::Infallible;
 use std::path::Path;
 
 /// Width of a letter in pixels.
-pub(super) const LETTER: u32 = 6;
+pub(crate) const LETTER: u32 = 6;
 /// Height of a line of text in pixels.
-pub(super) const LINE: u32 = 10;
+pub(crate) const LINE: u32 = 10;
 
 /// A picture that text can be written on.
-pub(super) struct Canvas(RgbImage);
+pub(crate) struct Canvas(RgbImage);
 
 impl OriginDimensions for Canvas {
     fn size(&self) -> Size {
@@ -43,11 +43,12 @@ impl DrawTarget for Canvas {
 
 impl Canvas {
     /// A white picture.
-    pub(super) fn new(width: u32, height: u32) -> Self {
+    pub(crate) fn new(width: u32, height: u32) -> Self {
         Self(RgbImage::from_pixel(width, height, Rgb([255, 255, 255])))
     }
 
-    pub(super) fn fill(&mut self, left: u32, top: u32, width: u32, height: u32, color: [u8; 3]) {
+    /// A rectangle; what lies outside the picture is left out.
+    pub(crate) fn fill(&mut self, left: u32, top: u32, width: u32, height: u32, color: [u8; 3]) {
         for (x, y) in (left..left + width).flat_map(|x| (top..top + height).map(move |y| (x, y))) {
             if x < self.0.width() && y < self.0.height() {
                 self.0.put_pixel(x, y, Rgb(color));
@@ -56,7 +57,7 @@ impl Canvas {
     }
 
     /// Text with its middle line at `y`; `x` is its left end, middle or right end.
-    pub(super) fn text(&mut self, text: &str, x: u32, y: u32, alignment: Alignment, color: [u8; 3]) {
+    pub(crate) fn text(&mut self, text: &str, x: u32, y: u32, alignment: Alignment, color: [u8; 3]) {
         let font = MonoTextStyle::new(&FONT_6X10, Rgb888::new(color[0], color[1], color[2]));
         let style = TextStyleBuilder::new().alignment(alignment).baseline(Baseline::Middle).build();
         // Drawing on memory cannot fail.
@@ -64,17 +65,17 @@ impl Canvas {
     }
 
     /// The picture with its rows as columns: lines of text then read upwards, the first at the left.
-    pub(super) fn turned(&self) -> Self {
+    pub(crate) fn turned(&self) -> Self {
         Self(image::imageops::rotate270(&self.0))
     }
 
     /// Puts another picture onto this one.
-    pub(super) fn paste(&mut self, other: &Self, left: u32, top: u32) {
+    pub(crate) fn paste(&mut self, other: &Self, left: u32, top: u32) {
         image::imageops::replace(&mut self.0, &other.0, i64::from(left), i64::from(top));
     }
 
     /// Writes a PNG file: aside, then renamed.
-    pub(super) fn save(&self, path: &Path) -> Result<(), TrainError> {
+    pub(crate) fn save(&self, path: &Path) -> Result<(), TrainError> {
         let io = |e: image::ImageError| TrainError::Io { path: path.to_owned(), source: std::io::Error::other(e) };
         let mut bytes = std::io::Cursor::new(Vec::new());
         self.0.write_to(&mut bytes, image::ImageFormat::Png).map_err(io)?;
