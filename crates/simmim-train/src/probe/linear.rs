@@ -14,8 +14,9 @@ use simmim_engine::cpu::Pool;
 use simmim_engine::cpu::gemm::{Extents, View, multiply};
 use std::sync::{Mutex, PoisonError};
 
-/// The fit has converged where no element of the gradient is larger.
-pub const TOLERANCE: f64 = 1e-5;
+/// The fit has converged where no element of the gradient is larger. scikit-learn's bound too; below it, products in f32 leave
+/// the line search nothing but rounding.
+pub const TOLERANCE: f64 = 1e-4;
 /// Pairs of steps and changes of the gradient that L-BFGS remembers.
 const MEMORY: usize = 12;
 /// Iterations before a fit is given up as not converged.
@@ -367,7 +368,8 @@ mod tests {
             let (weights, bias) = values.split_at(classes * x.cols);
             let worst = simmim_testing::relative_error(weights, &fixture.floats[&format!("coef.{i}")].1);
             let worst_bias = simmim_testing::relative_error(bias, &fixture.floats[&format!("intercept.{i}")].1);
-            assert!(worst < 2e-3 && worst_bias < 2e-3, "l2 {l2}: {worst} {worst_bias}");
+            // The weaker the penalty, the flatter the objective, and the wider what the same gradient allows.
+            assert!(worst < 1e-2 && worst_bias < 1e-2, "l2 {l2}: {worst} {worst_bias}");
             let accuracy = found.classifier.accuracy(&pool, &val, &labels("val_y"));
             let expected = fixture.config["val_accuracy"][i].as_f64().unwrap();
             assert!((accuracy - expected).abs() < 0.003, "l2 {l2}: {accuracy} and {expected}");
