@@ -142,6 +142,8 @@ fn write_tensors<E: From<ModelError>>(
     aside.push(".part");
     let aside = Path::new(&aside);
     let metadata = description.map(|text| HashMap::from([(METADATA_KEY.to_owned(), text)]));
+    // The writer makes files for their owner alone; the result is to have the permissions of any other file here.
+    let usual = std::fs::File::create(aside).and_then(|f| f.metadata()).map_err(io(aside))?.permissions();
     let written = safetensors::serialize_to_file(tensors, metadata, aside);
     if let Some(failure) = source.into_inner().failure {
         return Err(failure);
@@ -152,6 +154,7 @@ fn write_tensors<E: From<ModelError>>(
         Ok(()) => {}
     }
     std::fs::File::open(aside).and_then(|f| f.sync_all()).map_err(io(aside))?;
+    std::fs::set_permissions(aside, usual).map_err(io(aside))?;
     Ok(std::fs::rename(aside, path).map_err(io(path))?)
 }
 
@@ -201,6 +204,17 @@ mod tests {
             assert_eq!(half_to_f32(bits), value);
         }
         assert!(half_to_f32(0x7e00).is_nan() && half_to_f32(0xfc00) == f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn weights_are_as_readable_as_other_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, other) = (folder.path().join("w.safetensors"), folder.path().join("other"));
+        let weights = Weights::from([("a".to_owned(), Tensor { shape: vec![1], data: vec![1.0] })]);
+        write(&path, &weights).unwrap();
+        std::fs::write(&other, b"x").unwrap();
+        let permissions = |p: &Path| std::fs::metadata(p).unwrap().permissions();
+        assert_eq!(permissions(&path), permissions(&other));
     }
 
     #[test]

@@ -389,11 +389,11 @@ impl<T: Task> Trainer<T> {
         Ok(measured)
     }
 
-    /// Measures, and keeps the weights where they are the best so far.
+    /// Measures, and keeps the weights where they are the best so far; of equal ones the later, which were trained longer.
     fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
         let measured = self.task.measure(tell)?;
         if let Some(top1) = measured.and_then(|m| m.top1)
-            && self.best.is_none_or(|best| top1 > best.top1)
+            && self.best.is_none_or(|best| top1 >= best.top1)
         {
             self.best = Some(Best { step: self.step, top1 });
             self.task.keep_best(&self.run)?;
