@@ -20,6 +20,7 @@ fn a_run_leaves_what_the_readme_says_and_its_loss_falls() {
     let place = tempfile::tempdir().unwrap();
     let out = simmim(place.path(), &format!("pretrain --out run --steps 30 {SHORT}"));
     assert!(out.status.success(), "{}", errors(&out));
+    assert!(errors(&out).contains("rises for 60 of 30 steps"), "{}", errors(&out));
     let run = place.path().join("run");
     for name in [
         "config.toml",

@@ -255,6 +255,12 @@ impl<T: Task> Trainer<T> {
         self.schedule.total_steps
     }
 
+    /// Steps of the warm-up, in which the learning rate rises.
+    #[must_use]
+    pub fn warmup_steps(&self) -> u64 {
+        self.schedule.warmup_steps
+    }
+
     /// The run folder.
     #[must_use]
     pub fn root(&self) -> &Path {

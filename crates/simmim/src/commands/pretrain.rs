@@ -157,7 +157,13 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, threa
     } else {
         format!("{:.1} million", parameters as f64 / 1e6)
     };
-    let left = trainer.total_steps().saturating_sub(trainer.step());
+    let (warmup, total) = (trainer.warmup_steps(), trainer.total_steps());
+    if 2 * warmup > total {
+        progress.say(&format!(
+            "warning: the learning rate rises for {warmup} of {total} steps; set schedule.warmup_steps to a tenth of the length"
+        ));
+    }
+    let left = total.saturating_sub(trainer.step());
     progress.say(&format!(
         "{} images, {parameters} parameters, {left} steps on {threads} thread{}; memory: {:.0} MiB (parameters, gradients, moments) + \
          {:.0} MiB (activations); run folder {}",
