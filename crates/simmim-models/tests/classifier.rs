@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
+mod fixture_encoder;
+
+use fixture_encoder::encoder;
 use serde_json::Value;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate_states};
 use simmim_engine::cpu::CpuExecutor;
@@ -10,36 +13,16 @@ use simmim_engine::{Executor, Program, ProgramId};
 use simmim_models::classifier::{AVERAGE_PREFIX, ClassifierBuild, classifier_graph};
 use simmim_models::optimizer::{AdamWConfig, averaging_update_graph};
 use simmim_models::weights::{Tensor, Weights, encoder_for_classifier};
-use simmim_models::{ClassifierConfig, ParameterSpec, Pool, Position, QkvBias, VitConfig};
+use simmim_models::{ClassifierConfig, ParameterSpec, Pool, Position, VitConfig};
 use simmim_testing::{Fixture, relative_error};
 use std::path::Path;
 
 const MODELS: [&str; 4] = ["classifier_mean", "classifier_cls", "classifier_no_class_token", "classifier_official"];
 const BATCH: usize = 4;
 
-fn pair(v: &Value) -> (usize, usize) {
-    (v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize)
-}
-
 fn config(c: &Value) -> ClassifierConfig {
     let number = |key: &str| c[key].as_u64().unwrap() as usize;
-    let scale = c["layer_scale"].as_f64().unwrap() as f32;
-    let encoder = VitConfig {
-        image_size: pair(&c["image_size"]),
-        patch_size: pair(&c["patch_size"]),
-        channels: number("channels"),
-        embed_dim: number("embed_dim"),
-        depth: number("depth"),
-        num_heads: number("num_heads"),
-        mlp_ratio: c["mlp_ratio"].as_f64().unwrap(),
-        class_token: c["class_token"].as_bool().unwrap(),
-        position: if c["position"] == "absolute" { Position::Absolute } else { Position::Relative },
-        layer_scale: (scale > 0.0).then_some(scale),
-        drop_path: 0.0,
-        qkv_bias: if c["qkv_bias"] == "full" { QkvBias::Full } else { QkvBias::NoKey },
-        final_norm: true,
-        eps: 1e-6,
-    };
+    let encoder = encoder(c);
     let pool = if c["pool"] == "mean" { Pool::Mean } else { Pool::Cls };
     let layer_decay = c["layer_decay"].as_f64().unwrap();
     ClassifierConfig { pool, layer_decay, ..ClassifierConfig::new(encoder, number("classes")) }

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
+mod fixture_encoder;
+
+use fixture_encoder::{encoder, pair};
 use serde_json::Value;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::CpuExecutor;
@@ -9,7 +12,7 @@ use simmim_engine::{Executor, Program, ProgramId};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
 use simmim_models::vit::{EncoderOutputs, encoder_graph};
-use simmim_models::{Area, Loss, Mode, ParameterSpec, Position, QkvBias, SimMimConfig, Target, VitConfig};
+use simmim_models::{Area, Loss, Mode, ParameterSpec, SimMimConfig, Target, VitConfig};
 use simmim_testing::{Fixture, relative_error};
 
 const MODELS: [&str; 9] = [
@@ -24,34 +27,9 @@ const MODELS: [&str; 9] = [
     "official_vit_no_class_full",
 ];
 
-fn pair(v: &Value) -> (usize, usize) {
-    (v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize)
-}
-
 fn config(c: &Value) -> SimMimConfig {
-    let number = |key: &str| c[key].as_u64().unwrap() as usize;
     let text = |key: &str| c[key].as_str().unwrap();
-    let scale = c["layer_scale"].as_f64().unwrap() as f32;
-    let encoder = VitConfig {
-        image_size: pair(&c["image_size"]),
-        patch_size: pair(&c["patch_size"]),
-        channels: number("channels"),
-        embed_dim: number("embed_dim"),
-        depth: number("depth"),
-        num_heads: number("num_heads"),
-        mlp_ratio: c["mlp_ratio"].as_f64().unwrap(),
-        class_token: c["class_token"].as_bool().unwrap(),
-        position: match text("position") {
-            "absolute" => Position::Absolute,
-            "shared_relative" => Position::SharedRelative,
-            _ => Position::Relative,
-        },
-        layer_scale: (scale > 0.0).then_some(scale),
-        drop_path: 0.0,
-        qkv_bias: if text("qkv_bias") == "full" { QkvBias::Full } else { QkvBias::NoKey },
-        final_norm: true,
-        eps: 1e-6,
-    };
+    let encoder = encoder(c);
     SimMimConfig {
         encoder,
         mode: if text("mode") == "tutorial" { Mode::Tutorial } else { Mode::Official },
