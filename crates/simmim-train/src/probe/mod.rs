@@ -369,7 +369,8 @@ mod tests {
         let few = [bad.select(&[0, 1, 2]), good.select(&[0, 1, 2])];
         assert!(Prober::new(1, linear, 3, vec![0, 1, 2], val_labels.clone(), 0).is_err());
         let prober = Prober::without_choice(1, linear, 3, vec![0, 1, 2], val_labels);
-        let (chosen, score) = prober.best_linear(&[(few[0].clone(), &bad_val), (few[1].clone(), &good_val)], 1).unwrap();
+        let (chosen, score) =
+            prober.best_linear(&[(few[0].clone(), &bad_val), (few[1].clone(), &good_val)], 1).unwrap();
         assert_eq!((chosen, score.l2), (1, FIXED_L2));
         assert!(score.val_accuracy > 0.4 && score.split_accuracy.is_nan(), "{score:?}");
     }

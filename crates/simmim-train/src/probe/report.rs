@@ -210,10 +210,9 @@ impl Report {
             let kind =
                 serde_json::to_value(r.kind).ok().and_then(|k| k.as_str().map(str::to_owned)).unwrap_or_default();
             let layer = r.layer.map(|l| l.to_string()).unwrap_or_default();
-            let knn =
-                r.knn.as_ref().map_or(",,,".to_owned(), |s| {
-                    format!("{},{},{},{}", s.k, s.space.name(), s.split_accuracy, s.val_accuracy)
-                });
+            let knn = r.knn.as_ref().map_or(",,,".to_owned(), |s| {
+                format!("{},{},{},{}", s.k, s.space.name(), s.split_accuracy, s.val_accuracy)
+            });
             let linear = r.linear.as_ref().map_or(",,,".to_owned(), |s| {
                 format!("{},{},{},{}", s.l2, s.split_accuracy, s.val_accuracy, s.converged)
             });
@@ -254,8 +253,8 @@ impl Report {
         for row in before.rows {
             match self.rows.iter_mut().find(|r| (r.kind, r.layer) == (row.kind, row.layer)) {
                 Some(known) => {
-                    let lacks = (known.knn.is_none() && row.knn.is_some())
-                        || (known.linear.is_none() && row.linear.is_some());
+                    let lacks =
+                        (known.knn.is_none() && row.knn.is_some()) || (known.linear.is_none() && row.linear.is_some());
                     kept += usize::from(lacks);
                     known.knn = known.knn.take().or(row.knn);
                     known.linear = known.linear.take().or(row.linear);
@@ -349,8 +348,7 @@ mod tests {
         let mut narrow = report(0.5);
         narrow.rows.truncate(3);
         narrow.rows.remove(0);
-        let linear =
-            LinearScore { l2: 0.1, split_accuracy: 0.5, val_accuracy: 0.6, converged: true, gradient: 0.0 };
+        let linear = LinearScore { l2: 0.1, split_accuracy: 0.5, val_accuracy: 0.6, converged: true, gradient: 0.0 };
         narrow.rows[1] = Row { knn: None, linear: Some(linear), ..narrow.rows[1].clone() };
         assert_eq!(narrow.write(folder.path()).unwrap(), Written::Merged(3));
         let read = |name: &str| -> Report {

@@ -266,8 +266,10 @@ mod tests {
             let of = |m: &Matrix| normalised(&whitener.apply(&pool, m));
             let (bank, queries) = (of(&train), of(&queries));
             let cosine = |q: usize, r: usize| queries.row(q).iter().zip(bank.row(r)).map(|(a, b)| a * b).sum::<f32>();
-            let found: Vec<f32> =
-                (0..queries.rows).flat_map(|q| (0..bank.rows).map(move |r| (q, r))).map(|(q, r)| cosine(q, r)).collect();
+            let found: Vec<f32> = (0..queries.rows)
+                .flat_map(|q| (0..bank.rows).map(move |r| (q, r)))
+                .map(|(q, r)| cosine(q, r))
+                .collect();
             let worst = simmim_testing::relative_error(&found, &fixture.floats[name].1);
             // Rounding of f32 products, times the condition of the covariance.
             assert!(worst < 2e-3, "{name}: {worst}");
