@@ -44,6 +44,12 @@ pub(crate) fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> 
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 
+/// `probe-N.json` and `probe-N.csv`: what probes of earlier weights or other images found.
+fn is_earlier_probe(name: &str) -> bool {
+    let number = name.strip_prefix("probe-").and_then(|n| n.strip_suffix(".json").or(n.strip_suffix(".csv")));
+    number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// Makes a rename in a folder last through a power failure.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), TrainError> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
@@ -181,6 +187,11 @@ impl RunFolder {
             let path = root.join(name);
             if path.exists() {
                 std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
+            }
+        }
+        for entry in std::fs::read_dir(root).map_err(TrainError::io(root))?.flatten() {
+            if is_earlier_probe(&entry.file_name().to_string_lossy()) {
+                std::fs::remove_file(entry.path()).map_err(TrainError::io(&entry.path()))?;
             }
         }
         Ok(())

@@ -131,17 +131,75 @@ fn a_comparison_says_what_it_found_and_goes_on_after_an_interruption() {
     }
     let results = here.join("cmp/results.jsonl");
     let lines = std::fs::read_to_string(&results).unwrap();
-    assert_eq!(lines.lines().count(), 8);
-    // As if it had been interrupted before the last training.
-    let kept: String = lines.lines().take(7).map(|l| format!("{l}\n")).collect();
-    std::fs::write(&results, kept).unwrap();
+    // Two shares, two seeds, two trainings and three probes.
+    assert_eq!(lines.lines().count(), 20);
+    for text in ["fine-tuned", "probed", "from scratch", "raw pixels", "random weights", "best with 2 % of the labels"]
+    {
+        assert!(first.contains(text), "{text}: {first}");
+    }
+    // As if it had been interrupted before the last training, in the middle of a line.
+    let kept: String = lines.lines().take(19).map(|l| format!("{l}\n")).collect();
+    std::fs::write(&results, kept + "{\"share\":0.0\n").unwrap();
     let again = good(here, &command);
-    assert_eq!(std::fs::read_to_string(&results).unwrap().lines().count(), 8);
+    assert_eq!(std::fs::read_to_string(&results).unwrap().lines().count(), 21);
     let table = |text: &str| text.lines().take(3).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(table(&first), table(&again));
     let other = simmim(here, &command.replace("--steps 3", "--steps 4"));
     assert_eq!(other.status.code(), Some(2));
     assert!(errors(&other).contains("other settings"), "{}", errors(&other));
+}
+
+#[test]
+fn learning_rates_are_chosen_on_training_images_put_aside() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    let tiny = TINY.replace(" --set validate.images=16", "");
+    let compare = |out: &str, more: &str| -> serde_json::Value {
+        let command =
+            format!("compare --weights pre --labels 0.02 --seeds 2 --steps 12 --out {out} --json {tiny} {more}");
+        serde_json::from_str(&good(here, &command)).unwrap()
+    };
+    let rates = "--methods finetune --scratch-lr 1e-6,3e-3 --lr 1e-3,1e-6,1e-3";
+    let found = compare("a", &format!("{rates} --val-images 30"));
+    let trials = found["rate_trials"].as_array().unwrap();
+    assert_eq!(trials.len(), 4, "{found}");
+    assert!(trials.iter().all(|t| (t["images"].as_u64(), t["aside"].as_u64()) == (Some(100), Some(20))), "{found}");
+    // What the validation images are changes nothing of the choice.
+    assert_eq!(compare("b", &format!("{rates} --val-images 300"))["rate_trials"], found["rate_trials"]);
+    for arm in ["pretrained", "scratch"] {
+        let of_arm = |t: &&serde_json::Value| t["arm"] == arm;
+        let key = |t: &serde_json::Value| (t["top1"].as_f64().unwrap(), -t["loss"].as_f64().unwrap());
+        let best = trials.iter().filter(of_arm).max_by(|a, b| key(a).partial_cmp(&key(b)).unwrap()).unwrap();
+        let taken: Vec<_> = found["results"].as_array().unwrap().iter().filter(of_arm).map(|r| &r["lr"]).collect();
+        assert_eq!(taken, [&best["lr"]; 2], "{found}");
+    }
+    let text = good(
+        here,
+        &format!("compare --weights pre --labels 0.02 --seeds 2 --steps 12 --out a --val-images 30 {tiny} {rates}"),
+    );
+    assert!(text.contains("chosen on 20 training images put aside at the first seed"), "{text}");
+}
+
+#[test]
+fn a_single_image_of_each_class_is_probed_with_fixed_settings_and_chooses_no_learning_rate() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    let command = "compare --weights pre --labels 0.0017,1 --seeds 2 --layers 1,2 --methods probe --val-images 100";
+    let found: serde_json::Value = serde_json::from_str(&good(here, &format!("{command} --json --out c"))).unwrap();
+    let results = found["results"].as_array().unwrap();
+    // All images are the same ones at both seeds: one probe is enough.
+    assert_eq!(results.len(), 2 * 3 + 3, "{found}");
+    let single = results.iter().find(|r| r["images"] == 10 && r["arm"] == "pretrained").unwrap();
+    assert_eq!((single["l2"].as_f64(), single["layer"].as_i64()), (Some(0.1), Some(2)), "{single}");
+    // At all labels it is what `probe` finds with the same layers, and the features come from its cache.
+    let table = simmim(here, "probe --weights pre --layers 1,2 --method linear --no-baselines --json");
+    assert_eq!(errors(&table).matches("kept from before").count(), 2, "{}", errors(&table));
+    let out = simmim(here, "compare --weights pre --labels 0.0017 --scratch-lr 1e-3,1e-4 --out x");
+    assert_eq!(out.status.code(), Some(2));
+    assert!(errors(&out).contains("every class has one image, and none can be put aside"), "{}", errors(&out));
+    assert!(!here.join("x").exists());
 }
 
 /// An IDX file of gray 8x8 images with the given labels.
@@ -197,6 +255,8 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("predict --weights ft --data good-images-idx3-ubyte --out no/where/p.csv".into(), "no such folder"),
         ("compare --weights pre --out x --labels 0.0001".into(), "leaves the class `t-shirt or top` without one"),
         ("compare --weights pre --out x --labels 1.5".into(), "is not a share"),
+        ("compare --weights pre --out x --scratch-lr 1e-3,0".into(), "--scratch-lr 0 is not a learning rate"),
+        ("compare --weights pre --out x --layers 7".into(), "there is no layer 7"),
     ] {
         let out = simmim(here, &arguments);
         assert_eq!(out.status.code(), Some(2), "{arguments}: {}", errors(&out));

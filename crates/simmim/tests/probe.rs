@@ -74,7 +74,17 @@ fn a_probe_rates_every_layer_and_the_baselines_and_keeps_the_features() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["rows"].as_array().unwrap().len(), 5);
     assert!(json["best"]["linear"].is_null() && json["best"]["knn"]["layer"].is_number(), "{json}");
-    assert!(!told.contains("kept"), "{told}");
+    assert!(!told.contains("kept from before") && told.contains("settings is now run/probe-1.json"), "{told}");
+
+    // A narrower look keeps the wider one's rows, and an unreadable image is told once.
+    std::fs::write(place.path().join("train/dark/0.png"), "torn").unwrap();
+    let (full, told) = good(place.path(), arguments);
+    assert_eq!(told.matches("1 images could not be read").count(), 1, "{told}");
+    let (narrow, told) = good(place.path(), &format!("{arguments} --method linear --layers 2 --no-baselines"));
+    assert!(told.contains("probe.json keeps 7 rows") && narrow.lines().count() < full.lines().count(), "{told}");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join("probe.json")).unwrap()).unwrap();
+    let rows = json["rows"].as_array().unwrap();
+    assert!(rows.len() == 7 && rows.iter().all(|r| r["knn"]["space"].is_string() && r["linear"].is_object()), "{json}");
 }
 
 #[test]

@@ -176,6 +176,11 @@ impl Source for Labelled {
         &self.classes
     }
 
+    fn file(&self, index: usize, path: &mut PathBuf) -> Result<bool, DataError> {
+        element(&self.labels, index)?;
+        self.source.file(index, path)
+    }
+
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         element(&self.labels, index)?;
         self.source.load(index, channels)

@@ -6,7 +6,7 @@ mod file;
 mod plot;
 mod scores;
 
-pub use compare::{Arm, ArmResult, Comparison, Finding, Summary};
+pub use compare::{Arm, ArmResult, Comparison, Finding, Method, RateTrial, Summary};
 pub use confusion::{confusion_csv, draw_confusion};
 pub use file::ClassifierFile;
 pub use plot::draw_comparison;

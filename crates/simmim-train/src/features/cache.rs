@@ -24,6 +24,8 @@ const LONGEST_HEADER: usize = 1 << 28;
 pub struct Key {
     data: String,
     weights: String,
+    /// `data` without the layers.
+    images: String,
 }
 
 impl Key {
@@ -49,14 +51,22 @@ impl Key {
         }
         let t = &plan.transform;
         let transform = format!("{:?} {} {:?} {:?} {:?}", t.size, t.channels, t.interpolation, t.mean, t.std);
-        data.update(format!("{transform} {encoder:?} {:?} {:?}", plan.layers, plan.pooling).as_bytes());
+        data.update(format!("{transform} {encoder:?} {:?}", plan.pooling).as_bytes());
+        let images = data.clone();
+        data.update(format!(" {:?}", plan.layers).as_bytes());
         let mut all = blake3::Hasher::new();
         for (name, values) in weights {
             all.update(name.as_bytes()).update(&(values.len() as u64).to_le_bytes());
             all.update(bytemuck::cast_slice(values));
         }
         let short = |hash: &blake3::Hasher| hash.finalize().to_hex()[..32].to_owned();
-        Ok(Self { data: short(&data), weights: short(&all) })
+        Ok(Self { data: short(&data), weights: short(&all), images: short(&images) })
+    }
+
+    /// What features of any layer follow from: images, transform, model, pooling, weights.
+    #[must_use]
+    pub fn conditions(&self) -> String {
+        format!("{}-{}", self.images, self.weights)
     }
 }
 

@@ -179,6 +179,40 @@ pub fn split(labels: &[usize], classes: usize, seed: u64) -> Result<Split, Train
     Ok(Split { fit, check })
 }
 
+/// Images put aside, from which on one split is steady enough to choose by.
+const STEADY: usize = 500;
+/// Splits of fewer images.
+const FOLDS: usize = 5;
+
+/// Splits to choose by: one ([`split`]) where it puts 500 images aside, otherwise five, in which every image of a class of two or more
+/// is put aside once. A pure function of labels and seed.
+///
+/// # Errors
+/// As [`split`].
+pub fn folds(labels: &[usize], classes: usize, seed: u64) -> Result<Vec<Split>, TrainError> {
+    let first = split(labels, classes, seed)?;
+    if first.check.len() >= STEADY {
+        return Ok(vec![first]);
+    }
+    let mut places = vec![Vec::new(); classes];
+    labels.iter().enumerate().for_each(|(place, &label)| places[label].push(place));
+    for (class, places) in places.iter_mut().enumerate() {
+        Stream::new(seed, Purpose::Split, 2, class as u64).shuffle(places);
+    }
+    let fold = |f: usize| {
+        let (mut fit, mut check) = (Vec::new(), Vec::new());
+        for places in &places {
+            let aside = if places.len() > 1 { places.len() * f / FOLDS..places.len() * (f + 1) / FOLDS } else { 0..0 };
+            check.extend_from_slice(&places[aside.clone()]);
+            fit.extend(places[..aside.start].iter().chain(&places[aside.end..]));
+        }
+        fit.sort_unstable();
+        check.sort_unstable();
+        Split { fit, check }
+    };
+    Ok((0..FOLDS).map(fold).filter(|split| !split.check.is_empty()).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +300,24 @@ mod tests {
         assert_eq!(all, (0..103).collect::<Vec<_>>());
         assert_eq!(split(&[0, 0, 1], 2, 0).unwrap().check.len(), 1);
         assert!(split(&[0, 1], 2, 0).is_err());
+    }
+
+    #[test]
+    fn folds_of_few_images_put_each_aside_once_and_always_leave_one_of_its_class() {
+        let labels = [0, 0, 0, 0, 0, 0, 0, 1, 1, 2];
+        let parts = folds(&labels, 3, 1).unwrap();
+        assert_eq!(parts, folds(&labels, 3, 1).unwrap());
+        let mut aside: Vec<usize> = parts.iter().flat_map(|p| p.check.clone()).collect();
+        aside.sort_unstable();
+        assert_eq!(aside, (0..9).collect::<Vec<_>>(), "the only image of a class is always fitted on");
+        for part in &parts {
+            assert!((0..3).all(|class| part.fit.iter().any(|&p| labels[p] == class)), "{part:?}");
+            assert_eq!(part.fit.len() + part.check.len(), 10);
+        }
+        assert!(folds(&[0, 1], 2, 0).is_err());
+        let many: Vec<usize> = (0..2500).map(|i| i % 2).collect();
+        assert_eq!(folds(&many, 2, 3).unwrap(), [split(&many, 2, 3).unwrap()]);
+        assert_eq!(folds(&many[..2400], 2, 3).unwrap().len(), 5);
     }
 
     #[test]

@@ -1,22 +1,25 @@
 //! Probes: how well classes can be told apart by features, without training the encoder further.
 //!
 //! [`Prober`] rates one matrix of features at a time, by k nearest neighbours ([`knn`]) and by logistic regression ([`linear`]).
-//! Whatever is chosen (k, the strength of l2, the layer) is chosen on a part of the training images; the validation images only
-//! measure. [`Report`] holds the ratings of a sweep and says which is best.
+//! Whatever is chosen (k, the [`Space`] of the neighbours, the strength of l2, the layer) is chosen on training images that are put
+//! aside ([`folds`]); the validation images only measure. [`Report`] holds the ratings of a sweep and says which is best.
 
 pub mod knn;
 pub mod labels;
 pub mod linear;
 mod report;
+pub mod space;
 
-pub use labels::{Labelled, Split, Task, split};
-pub use report::{Kind, KnnScore, LinearScore, Report, Row};
+pub use labels::{Labelled, Split, Task, folds, split};
+pub use report::{Kind, KnnScore, LinearScore, Report, Row, Written};
+pub use space::Space;
 
 use crate::error::TrainError;
 use crate::features::{Layer, Matrix};
-use linear::{Classifier, Fit, Standardiser};
+use linear::{Classifier, Standardiser};
 use simmim_data::Transform;
 use simmim_engine::cpu::Pool;
+use space::Change;
 use std::sync::{Mutex, PoisonError};
 
 /// Numbers of neighbours that are tried.
@@ -25,6 +28,8 @@ const KS: [usize; 7] = [1, 5, 10, 20, 50, 100, 200];
 const L2: [f64; 7] = [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 /// Weaker strengths that may rate lower in a row before the rest is not tried.
 const PATIENCE: usize = 2;
+/// Strength of l2 where no image can be put aside to choose it by.
+pub const FIXED_L2: f64 = 0.1;
 /// Most numbers of an image's pixels as a feature.
 const MOST_PIXELS: usize = 4096;
 
@@ -60,6 +65,21 @@ pub fn pixel_transform(transform: &Transform) -> Transform {
     out
 }
 
+/// Training images put aside, and those left to fit on, with their classes.
+#[derive(Debug)]
+struct Part {
+    split: Split,
+    fit: Vec<usize>,
+    check: Vec<usize>,
+}
+
+/// A strength of l2, the accuracy on the images put aside, and a classifier to start from.
+struct Chosen {
+    l2: f64,
+    accuracy: f64,
+    start: Classifier,
+}
+
 /// Rates features.
 #[derive(Debug)]
 pub struct Prober {
@@ -68,15 +88,14 @@ pub struct Prober {
     classes: usize,
     train: Vec<usize>,
     val: Vec<usize>,
-    split: Split,
-    split_labels: [Vec<usize>; 2],
+    parts: Vec<Part>,
 }
 
 impl Prober {
     /// A prober for rows of features with these classes. `threads` 0: one for each core.
     ///
     /// # Errors
-    /// As [`split`].
+    /// As [`folds`].
     pub fn new(
         threads: usize,
         methods: Methods,
@@ -85,12 +104,29 @@ impl Prober {
         val: Vec<usize>,
         seed: u64,
     ) -> Result<Self, TrainError> {
-        let split = split(&train, classes, seed)?;
-        let of = |places: &[usize]| places.iter().map(|&p| train[p]).collect();
-        let split_labels = [of(&split.fit), of(&split.check)];
+        let parts = folds(&train, classes, seed)?;
+        let mut prober = Self::without_choice(threads, methods, classes, train, val);
+        let part = |split: Split| {
+            let of = |places: &[usize]| places.iter().map(|&p| prober.train[p]).collect();
+            Part { fit: of(&split.fit), check: of(&split.check), split }
+        };
+        prober.parts = parts.into_iter().map(part).collect();
+        Ok(prober)
+    }
+
+    /// A prober that puts nothing aside and so chooses nothing: l2 is [`FIXED_L2`], and there is no accuracy to choose a layer by
+    /// (it is not a number).
+    #[must_use]
+    pub fn without_choice(
+        threads: usize,
+        methods: Methods,
+        classes: usize,
+        train: Vec<usize>,
+        val: Vec<usize>,
+    ) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let pool = Pool::new(if threads == 0 { cores() } else { threads });
-        Ok(Self { pool, methods, classes, train, val, split, split_labels })
+        Self { pool, methods, classes, train, val, parts: Vec::new() }
     }
 
     /// Rates features of the training and validation images.
@@ -98,7 +134,6 @@ impl Prober {
     /// # Errors
     /// Features that are not finite.
     pub fn rate(&self, kind: Kind, layer: Option<Layer>, train: &Matrix, val: &Matrix) -> Result<Row, TrainError> {
-        let parts = [train.select(&self.split.fit), train.select(&self.split.check)];
         let features = match (kind, layer) {
             (Kind::Pixels, _) => "raw pixels".to_owned(),
             (Kind::Random, Some(layer)) => format!("random weights, {layer}"),
@@ -109,38 +144,98 @@ impl Prober {
             layer: layer.map(Layer::number),
             features,
             dims: train.cols,
-            knn: self.methods.knn.then(|| self.knn(&parts, train, val)),
-            linear: if self.methods.linear { Some(self.linear(&parts, train, val)?) } else { None },
+            knn: self.methods.knn.then(|| self.knn(train, val)),
+            linear: if self.methods.linear { Some(self.linear(train, val)?) } else { None },
         })
     }
 
-    fn knn(&self, parts: &[Matrix; 2], train: &Matrix, val: &Matrix) -> KnnScore {
-        let [fit, check] = &self.split_labels;
-        let ks: Vec<usize> = KS.into_iter().filter(|&k| k == 1 || k <= fit.len()).collect();
-        let rate = |bank: &Matrix, bank_labels: &[usize], queries: &Matrix, labels: &[usize], ks: &[usize]| {
-            let most = ks.iter().copied().max().unwrap_or(1);
-            let near = knn::nearest(&self.pool, &knn::normalised(bank), &knn::normalised(queries), most);
-            knn::accuracies(&near, bank_labels, labels, self.classes, ks)
-        };
-        let sweep = rate(&parts[0], fit, &parts[1], check, &ks);
-        let best = (0..ks.len()).fold(0, |best, i| if sweep[i] > sweep[best] { i } else { best });
-        let val = rate(train, &self.train, val, &self.val, &[ks[best]]);
-        KnnScore { k: ks[best], split_accuracy: sweep[best], val_accuracy: val[0] }
+    /// The candidate (training and validation features) whose linear probe is best on the images put aside, and its rating; the
+    /// others are not measured on the validation images. Of equals the first wins; `fallback` where nothing is put aside.
+    ///
+    /// # Errors
+    /// Features that are not finite, no candidates.
+    pub fn best_linear(
+        &self,
+        candidates: &[(Matrix, &Matrix)],
+        fallback: usize,
+    ) -> Result<(usize, LinearScore), TrainError> {
+        let mut best: Option<(usize, Chosen)> = None;
+        for (i, (train, _)) in candidates.iter().enumerate().filter(|(i, _)| !self.parts.is_empty() || *i == fallback) {
+            let chosen = self.choose_l2(train)?;
+            if best.as_ref().is_none_or(|(_, known)| chosen.accuracy > known.accuracy) {
+                best = Some((i, chosen));
+            }
+        }
+        let (i, chosen) = best.ok_or_else(|| TrainError::Internal { what: "no features to choose among".into() })?;
+        let (train, val) = &candidates[i];
+        Ok((i, self.measure(chosen, train, val)?))
     }
 
-    fn linear(&self, parts: &[Matrix; 2], train: &Matrix, val: &Matrix) -> Result<LinearScore, TrainError> {
-        let [fit_labels, check_labels] = &self.split_labels;
-        let scale = Standardiser::of(&parts[0]);
-        let (fit, check) = (scale.apply(&parts[0]), scale.apply(&parts[1]));
-        let mut start = Classifier::zeros(self.classes, train.cols);
-        let mut best: Option<(f64, f64, Fit)> = None;
+    /// Shares over all parts of what was found in each, given as a share of its images put aside.
+    fn pooled(&self, shares: impl Iterator<Item = f64>) -> f64 {
+        let images = |part: &Part| part.check.len() as f64;
+        let found: f64 = self.parts.iter().zip(shares).map(|(part, share)| share * images(part)).sum();
+        found / self.parts.iter().map(images).sum::<f64>()
+    }
+
+    fn knn(&self, train: &Matrix, val: &Matrix) -> KnnScore {
+        let smallest = self.parts.iter().map(|p| p.fit.len()).min().unwrap_or(0);
+        let ks: Vec<usize> = KS.into_iter().filter(|&k| k == 1 || k <= smallest).collect();
+        let near = |change: &Change, bank: &Matrix, queries: &Matrix, k: usize| {
+            let of = |m: &Matrix| knn::normalised(&change.apply(&self.pool, m));
+            knn::nearest(&self.pool, &of(bank), &of(queries), k)
+        };
+        let mut best = (Space::Plain, 1, f64::NAN);
+        for space in Space::ALL {
+            let sweep = |part: &Part| {
+                let (fit, check) = (train.select(&part.split.fit), train.select(&part.split.check));
+                let near = near(&space.fit(&self.pool, &fit)?, &fit, &check, ks.last().copied().unwrap_or(1));
+                Some(knn::accuracies(&near, &part.fit, &part.check, self.classes, &ks))
+            };
+            let Some(sweeps) = self.parts.iter().map(sweep).collect::<Option<Vec<_>>>() else { continue };
+            for (i, &k) in ks.iter().enumerate() {
+                let accuracy = self.pooled(sweeps.iter().map(|s| s[i]));
+                if best.2.is_nan() || accuracy > best.2 {
+                    best = (space, k, accuracy);
+                }
+            }
+        }
+        let (space, k, split_accuracy) = best;
+        // Whitening that was chosen could be fitted, so it can be again.
+        let change = space.fit(&self.pool, train).unwrap_or(Change::None);
+        let near = near(&change, train, val, k);
+        let val_accuracy = knn::accuracies(&near, &self.train, &self.val, self.classes, &[k])[0];
+        KnnScore { k, space, split_accuracy, val_accuracy }
+    }
+
+    fn linear(&self, train: &Matrix, val: &Matrix) -> Result<LinearScore, TrainError> {
+        self.measure(self.choose_l2(train)?, train, val)
+    }
+
+    /// The strength of l2 that is best on the images put aside.
+    fn choose_l2(&self, train: &Matrix) -> Result<Chosen, TrainError> {
+        let zeros = Classifier::zeros(self.classes, train.cols);
+        if self.parts.is_empty() {
+            return Ok(Chosen { l2: FIXED_L2, accuracy: f64::NAN, start: zeros });
+        }
+        let standardised = |part: &Part| {
+            let fit = train.select(&part.split.fit);
+            let scale = Standardiser::of(&fit);
+            (scale.apply(&fit), scale.apply(&train.select(&part.split.check)))
+        };
+        let features: Vec<(Matrix, Matrix)> = self.parts.iter().map(standardised).collect();
+        let mut starts = vec![zeros; self.parts.len()];
+        let mut best: Option<Chosen> = None;
         let mut worse = 0;
         for l2 in L2 {
-            let found = linear::fit(&self.pool, &fit, fit_labels, l2, start)?;
-            start = found.classifier.clone();
-            let accuracy = found.classifier.accuracy(&self.pool, &check, check_labels);
-            if best.as_ref().is_none_or(|(_, known, _)| accuracy > *known) {
-                best = Some((l2, accuracy, found));
+            let mut shares = Vec::new();
+            for ((part, (fit, check)), start) in self.parts.iter().zip(&features).zip(&mut starts) {
+                *start = linear::fit(&self.pool, fit, &part.fit, l2, start.clone())?.classifier;
+                shares.push(start.accuracy(&self.pool, check, &part.check));
+            }
+            let accuracy = self.pooled(shares.into_iter());
+            if best.as_ref().is_none_or(|known| accuracy > known.accuracy) {
+                best = Some(Chosen { l2, accuracy, start: starts[0].clone() });
                 worse = 0;
             } else {
                 worse += 1;
@@ -149,14 +244,16 @@ impl Prober {
                 }
             }
         }
-        let Some((l2, split_accuracy, found)) = best else {
-            return Err(TrainError::Internal { what: "no strength of l2 was tried".into() });
-        };
+        best.ok_or_else(|| TrainError::Internal { what: "no strength of l2 was tried".into() })
+    }
+
+    /// Fits all training images and measures on the validation images.
+    fn measure(&self, chosen: Chosen, train: &Matrix, val: &Matrix) -> Result<LinearScore, TrainError> {
         let scale = Standardiser::of(train);
-        let whole = linear::fit(&self.pool, &scale.apply(train), &self.train, l2, found.classifier)?;
+        let whole = linear::fit(&self.pool, &scale.apply(train), &self.train, chosen.l2, chosen.start)?;
         let val_accuracy = whole.classifier.accuracy(&self.pool, &scale.apply(val), &self.val);
         let (converged, gradient) = (whole.converged(), whole.gradient);
-        Ok(LinearScore { l2, split_accuracy, val_accuracy, converged, gradient })
+        Ok(LinearScore { l2: chosen.l2, split_accuracy: chosen.accuracy, val_accuracy, converged, gradient })
     }
 }
 
@@ -192,6 +289,90 @@ mod tests {
         let noise = |m: &Matrix| Matrix { data: m.data.iter().map(|v| (v * 1e4).sin()).collect(), ..m.clone() };
         let (knn, linear) = scores(&row(2, &noise(&train), &noise(&val)));
         assert!(knn.val_accuracy < 0.5 && linear.val_accuracy < 0.5, "{knn:?} {linear:?}");
+    }
+
+    /// What brute force finds: every space, every k, every fold, all similarities sorted.
+    fn brute(train: &Matrix, labels: &[usize], classes: usize, seed: u64) -> Vec<(Space, usize, f64)> {
+        let pool = Pool::new(1);
+        let mut found = Vec::new();
+        for space in Space::ALL {
+            for k in KS.into_iter().filter(|&k| k <= labels.len() * 4 / 5 - classes) {
+                let (mut right, mut seen) = (0, 0);
+                for part in folds(labels, classes, seed).unwrap() {
+                    let fit = train.select(&part.fit);
+                    let change = space.fit(&pool, &fit).unwrap();
+                    let (bank, queries) = (change.apply(&pool, &fit), change.apply(&pool, &train.select(&part.check)));
+                    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+                    for (q, &place) in part.check.iter().enumerate() {
+                        let query = queries.row(q);
+                        let cosine = |r: usize| {
+                            let row = bank.row(r);
+                            dot(query, row) / (dot(query, query) * dot(row, row)).sqrt()
+                        };
+                        let mut all: Vec<(f64, usize)> =
+                            (0..bank.rows).map(|r| (cosine(r), labels[part.fit[r]])).collect();
+                        all.sort_by(|a, b| b.0.total_cmp(&a.0));
+                        let mut votes = vec![0.0; classes];
+                        all[..k].iter().for_each(|(s, class)| votes[*class] += (s / knn::TEMPERATURE).exp());
+                        let best = (0..classes).fold(0, |best, c| if votes[c] > votes[best] { c } else { best });
+                        right += usize::from(best == labels[place]);
+                        seen += 1;
+                    }
+                }
+                found.push((space, k, f64::from(right as u32) / f64::from(seen as u32)));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn the_space_of_the_neighbours_is_chosen_as_brute_force_chooses_it() {
+        // Columns of widely different scale around a common offset, classes in the smallest: only evened out they show.
+        let (train, labels) = data(300, 0.2, 1);
+        let (val, val_labels) = data(200, 0.2, 2);
+        let hidden = |m: &Matrix, seed: u64| {
+            let mut stream = Stream::new(seed, Purpose::Test, 4, 0);
+            let mut data = Vec::new();
+            for r in 0..m.rows {
+                let (shared, other) = (stream.normal(), stream.normal());
+                let mixed = m.row(r).iter().enumerate().map(|(c, v)| {
+                    f64::from(*v) + 40.0 + 9.0 * shared + if c % 2 == 0 { 5.0 * other } else { -4.0 * other }
+                });
+                data.extend(mixed.map(|v| v as f32));
+            }
+            Matrix { data, ..m.clone() }
+        };
+        let (train, val) = (hidden(&train, 7), hidden(&val, 8));
+        let knn = Methods { knn: true, linear: false };
+        let prober = Prober::new(2, knn, 3, labels.clone(), val_labels, 5).unwrap();
+        let score = prober.rate(Kind::Trained, None, &train, &val).unwrap().knn.unwrap();
+        let found = brute(&train, &labels, 3, 5);
+        let best = found.iter().fold(found[0], |best, f| if f.2 > best.2 { *f } else { best });
+        assert_eq!((score.space, score.k), (best.0, best.1), "{score:?} {found:?}");
+        assert!((score.split_accuracy - best.2).abs() < 1e-9);
+        let plain = found.iter().filter(|f| f.0 == Space::Plain).map(|f| f.2).fold(0.0, f64::max);
+        assert!(score.space == Space::Whitened && score.val_accuracy > plain + 0.05, "{score:?} {plain}");
+    }
+
+    #[test]
+    fn the_layer_is_chosen_on_images_put_aside_and_without_any_the_fallback_is_taken() {
+        let ((good, labels), (good_val, val_labels)) = (data(60, 0.3, 1), data(200, 0.3, 2));
+        let (bad, _) = data(60, 30.0, 3);
+        let (bad_val, _) = data(200, 30.0, 4);
+        let linear = Methods { knn: false, linear: true };
+        let prober = Prober::new(1, linear, 3, labels, val_labels.clone(), 0).unwrap();
+        let candidates = [(bad.clone(), &bad_val), (good.clone(), &good_val)];
+        let (chosen, score) = prober.best_linear(&candidates, 0).unwrap();
+        assert_eq!(chosen, 1);
+        assert_eq!(Some(score), prober.rate(Kind::Trained, None, &good, &good_val).unwrap().linear);
+        // One image of each class: nothing can be put aside.
+        let few = [bad.select(&[0, 1, 2]), good.select(&[0, 1, 2])];
+        assert!(Prober::new(1, linear, 3, vec![0, 1, 2], val_labels.clone(), 0).is_err());
+        let prober = Prober::without_choice(1, linear, 3, vec![0, 1, 2], val_labels);
+        let (chosen, score) =
+            prober.best_linear(&[(few[0].clone(), &bad_val), (few[1].clone(), &good_val)], 1).unwrap();
+        assert_eq!((chosen, score.l2), (1, FIXED_L2));
+        assert!(score.val_accuracy > 0.4 && score.split_accuracy.is_nan(), "{score:?}");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! What a probe found: a table for people, JSON and CSV for programs.
 
+use super::Space;
 use crate::error::TrainError;
 use crate::run_folder::atomic_write;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Where features come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// The images themselves.
@@ -19,10 +20,12 @@ pub enum Kind {
 }
 
 /// Rating by k nearest neighbours.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct KnnScore {
     /// Number of neighbours, chosen on a part of the training images.
     pub k: usize,
+    /// What is done to the features before, chosen with it.
+    pub space: Space,
     /// Accuracy on that part.
     pub split_accuracy: f64,
     /// Accuracy on the validation images.
@@ -30,7 +33,7 @@ pub struct KnnScore {
 }
 
 /// Rating by logistic regression.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LinearScore {
     /// Strength of l2, chosen on a part of the training images: the objective is the mean cross-entropy + l2 / 2 |W|^2.
     pub l2: f64,
@@ -45,7 +48,7 @@ pub struct LinearScore {
 }
 
 /// Ratings of one kind of features.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// What they are, for people.
     pub features: String,
@@ -62,7 +65,7 @@ pub struct Row {
 }
 
 /// A sweep.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The weights.
     pub weights: String,
@@ -76,6 +79,9 @@ pub struct Report {
     pub val_images: usize,
     /// Side of the raw pixels, height and width.
     pub pixel_size: (usize, usize),
+    /// A hash of what rows must have in common to stand in one table: images, labels, weights, pooling, seed.
+    #[serde(default)]
+    pub conditions: String,
     /// The ratings.
     pub rows: Vec<Row>,
 }
@@ -113,7 +119,7 @@ impl Report {
         let (knn, linear) = (self.rows.iter().any(|r| r.knn.is_some()), self.rows.iter().any(|r| r.linear.is_some()));
         let mut out = format!("{:width$}  {:>5}", "features", "dims");
         if knn {
-            out.push_str("   kNN: k   split     VAL");
+            out.push_str("   kNN: k         space   split     VAL");
         }
         if linear {
             out.push_str("  linear: l2   split     VAL");
@@ -129,7 +135,7 @@ impl Report {
             let _ = write!(out, "{:width$}  {:>5}", row.features, row.dims);
             if let Some(s) = &row.knn {
                 let (split, val) = (s.split_accuracy * 100.0, s.val_accuracy * 100.0);
-                let _ = write!(out, "  {:>7}  {split:>6.2}  {val:>6.2}{}", s.k, mark(0));
+                let _ = write!(out, "  {:>7}  {:>12}  {split:>6.2}  {val:>6.2}{}", s.k, s.space.name(), mark(0));
             }
             if let Some(s) = &row.linear {
                 let (split, val) = (s.split_accuracy * 100.0, s.val_accuracy * 100.0);
@@ -197,15 +203,16 @@ impl Report {
     #[must_use]
     pub fn csv(&self) -> String {
         let mut out = String::from(
-            "features,kind,layer,dims,knn_k,knn_split_accuracy,knn_val_accuracy,linear_l2,linear_split_accuracy,\
+            "features,kind,layer,dims,knn_k,knn_space,knn_split_accuracy,knn_val_accuracy,linear_l2,linear_split_accuracy,\
              linear_val_accuracy,linear_converged\n",
         );
         for r in &self.rows {
             let kind =
                 serde_json::to_value(r.kind).ok().and_then(|k| k.as_str().map(str::to_owned)).unwrap_or_default();
             let layer = r.layer.map(|l| l.to_string()).unwrap_or_default();
-            let knn =
-                r.knn.as_ref().map_or(",,".to_owned(), |s| format!("{},{},{}", s.k, s.split_accuracy, s.val_accuracy));
+            let knn = r.knn.as_ref().map_or(",,,".to_owned(), |s| {
+                format!("{},{},{},{}", s.k, s.space.name(), s.split_accuracy, s.val_accuracy)
+            });
             let linear = r.linear.as_ref().map_or(",,,".to_owned(), |s| {
                 format!("{},{},{},{}", s.l2, s.split_accuracy, s.val_accuracy, s.converged)
             });
@@ -215,14 +222,77 @@ impl Report {
         out
     }
 
-    /// Writes `probe.json` and `probe.csv` into the folder of a run.
+    /// Writes `probe.json` and `probe.csv` into the folder of a run. What an earlier sweep found there under the same conditions and
+    /// this one did not look at (layers, methods, baselines) stays; files of other conditions are renamed.
     ///
     /// # Errors
     /// [`TrainError::Io`].
-    pub fn write(&self, run: &Path) -> Result<(), TrainError> {
-        atomic_write(&run.join("probe.json"), format!("{:#}\n", self.json()).as_bytes())?;
-        atomic_write(&run.join("probe.csv"), self.csv().as_bytes())
+    pub fn write(&self, run: &Path) -> Result<Written, TrainError> {
+        let json = run.join("probe.json");
+        let mut written = Written::New;
+        let mut report = self.clone();
+        if json.is_file() {
+            let text = std::fs::read(&json).map_err(TrainError::io(&json))?;
+            // What cannot be read as a report is some other program's, or an older one's: kept as well.
+            match serde_json::from_slice::<Self>(&text).ok().filter(|before| before.conditions == self.conditions) {
+                Some(before) => {
+                    let kept = report.take_from(before);
+                    written = if kept > 0 { Written::Merged(kept) } else { Written::New };
+                }
+                None => written = Written::Aside(put_aside(run)?),
+            }
+        }
+        atomic_write(&json, format!("{:#}\n", report.json()).as_bytes())?;
+        atomic_write(&run.join("probe.csv"), report.csv().as_bytes())?;
+        Ok(written)
     }
+
+    /// Takes over ratings that this report lacks; returns how many rows had some.
+    fn take_from(&mut self, before: Self) -> usize {
+        let mut kept = 0;
+        for row in before.rows {
+            match self.rows.iter_mut().find(|r| (r.kind, r.layer) == (row.kind, row.layer)) {
+                Some(known) => {
+                    let lacks =
+                        (known.knn.is_none() && row.knn.is_some()) || (known.linear.is_none() && row.linear.is_some());
+                    kept += usize::from(lacks);
+                    known.knn = known.knn.take().or(row.knn);
+                    known.linear = known.linear.take().or(row.linear);
+                }
+                None => {
+                    kept += 1;
+                    self.rows.push(row);
+                }
+            }
+        }
+        // The final norm, -1, comes after the blocks.
+        self.rows.sort_by_key(|r| (r.kind, r.layer.map(|l| if l < 0 { i64::MAX } else { l })));
+        kept
+    }
+}
+
+/// What became of the files of an earlier sweep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// There was nothing that is not measured anew.
+    New,
+    /// So many rows keep ratings of earlier sweeps.
+    Merged(usize),
+    /// They were of other images, weights or settings, and have this name now.
+    Aside(PathBuf),
+}
+
+/// Gives `probe.json` and `probe.csv` the first free number.
+fn put_aside(run: &Path) -> Result<PathBuf, TrainError> {
+    let name = |n: usize, kind: &str| run.join(format!("probe-{n}.{kind}"));
+    let free = (1..).find(|&n| !name(n, "json").exists() && !name(n, "csv").exists()).unwrap_or(1);
+    for kind in ["csv", "json"] {
+        let from = run.join(format!("probe.{kind}"));
+        if from.exists() {
+            std::fs::rename(&from, name(free, kind)).map_err(TrainError::io(&from))?;
+        }
+    }
+    Ok(name(free, "json"))
 }
 
 #[cfg(test)]
@@ -230,7 +300,7 @@ mod tests {
     use super::*;
 
     fn row(features: &str, kind: Kind, layer: Option<i64>, split: f64, val: f64) -> Row {
-        let knn = Some(KnnScore { k: 5, split_accuracy: split, val_accuracy: val });
+        let knn = Some(KnnScore { k: 5, space: Space::Plain, split_accuracy: split, val_accuracy: val });
         Row { features: features.into(), kind, layer, dims: 8, knn, linear: None }
     }
 
@@ -242,6 +312,7 @@ mod tests {
             train_images: 100,
             val_images: 10_000,
             pixel_size: (28, 28),
+            conditions: "c".into(),
             rows: vec![
                 row("raw pixels", Kind::Pixels, None, 0.7, 0.71),
                 row("random weights, block 1", Kind::Random, Some(1), 0.6, 0.62),
@@ -261,11 +332,38 @@ mod tests {
               random weights, block 1 62.00 %: 8.00 points above the better baseline"]
         );
         assert!(
-            report.table().contains("block 2                      8        5   81.00   79.00*"),
+            report.table().contains("block 2                      8        5         plain   81.00   79.00*"),
             "{}",
             report.table()
         );
-        assert_eq!(report.csv().lines().nth(2), Some("random weights block 1,random,1,8,5,0.6,0.62,,,,"));
+        assert_eq!(report.csv().lines().nth(2), Some("random weights block 1,random,1,8,5,plain,0.6,0.62,,,,"));
+    }
+
+    #[test]
+    fn a_narrower_sweep_keeps_what_a_fuller_one_found_and_other_conditions_are_put_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        let full = report(0.79);
+        assert_eq!(full.write(folder.path()).unwrap(), Written::New);
+        assert_eq!(full.write(folder.path()).unwrap(), Written::New);
+        let mut narrow = report(0.5);
+        narrow.rows.truncate(3);
+        narrow.rows.remove(0);
+        let linear = LinearScore { l2: 0.1, split_accuracy: 0.5, val_accuracy: 0.6, converged: true, gradient: 0.0 };
+        narrow.rows[1] = Row { knn: None, linear: Some(linear), ..narrow.rows[1].clone() };
+        assert_eq!(narrow.write(folder.path()).unwrap(), Written::Merged(3));
+        let read = |name: &str| -> Report {
+            serde_json::from_slice(&std::fs::read(folder.path().join(name)).unwrap()).unwrap()
+        };
+        let merged = read("probe.json");
+        let names: Vec<&str> = merged.rows.iter().map(|r| r.features.as_str()).collect();
+        assert_eq!(names, ["raw pixels", "random weights, block 1", "block 1", "block 2"]);
+        assert!(merged.rows[2].knn == full.rows[2].knn && merged.rows[2].linear == narrow.rows[1].linear);
+        assert_eq!(std::fs::read_to_string(folder.path().join("probe.csv")).unwrap(), merged.csv());
+        let other = Report { conditions: "other weights".into(), ..narrow };
+        let aside = folder.path().join("probe-1.json");
+        assert_eq!(other.write(folder.path()).unwrap(), Written::Aside(aside));
+        assert_eq!((read("probe-1.json"), read("probe.json")), (merged, other));
+        assert!(folder.path().join("probe-1.csv").is_file());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Arguments of the commands around classifiers.
 
 use super::RecipeArguments;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 /// The encoder that a fine-tuning starts from, and the recipe.
@@ -111,15 +111,28 @@ pub(crate) struct Predict {
     pub(crate) threads: usize,
 }
 
+/// What a comparison does with encoders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompareMethod {
+    /// Fine-tuning, from the weights and from scratch.
+    Finetune,
+    /// A linear probe of features, of raw pixels and of random weights.
+    Probe,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Fine-tunes the pre-trained encoder and one with random weights on the same class-balanced shares of the labels, with the same
-images, order and length, and says whether the difference stands out from the spread over the seeds. A comparison that was
-interrupted goes on when the same command is given again: finished trainings are kept.
+images, order and length; probes the features of both, and raw pixels, by logistic regression on the same images; and says whether
+the differences stand out from the spread over the seeds. Layer and l2 of a probe, and learning rates where several are given, are
+chosen on training images put aside; the validation images only measure. Probes look at images of the size of the pre-training.
+A comparison that was interrupted goes on when the same command is given again: finished measurements are kept.
 
 Examples:
   simmim compare --weights runs/photos --data photos/train --val photos/val --out runs/does_it_help
-  simmim compare --weights runs/photos --data photos/train --val photos/val --labels 0.01,0.1 --seeds 5 --steps 500")]
+  simmim compare --weights runs/photos --data photos/train --val photos/val --labels 0.01,0.1 --seeds 5 --steps 500
+  simmim compare --weights runs/photos --data photos/train --val photos/val --labels 0.1 --lr 5e-4,1e-3 --scratch-lr 2e-4,5e-4,1e-3
+  simmim compare --weights runs/photos --data photos/train --val photos/val --methods probe       within minutes")]
 pub(crate) struct Compare {
     #[command(flatten)]
     pub(crate) start: StartOf,
@@ -135,15 +148,25 @@ pub(crate) struct Compare {
     /// Shares of the labelled images, the same of every class.
     #[arg(long, value_name = "X,X,...", value_delimiter = ',', default_value = "0.01,0.1,1")]
     pub(crate) labels: Vec<f64>,
-    /// Trainings of each arm at each share.
+    /// Trainings and probes of each arm at each share.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) seeds: u64,
     /// Folder for results and plot. Default: runs/compare-N with the first free number.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Learning rate from scratch (all layers alike); default: that of the recipe.
-    #[arg(long, value_name = "LR")]
-    pub(crate) scratch_lr: Option<f64>,
+    /// What is done: finetune, probe or both.
+    #[arg(long, value_name = "M,M", value_enum, value_delimiter = ',', default_value = "finetune,probe")]
+    pub(crate) methods: Vec<CompareMethod>,
+    /// Layers that probes choose among: all, or numbers with commas between; k for block k (from 1), -1 for the final norm.
+    #[arg(long, value_name = "all|L", default_value = "all", allow_hyphen_values = true)]
+    pub(crate) layers: String,
+    /// Learning rate from the weights; default: that of the recipe. Of several, each share takes the one that is best on a fifth of
+    /// its training images, put aside at the first seed.
+    #[arg(long, value_name = "LR,...", value_delimiter = ',')]
+    pub(crate) lr: Vec<f64>,
+    /// The same from scratch (all layers alike).
+    #[arg(long, value_name = "LR,...", value_delimiter = ',')]
+    pub(crate) scratch_lr: Vec<f64>,
     /// Validation images that are measured, spread over all; default: all.
     #[arg(long, value_name = "N")]
     pub(crate) val_images: Option<usize>,

@@ -5,7 +5,7 @@ mod pretrain;
 mod probe;
 mod use_weights;
 
-pub(crate) use finetune::{Compare, Evaluate, Finetune, Predict, StartOf};
+pub(crate) use finetune::{Compare, CompareMethod, Evaluate, Finetune, Predict, StartOf};
 pub(crate) use pretrain::Pretrain;
 pub(crate) use probe::{Method, Neighbors, Probe};
 pub(crate) use use_weights::{Embed, Pool, Reconstruct, WeightsOf};
@@ -59,7 +59,7 @@ pub(crate) enum Command {
     Evaluate(Evaluate),
     /// Write the class of each image.
     Predict(Predict),
-    /// Measure whether pre-training helped: fine-tuning against training from scratch at shares of the labels.
+    /// Measure whether pre-training helped: fine-tuning and probes at shares of the labels, against scratch and raw pixels.
     Compare(Box<Compare>),
     /// Measure how well classes can be told apart by features, layer by layer, against raw pixels and random weights.
     Probe(Probe),

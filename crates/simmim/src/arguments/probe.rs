@@ -18,9 +18,11 @@ pub(crate) enum Method {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-k, the strength of l2 and the layer are chosen on a fifth of the training images; VAL only measures.
-Classes are matched by name: of folders the first level below TRAIN and VAL. A run's folder gets probe.json and probe.csv, and keeps
-the features for the next time.
+k, what is done to the features before neighbours are sought (nothing, standardising, whitening), the strength of l2 and the layer
+are chosen on a fifth of the training images (below 2,500 of them: on five fifths in turn); VAL only measures.
+Classes are matched by name: of folders the first level below TRAIN and VAL. A run's folder keeps the features for the next time, and
+gets probe.json and probe.csv: rows of earlier probes of the same images, weights and seed stay in them where this one does not
+measure them anew; those of others are renamed to probe-N.
 
 Examples:
   simmim probe --weights runs/photos --data photos/train --val photos/val

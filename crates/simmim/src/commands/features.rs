@@ -8,6 +8,11 @@ use simmim_data::Source;
 use simmim_engine::cpu::CpuExecutor;
 use simmim_train::features::{Extractor, FeatureCache, Features, Key, Layer, Plan, Pooling};
 
+/// Role of the weights in question.
+pub(crate) const TRAINED: &str = "trained";
+/// Role of the weights they would start from.
+pub(crate) const RANDOM: &str = "random";
+
 /// Makes features of one set of weights.
 pub(crate) struct Maker<'a> {
     encoder: &'a Encoder,
@@ -19,6 +24,8 @@ pub(crate) struct Maker<'a> {
     cache: FeatureCache,
     extractor: Option<Extractor>,
     format: LogFormat,
+    /// Keys of the features made so far that are kept.
+    keys: Vec<Key>,
 }
 
 impl<'a> Maker<'a> {
@@ -32,7 +39,7 @@ impl<'a> Maker<'a> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let plan = encoder.plan(layers, pooling, batch, if threads == 0 { cores() } else { threads });
         let cache = FeatureCache::new(encoder.run.as_deref());
-        Self { encoder, weights, role, plan, threads, cache, extractor: None, format }
+        Self { encoder, weights, role, plan, threads, cache, extractor: None, format, keys: Vec::new() }
     }
 
     /// The features of all images of a source. `what` names it in progress lines.
@@ -58,9 +65,18 @@ impl<'a> Maker<'a> {
             }
             made
         };
-        let reasons = features.unreadable.iter().map(|(_, reason)| reason.as_str());
-        warn_unreadable(self.format, features.unreadable.len(), reasons);
+        self.keys.extend(key);
+        // The same images are unreadable for any weights: those of the trained ones tell.
+        if self.role == TRAINED {
+            let reasons = features.unreadable.iter().map(|(_, reason)| reason.as_str());
+            warn_unreadable(self.format, features.unreadable.len(), reasons);
+        }
         Ok(features)
+    }
+
+    /// What the features made so far follow from; empty for weights that belong to no run.
+    pub(crate) fn conditions(&self) -> String {
+        self.keys.iter().map(Key::conditions).collect::<Vec<_>>().join(" ")
     }
 
     /// The features of images that are not worth keeping any for.

@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{LogFormat, Neighbors};
-use crate::commands::features::{Maker, check_pooling};
+use crate::commands::features::{Maker, TRAINED, check_pooling};
 use crate::commands::{check_output, weights};
 use crate::diagnostics::Failure;
 use simmim_data::{Source, source};
@@ -23,7 +23,7 @@ pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure>
     let layer = Layer::of(a.layer, &model.encoder)?;
     check_pooling(&model, a.pool.pooling(), format)?;
     let how = (vec![layer], a.pool.pooling(), a.batch);
-    let mut maker = Maker::new(&model, (&model.tensors, "trained"), how, a.weights.threads, format);
+    let mut maker = Maker::new(&model, (&model.tensors, TRAINED), how, a.weights.threads, format);
     let bank = maker.of(&*images, "the data")?;
     let (feature, own) = match &query {
         Query::Member(index) => {

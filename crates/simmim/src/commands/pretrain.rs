@@ -148,6 +148,15 @@ pub(crate) fn free_folder(recipe: &str) -> PathBuf {
     (1..).map(|n| Path::new("runs").join(format!("{name}-{n}"))).find(|p| !p.exists()).unwrap_or_default()
 }
 
+/// A warning where the learning rate rises for more than half of the steps.
+pub(crate) fn warmup_warning(warmup: u64, total: u64) -> Option<String> {
+    (2 * warmup > total).then(|| {
+        format!(
+            "warning: the learning rate rises for {warmup} of {total} steps; set schedule.warmup_steps to a tenth of the length"
+        )
+    })
+}
+
 pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, threads: usize) {
     let memory = trainer.task().memory();
     let parameters: usize = trainer.task().parameters().iter().map(simmim_models::ParameterSpec::len).sum();
@@ -158,10 +167,8 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, threa
         format!("{:.1} million", parameters as f64 / 1e6)
     };
     let (warmup, total) = (trainer.warmup_steps(), trainer.total_steps());
-    if 2 * warmup > total {
-        progress.say(&format!(
-            "warning: the learning rate rises for {warmup} of {total} steps; set schedule.warmup_steps to a tenth of the length"
-        ));
+    if let Some(warning) = warmup_warning(warmup, total) {
+        progress.say(&warning);
     }
     let left = total.saturating_sub(trainer.step());
     progress.say(&format!(

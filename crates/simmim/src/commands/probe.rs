@@ -3,14 +3,14 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{LogFormat, Method, Probe};
-use crate::commands::features::{Maker, check_pooling};
+use crate::commands::features::{Maker, RANDOM, TRAINED, check_pooling};
 use crate::commands::weights::{self, Encoder};
 use crate::diagnostics::Failure;
 use crate::meter::say;
 use simmim_data::{Source, demo, demo_held_out, source};
 use simmim_models::ParameterSpec;
 use simmim_train::features::{Features, Layer, Matrix, Pooling, pixels};
-use simmim_train::probe::{Kind, Labelled, Methods, Prober, Report, Task, pixel_transform};
+use simmim_train::probe::{Kind, Labelled, Methods, Prober, Report, Task, Written, pixel_transform};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
@@ -24,12 +24,20 @@ pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
     let sweep = Sweep { a, format, model: &model, layers: &layers, train: &*train, val: &*val };
     let report = sweep.report(task)?;
     if let Some(run) = &model.run {
-        report.write(run)?;
+        match report.write(run)? {
+            Written::New => {}
+            Written::Merged(rows) => say(format, "message", &format!("probe.json keeps {rows} rows of earlier probes")),
+            Written::Aside(path) => {
+                let path = path.display();
+                say(format, "message", &format!("an earlier probe of other images, weights or settings is now {path}"));
+            }
+        }
     }
     if a.json {
         println!("{}", report.json());
     } else {
         print!("{}", report.table());
+        println!("space and k of the neighbours, l2 and layer are chosen on training images put aside");
         println!("* the layer that is best on `split`, a part of the training images; VAL was not looked at to choose");
         report.verdict().iter().for_each(|sentence| println!("{sentence}"));
     }
@@ -38,6 +46,9 @@ pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
 
 /// Images to train a probe on, and to measure it on.
 type TrainAndVal = (Box<dyn Source>, Box<dyn Source>);
+
+/// Their features, and what those follow from.
+type TrainAndValFeatures = (Features, Features, String);
 
 fn open(a: &Probe) -> Result<TrainAndVal, Failure> {
     if let (Some(train), Some(val)) = (&a.data, &a.val) {
@@ -50,7 +61,7 @@ fn open(a: &Probe) -> Result<TrainAndVal, Failure> {
 }
 
 /// `all`, or numbers with commas between.
-fn layers(text: &str, model: &Encoder) -> Result<Vec<Layer>, Failure> {
+pub(crate) fn layers(text: &str, model: &Encoder) -> Result<Vec<Layer>, Failure> {
     if text == "all" {
         return Ok(Layer::all(&model.encoder));
     }
@@ -79,7 +90,7 @@ struct Sweep<'a> {
 impl Sweep<'_> {
     fn report(&self, task: Task) -> Result<Report, Failure> {
         let a = self.a;
-        let trained = self.features(&self.model.tensors, "trained")?;
+        let trained = self.features(&self.model.tensors, TRAINED)?;
         let (train, train_rows) = readable(&task.train, &trained.0);
         let (val, val_rows) = readable(&task.val, &trained.1);
         let methods = Methods { knn: a.method != Method::Linear, linear: a.method != Method::Knn };
@@ -94,6 +105,7 @@ impl Sweep<'_> {
             train_images: train.images.len(),
             val_images: val.images.len(),
             pixel_size: pixel_transform.size,
+            conditions: format!("{} seed {}", trained.2, a.seed),
             rows: Vec::new(),
         };
         let rate = |report: &mut Report, kind: Kind, layer: Option<Layer>, train: &Matrix, val: &Matrix| {
@@ -118,7 +130,7 @@ impl Sweep<'_> {
             let specs = self.model.config.parameters();
             let random: Vec<(String, Vec<f32>)> =
                 specs.iter().map(|p: &ParameterSpec| (p.name.clone(), p.initial(seed))).collect();
-            let random = self.features(&random, "random")?;
+            let random = self.features(&random, RANDOM)?;
             for (i, &layer) in self.layers.iter().enumerate() {
                 let (train, val) = (random.0.layers[i].select(&train_rows), random.1.layers[i].select(&val_rows));
                 rate(&mut report, Kind::Random, Some(layer), &train, &val)?;
@@ -131,11 +143,12 @@ impl Sweep<'_> {
         Ok(report)
     }
 
-    /// Features of training and validation images.
-    fn features(&self, weights: &[(String, Vec<f32>)], role: &'static str) -> Result<(Features, Features), Failure> {
+    /// Features of training and validation images, and what they follow from.
+    fn features(&self, weights: &[(String, Vec<f32>)], role: &'static str) -> Result<TrainAndValFeatures, Failure> {
         let how = (self.layers.to_vec(), self.a.pool.pooling(), self.a.batch);
         let mut maker = Maker::new(self.model, (weights, role), how, self.a.weights.threads, self.format);
-        Ok((maker.of(self.train, "TRAIN")?, maker.of(self.val, "VAL")?))
+        let (train, val) = (maker.of(self.train, "TRAIN")?, maker.of(self.val, "VAL")?);
+        Ok((train, val, maker.conditions()))
     }
 }
 
