@@ -1,12 +1,14 @@
 //! The processor's executor: a thread pool, kernels chosen for the instruction set at run time, one arena.
 
 mod arena;
+mod block;
 mod dispatch;
 mod executor;
 pub mod gemm;
 pub mod kernels;
 mod pool;
 
+pub use block::BlockMut;
 pub use dispatch::Isa;
 pub use executor::CpuExecutor;
 pub use pool::Pool;

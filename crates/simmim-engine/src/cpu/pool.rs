@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+/// Floats in a cache line.
+const LINE: usize = 16;
+
 type Task = *const (dyn Fn(usize, usize) + Sync);
 
 /// How long an idle thread looks for work before it sleeps; operations of a step follow each other within microseconds.
@@ -183,8 +186,7 @@ impl Pool {
     }
 
     /// Cuts each slice into `parts` parts of its length in `lens` (the last ones may be shorter) and calls
-    /// `f(part, its part of each slice, working memory)`. The working memory is `scratch` cut into as many equal pieces as there
-    /// are threads; what a task finds in it is undefined.
+    /// `f(part, its part of each slice, working memory)`, the working memory being that of [`Pool::for_scratch`].
     pub fn for_parts<const N: usize>(
         &self,
         slices: [&mut [f32]; N],
@@ -194,14 +196,24 @@ impl Pool {
         f: impl Fn(usize, [&mut [f32]; N], &mut [f32]) + Sync,
     ) {
         let lent = slices.map(Lent::of);
-        let piece = scratch.len() / self.threads();
-        let scratch = Lent::of(scratch);
-        self.run(parts, &|part, thread| {
-            // SAFETY: `run` calls each part once, and `thread` belongs to one running call at a time; both keep the obligation
-            // that a range is lent to one task at a time. The slices stay borrowed until `run` returns.
-            let (slices, scratch) =
-                unsafe { (std::array::from_fn(|i| lent[i].part(part, lens[i])), scratch.part(thread, piece)) };
+        self.for_scratch(parts, scratch, |part, scratch| {
+            // SAFETY: `for_scratch` calls each part once, so a range is lent to one task at a time. The slices stay borrowed until it
+            // returns.
+            let slices = std::array::from_fn(|i| unsafe { lent[i].part(part, lens[i]) });
             f(part, slices, scratch);
+        });
+    }
+
+    /// Calls `f(task, working memory)` for every task. The working memory is `scratch` cut into as many equal pieces as there are
+    /// threads, at multiples of a cache line; what a task finds in it is undefined.
+    pub fn for_scratch(&self, tasks: usize, scratch: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+        let piece = scratch.len() / self.threads() / LINE * LINE;
+        let scratch = Lent::of(scratch);
+        self.run(tasks, &|task, thread| {
+            // SAFETY: `thread` belongs to one running call at a time, so a piece is lent to one task at a time. The slice stays
+            // borrowed until `run` returns.
+            let scratch = unsafe { scratch.part(thread, piece) };
+            f(task, scratch);
         });
     }
 }

@@ -5,8 +5,8 @@
 
 use super::parallel_map;
 use crate::features::Matrix;
-use simmim_engine::cpu::Pool;
-use simmim_engine::cpu::gemm::{Extents, View, multiply};
+use simmim_engine::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch};
+use simmim_engine::cpu::{Isa, Pool};
 use std::cmp::Ordering;
 
 /// Temperature of the votes.
@@ -53,12 +53,15 @@ pub fn nearest(pool: &Pool, bank: &Matrix, queries: &Matrix, k: usize) -> Vec<Ve
         let rows = task * QUERIES..queries.rows.min((task + 1) * QUERIES);
         let mut found: Vec<Vec<Neighbour>> = vec![Vec::with_capacity(2 * k + BANK); rows.len()];
         let mut similarities = vec![0.0; rows.len() * BANK];
+        let isa = Isa::detect();
+        let most = Extents { m: rows.len(), n: BANK, k: bank.cols };
+        let mut scratch = vec![0.0; multiply_scratch(isa, most)];
         let query = View::rows(&queries.data[rows.start * queries.cols..], queries.cols);
         for start in (0..bank.rows).step_by(BANK) {
             let n = BANK.min(bank.rows - start);
             let e = Extents { m: rows.len(), n, k: bank.cols };
             let block = View::rows(&bank.data[start * bank.cols..], bank.cols).transposed();
-            multiply(&mut similarities, BANK, e, query, block, 1.0, false);
+            multiply(isa, &mut similarities, BANK, Product::new(e, query, block), &mut scratch);
             for (found, line) in found.iter_mut().zip(similarities.chunks_exact(BANK)) {
                 let new = line[..n].iter().enumerate();
                 found.extend(new.map(|(i, &similarity)| Neighbour { row: start + i, similarity }));

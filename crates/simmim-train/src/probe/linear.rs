@@ -11,7 +11,7 @@ use argmin::core::{CostFunction, Error, Executor, Gradient, State};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
 use simmim_engine::cpu::Pool;
-use simmim_engine::cpu::gemm::{Extents, View, multiply};
+use simmim_engine::cpu::gemm::{Extents, Product, View};
 use std::sync::{Mutex, PoisonError};
 
 /// The fit has converged where no element of the gradient is larger. scikit-learn's bound too; below it, products in f32 leave
@@ -140,7 +140,7 @@ impl Classifier {
 fn scores_of(scores: &mut [f32], x: &Matrix, rows: std::ops::Range<usize>, weights: &[f32], classes: usize) {
     let e = Extents { m: rows.len(), n: classes, k: x.cols };
     let features = View::rows(&x.data[rows.start * x.cols..], x.cols);
-    multiply(scores, classes, e, features, View::rows(weights, x.cols).transposed(), 1.0, false);
+    Product::new(e, features, View::rows(weights, x.cols).transposed()).write(scores);
 }
 
 /// The function that is minimised.
@@ -194,7 +194,7 @@ impl Objective<'_> {
     fn part(&self, rows: std::ops::Range<usize>, weights: &[f32], bias: &[f64]) -> (f64, Vec<f64>) {
         let (classes, dims) = (self.classes, self.x.cols);
         let (mut loss, mut gradient) = (0.0, vec![0.0; classes * (dims + 1)]);
-        let (mut scores, mut product) = (vec![0.0; BLOCK * classes], vec![0.0; classes * dims]);
+        let (mut scores, mut sums) = (vec![0.0; BLOCK * classes], vec![0.0; classes * dims]);
         for start in rows.clone().step_by(BLOCK) {
             let end = rows.end.min(start + BLOCK);
             scores_of(&mut scores, self.x, start..end, weights, classes);
@@ -212,8 +212,8 @@ impl Objective<'_> {
             }
             let e = Extents { m: classes, n: dims, k: labels.len() };
             let features = View::rows(&self.x.data[start * dims..], dims);
-            multiply(&mut product, dims, e, View::rows(&scores, classes).transposed(), features, 1.0, false);
-            gradient.iter_mut().zip(&product).for_each(|(g, p)| *g += f64::from(*p));
+            Product::new(e, View::rows(&scores, classes).transposed(), features).write(&mut sums);
+            gradient.iter_mut().zip(&sums).for_each(|(g, p)| *g += f64::from(*p));
         }
         (loss, gradient)
     }

@@ -12,7 +12,7 @@ use super::parallel_map;
 use crate::features::Matrix;
 use serde::{Deserialize, Serialize};
 use simmim_engine::cpu::Pool;
-use simmim_engine::cpu::gemm::{Extents, View, multiply};
+use simmim_engine::cpu::gemm::{Extents, Product, View};
 
 /// Share of the sphere in the covariance.
 pub const SHRINKAGE: f64 = 1e-3;
@@ -118,7 +118,7 @@ impl Whitener {
             let mut out = vec![0.0; rows.len() * dims];
             let e = Extents { m: rows.len(), n: dims, k: dims };
             let x = View::rows(&centred.data[rows.start * dims..], dims);
-            multiply(&mut out, dims, e, x, View::rows(&self.matrix, dims).transposed(), 1.0, false);
+            Product::new(e, x, View::rows(&self.matrix, dims).transposed()).write(&mut out);
             out
         });
         Matrix { data: blocks.concat(), ..*features }
@@ -152,7 +152,7 @@ fn covariance(pool: &Pool, x: &Matrix) -> Vec<f64> {
             let e = Extents { m: height, n: to, k: ROWS.min(x.rows - start) };
             let rows = &x.data[start * dims..];
             let left = View::rows(&rows[from..], dims).transposed();
-            multiply(&mut product, to, e, left, View::rows(rows, dims), 1.0, false);
+            Product::new(e, left, View::rows(rows, dims)).write(&mut product);
             sums.iter_mut().zip(&product).for_each(|(s, p)| *s += f64::from(*p));
         }
         sums

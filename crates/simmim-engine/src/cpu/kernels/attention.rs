@@ -3,13 +3,16 @@
 use super::vector_math::exp;
 use super::{Args, Inputs, sum_partials};
 use crate::cpu::dispatch::{madd, vectorised};
-use crate::cpu::gemm::{Extents, View, multiply};
+use crate::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch};
 use crate::cpu::{Cpu, Isa};
 use crate::ops::{Attention, AttentionGrad, AttentionSizes, Packing};
 use crate::plan::Instruction;
 
 /// Parts into which a batch is cut where the bias needs a gradient: each sums its own, the sums are added in order.
 const BIAS_PARTS: usize = 8;
+
+/// Floats in a cache line.
+const LINE: usize = 16;
 
 /// Samples that one task takes in the backward.
 fn samples_per_part(op: &Attention, batch: usize) -> usize {
@@ -21,15 +24,22 @@ fn sizes_of(op: &Attention, i: &Instruction, first: usize) -> AttentionSizes {
     op.sizes(&i.inputs[first].shape, &i.inputs[first + split].shape)
 }
 
+/// A head's scores and their gradients and the working memory of products, for one thread, in floats.
+fn head_scratch(s: &AttentionSizes, matrices: usize, isa: Isa) -> usize {
+    let [q, t, d] = [s.queries, s.tokens, s.head_dim()];
+    let products = [(q, t, d), (q, d, t), (t, d, q)].map(|(m, n, k)| multiply_scratch(isa, Extents { m, n, k }));
+    matrices * (q * t).next_multiple_of(LINE) + products.into_iter().max().unwrap_or(0)
+}
+
 pub(crate) fn scratch(op: &Attention, i: &Instruction, cpu: &Cpu) -> usize {
-    let s = sizes_of(op, i, 0);
-    cpu.pool.threads() * s.queries * s.tokens
+    cpu.pool.threads() * head_scratch(&sizes_of(op, i, 0), 1, cpu.isa)
 }
 
 pub(crate) fn scratch_grad(op: &AttentionGrad, i: &Instruction, cpu: &Cpu) -> usize {
     let s = sizes_of(&op.forward, i, 3);
     let partial = if op.forward.bias { i.outputs.last().map_or(0, crate::plan::Buffer::len) } else { 0 };
-    cpu.pool.threads() * 2 * s.queries * s.tokens + s.batch.div_ceil(samples_per_part(&op.forward, s.batch)) * partial
+    let partials = (s.batch.div_ceil(samples_per_part(&op.forward, s.batch)) * partial).next_multiple_of(LINE);
+    cpu.pool.threads() * head_scratch(&s, 2, cpu.isa) + partials
 }
 
 /// Queries, keys and values of one sample, and its bias.
@@ -86,9 +96,10 @@ impl<'a> Sample<'a> {
     }
 
     /// `scores = q k^T scale`, without the bias.
-    fn scores(&self, h: usize, scores: &mut [f32]) {
+    fn scores(&self, isa: Isa, h: usize, scores: &mut [f32], scratch: &mut [f32]) {
         let e = self.scores_extents();
-        multiply(scores, e.n, e, self.head(0, h), self.head(1, h).transposed(), self.scale(), false);
+        let p = Product::new(e, self.head(0, h), self.head(1, h).transposed()).scaled(self.scale());
+        multiply(isa, scores, e.n, p, scratch);
     }
 
     fn bias_start(&self, h: usize, query: usize) -> Option<usize> {
@@ -110,15 +121,16 @@ pub(crate) fn attention(cpu: &Cpu, op: &Attention, args: &mut Args<'_>) {
     cpu.pool.for_parts([out, lse], lens, first.batch, scratch, |b, [out, lse], scratch| {
         let sample = Sample::of(op, inputs, 0, b);
         let s = sample.sizes;
-        let scores = &mut scratch[..s.queries * s.tokens];
+        let (scores, scratch) = scratch.split_at_mut((s.queries * s.tokens).next_multiple_of(LINE));
+        let scores = &mut scores[..s.queries * s.tokens];
         for h in 0..s.heads {
-            sample.scores(h, scores);
+            sample.scores(cpu.isa, h, scores, scratch);
             for (q, row) in scores.chunks_exact_mut(s.tokens).enumerate() {
                 lse[h * s.queries + q] = softmax_row(cpu.isa, row, sample.bias_row(h, q));
             }
             let e = Extents { m: s.queries, n: s.head_dim(), k: s.tokens };
             let target = &mut out[h * s.head_dim()..];
-            multiply(target, s.dim, e, View::rows(scores, s.tokens), sample.head(2, h), 1.0, false);
+            multiply(cpu.isa, target, s.dim, Product::new(e, View::rows(scores, s.tokens), sample.head(2, h)), scratch);
         }
     });
 }
@@ -188,7 +200,8 @@ fn backward(
     let s = Sample::of(&op.forward, inputs, 3, 0).sizes;
     let samples = samples_per_part(&op.forward, s.batch);
     let parts = s.batch.div_ceil(samples);
-    let (partials, scratch) = scratch.split_at_mut(parts * grad_bias.len());
+    let (partials, scratch) = scratch.split_at_mut((parts * grad_bias.len()).next_multiple_of(LINE));
+    let partials = &mut partials[..parts * grad_bias.len()];
     let [first, second] = grads;
     let lens = [first.len() / s.batch, second.len() / s.batch];
     let part_lens = [lens[0] * samples, lens[1] * samples, grad_bias.len()];
@@ -226,11 +239,15 @@ fn backward_sample(
     let rows = b * s.queries * s.dim..(b + 1) * s.queries * s.dim;
     let (grad, out) = (&inputs.f32(0)[rows.clone()], &inputs.f32(1)[rows]);
     let lse = &inputs.f32(2)[b * s.heads * s.queries..];
-    let (p, grad_s) = scratch[..2 * s.queries * s.tokens].split_at_mut(s.queries * s.tokens);
+    let size = s.queries * s.tokens;
+    let (p, scratch) = scratch.split_at_mut(size.next_multiple_of(LINE));
+    let (grad_s, scratch) = scratch.split_at_mut(size.next_multiple_of(LINE));
+    let (p, grad_s) = (&mut p[..size], &mut grad_s[..size]);
     for h in 0..s.heads {
         let grad_head = View::rows(&grad[h * d..], s.dim);
-        sample.scores(h, p);
-        multiply(grad_s, s.tokens, sample.scores_extents(), grad_head, sample.head(2, h).transposed(), 1.0, false);
+        sample.scores(isa, h, p, scratch);
+        let grad_p = Product::new(sample.scores_extents(), grad_head, sample.head(2, h).transposed());
+        multiply(isa, grad_s, s.tokens, grad_p, scratch);
         for q in 0..s.queries {
             let at = q * s.tokens..(q + 1) * s.tokens;
             let head = q * s.dim + h * d..q * s.dim + (h + 1) * d;
@@ -246,10 +263,13 @@ fn backward_sample(
         let over_tokens = Extents { m: s.queries, n: d, k: s.tokens };
         let [q_stride, k_stride, _] = sample.strides;
         let (q, k) = (sample.head(0, h), sample.head(1, h));
-        multiply(&mut first[h * d..], q_stride, over_tokens, grad_s, k, sample.scale(), false);
+        let grad_q = Product::new(over_tokens, grad_s, k).scaled(sample.scale());
+        let grad_k = Product::new(over_queries, grad_s.transposed(), q).scaled(sample.scale());
+        let grad_v = Product::new(over_queries, p.transposed(), grad_head);
+        multiply(isa, &mut first[h * d..], q_stride, grad_q, scratch);
         let (keys, at) = if op.forward.packing == Packing::Packed { (&mut *first, s.dim) } else { (&mut *second, 0) };
-        multiply(&mut keys[at + h * d..], k_stride, over_queries, grad_s.transposed(), q, sample.scale(), false);
-        multiply(&mut keys[at + s.dim + h * d..], k_stride, over_queries, p.transposed(), grad_head, 1.0, false);
+        multiply(isa, &mut keys[at + h * d..], k_stride, grad_k, scratch);
+        multiply(isa, &mut keys[at + s.dim + h * d..], k_stride, grad_v, scratch);
     }
 }
 

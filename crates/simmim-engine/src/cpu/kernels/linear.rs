@@ -2,11 +2,11 @@
 
 use super::vector_math::{gelu, gelu_derivative};
 use super::{Args, PARTIAL_ROWS, rows_per_task, sum_partials};
-use crate::cpu::Cpu;
 use crate::cpu::dispatch::vectorised;
-use crate::cpu::gemm::{Extents, View, multiply, product_rows, rows_per_task as product_rows_per_task};
+use crate::cpu::gemm::{Extents, Place, Product, View, product, product_scratch};
 use crate::cpu::kernels::add::add_slices;
-use crate::ops::{Linear, LinearGradInput, LinearGradWeight, Op, RowRange};
+use crate::cpu::{BlockMut, Cpu};
+use crate::ops::{Linear, LinearGradInput, LinearGradWeight, RowRange};
 use crate::plan::Instruction;
 
 /// First row and number of rows of the weight in use.
@@ -14,56 +14,58 @@ fn range_of(rows: Option<RowRange>, total: usize) -> (usize, usize) {
     rows.map_or((0, total), |r| (r.start, r.len))
 }
 
-pub(crate) fn scratch(i: &Instruction, _cpu: &Cpu) -> usize {
-    match &i.op {
-        Op::LinearGradWeight(op) if op.bias => {
-            let columns = *i.inputs[0].shape.last().unwrap_or(&1);
-            i.inputs[0].len().div_ceil(columns.max(1) * PARTIAL_ROWS) * columns
-        }
-        _ => 0,
-    }
+pub(crate) fn scratch(op: &Linear, i: &Instruction, cpu: &Cpu) -> usize {
+    let [total, k] = [0, 1].map(|d| i.inputs[1].shape[d]);
+    let (_, n) = range_of(op.rows, total);
+    product_scratch(cpu, Extents { m: i.inputs[0].len() / k, n, k })
+}
+
+pub(crate) fn scratch_grad_input(op: &LinearGradInput, i: &Instruction, cpu: &Cpu) -> usize {
+    let [total, n] = [0, 1].map(|d| i.inputs[1].shape[d]);
+    let (_, k) = range_of(op.rows, total);
+    product_scratch(cpu, Extents { m: i.inputs[0].len() / k, n, k })
+}
+
+pub(crate) fn scratch_grad_weight(op: &LinearGradWeight, i: &Instruction, cpu: &Cpu) -> usize {
+    let [total, n] = [0, 1].map(|d| i.outputs[0].shape[d]);
+    let (_, m) = range_of(op.rows, total);
+    let rows = i.inputs[0].len() / m;
+    let sums = if op.bias { rows.div_ceil(PARTIAL_ROWS) * m } else { 0 };
+    product_scratch(cpu, Extents { m, n, k: rows }).max(sums)
 }
 
 pub(crate) fn linear(cpu: &Cpu, op: &Linear, args: &mut Args<'_>) {
     if op.gelu { linear_gelu(cpu, op, args) } else { linear_plain(cpu, op, args) }
 }
 
-/// The operands of a forward product: extents, `x`, the transposed weight, and the bias in use.
-fn operands<'a>(op: &Linear, inputs: super::Inputs<'a>) -> (Extents, View<'a>, View<'a>, Option<&'a [f32]>) {
+/// A forward product with its bias.
+fn forward<'a>(op: &Linear, inputs: super::Inputs<'a>) -> Product<'a> {
     let (x, weight) = (inputs.f32(0), inputs.f32(1));
     let [total, k] = [0, 1].map(|i| inputs.shape(1)[i]);
     let (start, n) = range_of(op.rows, total);
+    let e = Extents { m: x.len() / k, n, k };
     let bias = op.bias.then(|| &inputs.f32(2)[start..start + n]);
-    (Extents { m: x.len() / k, n, k }, View::rows(x, k), View::rows(&weight[start * k..], k).transposed(), bias)
+    Product::new(e, View::rows(x, k), View::rows(&weight[start * k..], k).transposed()).with_bias(bias)
 }
 
 fn linear_plain(cpu: &Cpu, op: &Linear, args: &mut Args<'_>) {
-    let (inputs, [y], _) = args.split::<1>();
-    let (e, x, weight, bias) = operands(op, inputs);
-    product_rows(cpu, y, e, x, weight, false, |_, y| {
-        if let Some(bias) = bias {
-            y.chunks_exact_mut(e.n).for_each(|y| add_slices(cpu.isa, y, bias));
-        }
-    });
+    let (inputs, [y], scratch) = args.split::<1>();
+    product(cpu, [y], forward(op, inputs), scratch, |_, _| ());
 }
 
 fn linear_gelu(cpu: &Cpu, op: &Linear, args: &mut Args<'_>) {
-    let (inputs, [y, pre], _) = args.split::<2>();
-    let (e, x, weight, bias) = operands(op, inputs);
-    cpu.pool.for_rows([y, pre], e.m, product_rows_per_task(cpu, e.m), |rows, [y, pre]| {
-        multiply(pre, e.n, Extents { m: rows.len(), ..e }, x.skip_rows(rows.start), weight, 1.0, false);
-        for (y, pre) in y.chunks_exact_mut(e.n).zip(pre.chunks_exact_mut(e.n)) {
-            if let Some(bias) = bias {
-                add_slices(cpu.isa, pre, bias);
-            }
-            gelu_row(cpu.isa, y, pre);
-        }
+    let (inputs, [y, pre], scratch) = args.split::<2>();
+    product(cpu, [pre, y], forward(op, inputs), scratch, |place, [pre, y]| {
+        gelu_block(cpu.isa, y, pre, place);
     });
 }
 
 vectorised! {
-    fn gelu_row<FMA>(y: &mut [f32], pre: &[f32]) {
-        y.iter_mut().zip(pre).for_each(|(y, &z)| *y = gelu::<FMA>(z));
+    fn gelu_block<FMA>(y: &mut BlockMut<'_>, pre: &mut BlockMut<'_>, place: &Place) {
+        for i in place.rows.clone() {
+            let (y, pre) = (&mut y.row(i)[place.cols.clone()], &pre.row(i)[place.cols.clone()]);
+            y.iter_mut().zip(pre).for_each(|(y, z)| *y = gelu::<FMA>(*z));
+        }
     }
 }
 
@@ -80,33 +82,41 @@ vectorised! {
 }
 
 pub(crate) fn linear_grad_input(cpu: &Cpu, op: &LinearGradInput, args: &mut Args<'_>) {
-    let (inputs, [grad_x], _) = args.split::<1>();
+    let (inputs, [grad_x], scratch) = args.split::<1>();
     let (grad, weight) = (inputs.f32(0), inputs.f32(1));
     let [total, n] = [0, 1].map(|i| inputs.shape(1)[i]);
     let (start, k) = range_of(op.rows, total);
     let e = Extents { m: grad.len() / k, n, k };
-    product_rows(cpu, grad_x, e, View::rows(grad, k), View::rows(&weight[start * n..], n), op.accumulate, |_, _| ());
+    let p = Product::new(e, View::rows(grad, k), View::rows(&weight[start * n..], n)).accumulated(op.accumulate);
+    product(cpu, [grad_x], p, scratch, |_, _| ());
 }
 
 pub(crate) fn linear_grad_weight(cpu: &Cpu, op: &LinearGradWeight, args: &mut Args<'_>) {
     if op.bias {
         let (inputs, [grad_weight, grad_bias], scratch) = args.split::<2>();
-        weight_gradient(cpu, op, inputs, grad_weight);
+        weight_gradient(cpu, op, inputs, grad_weight, scratch);
         let (start, columns) = range_of(op.rows, grad_bias.len());
         column_sums(cpu, inputs.f32(0), &mut grad_bias[start..start + columns], scratch);
     } else {
-        let (inputs, [grad_weight], _) = args.split::<1>();
-        weight_gradient(cpu, op, inputs, grad_weight);
+        let (inputs, [grad_weight], scratch) = args.split::<1>();
+        weight_gradient(cpu, op, inputs, grad_weight, scratch);
     }
 }
 
-fn weight_gradient(cpu: &Cpu, op: &LinearGradWeight, inputs: super::Inputs<'_>, grad_weight: &mut [f32]) {
+fn weight_gradient(
+    cpu: &Cpu,
+    op: &LinearGradWeight,
+    inputs: super::Inputs<'_>,
+    grad_weight: &mut [f32],
+    scratch: &mut [f32],
+) {
     let (grad, x) = (inputs.f32(0), inputs.f32(1));
     let [total, n] = [0, 1].map(|i| inputs.output_shape(0)[i]);
     let (start, m) = range_of(op.rows, total);
     let e = Extents { m, n, k: grad.len() / m };
     let target = &mut grad_weight[start * n..(start + m) * n];
-    product_rows(cpu, target, e, View::rows(grad, m).transposed(), View::rows(x, n), true, |_, _| ());
+    let p = Product::new(e, View::rows(grad, m).transposed(), View::rows(x, n)).accumulated(true);
+    product(cpu, [target], p, scratch, |_, _| ());
 }
 
 /// Adds the sums of the columns of `rows` to `sums`, over a partition that depends on the shape alone.

@@ -83,7 +83,9 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
         Op::CrossEntropy(_) => cross_entropy::scratch(instruction),
         Op::GlobalNorm(_) => global_norm::scratch(instruction),
         Op::LayerNormGradParameters(_) => layer_norm::scratch_grad_parameters(instruction),
-        Op::Linear(_) | Op::LinearGradInput(_) | Op::LinearGradWeight(_) => linear::scratch(instruction, cpu),
+        Op::Linear(op) => linear::scratch(op, instruction, cpu),
+        Op::LinearGradInput(op) => linear::scratch_grad_input(op, instruction, cpu),
+        Op::LinearGradWeight(op) => linear::scratch_grad_weight(op, instruction, cpu),
         Op::PixelLoss(_) => pixel_loss::scratch(instruction),
         Op::ResidualGrad(_) => residual::scratch_grad(instruction),
         Op::AdamW(_)

@@ -1,0 +1,170 @@
+//! Rectangles of row-major matrices, which tasks of the pool hold alone.
+
+#![allow(unsafe_code, reason = "hands out disjoint rectangles of one matrix")]
+
+use super::Pool;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// A rectangle of a row-major matrix, borrowed mutably. The elements between its rows are not part of it.
+#[derive(Debug)]
+pub struct BlockMut<'a> {
+    start: *mut f32,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: a block is like a `&mut [f32]` of the elements of its rectangle.
+unsafe impl Send for BlockMut<'_> {}
+// SAFETY: through a shared reference nothing can be reached but by `lend`, whose obligation keeps rectangles apart.
+unsafe impl Sync for BlockMut<'_> {}
+
+impl<'a> BlockMut<'a> {
+    /// `rows` rows of `cols` floats, the starts of which are `stride` apart.
+    ///
+    /// # Panics
+    /// If the slice is too short or rows overlap: a fault of the caller.
+    #[must_use]
+    pub fn of(slice: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(stride >= cols, "rows of {cols} floats overlap at a stride of {stride}");
+        assert!(rows == 0 || (rows - 1) * stride + cols <= slice.len(), "result too short for [{rows}, {cols}]");
+        Self { start: slice.as_mut_ptr(), rows, cols, stride, borrowed: PhantomData }
+    }
+
+    /// Number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Distance between the starts of rows.
+    #[must_use]
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Pointer to the first element; rows are [`BlockMut::stride`] apart.
+    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+        self.start
+    }
+
+    /// A row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    #[must_use]
+    pub fn row(&mut self, at: usize) -> &mut [f32] {
+        assert!(at < self.rows, "row {at} of {}", self.rows);
+        // SAFETY: the row lies in the rectangle, which is borrowed mutably through `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at * self.stride), self.cols) }
+    }
+
+    /// A rectangle of this one.
+    ///
+    /// # Panics
+    /// If it reaches beyond this one.
+    #[must_use]
+    #[inline(always)]
+    pub fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> BlockMut<'_> {
+        // SAFETY: `self` is borrowed mutably for as long as the part lives.
+        unsafe { self.lend(rows, cols) }
+    }
+
+    /// # Safety
+    /// No other part that is in use overlaps this one, and `self` outlives the part.
+    #[inline(always)]
+    unsafe fn lend<'b>(&self, rows: Range<usize>, cols: Range<usize>) -> BlockMut<'b> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
+        assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
+        let start = self.start.wrapping_add(rows.start * self.stride + cols.start);
+        BlockMut { start, rows: rows.len(), cols: cols.len(), stride: self.stride, borrowed: PhantomData }
+    }
+}
+
+/// A matrix cut into rectangles: each rows range with each columns range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grid {
+    /// Consecutive ranges.
+    pub rows: Vec<Range<usize>>,
+    /// Consecutive ranges.
+    pub cols: Vec<Range<usize>>,
+}
+
+impl Pool {
+    /// Calls `f(rows, columns, the rectangle of each matrix, working memory)` for every rectangle of a grid. All matrices have
+    /// the same shape; the working memory is that of [`Pool::for_scratch`].
+    ///
+    /// # Panics
+    /// If the ranges of the grid overlap or reach beyond a matrix: a fault of the caller.
+    pub fn for_blocks<const N: usize>(
+        &self,
+        matrices: &[BlockMut<'_>; N],
+        grid: &Grid,
+        scratch: &mut [f32],
+        f: impl Fn(Range<usize>, Range<usize>, [BlockMut<'_>; N], &mut [f32]) + Sync,
+    ) {
+        let apart = |ranges: &[Range<usize>]| ranges.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        assert!(apart(&grid.rows) && apart(&grid.cols), "a grid's ranges overlap");
+        self.for_scratch(grid.rows.len() * grid.cols.len(), scratch, |task, scratch| {
+            let rows = grid.rows[task / grid.cols.len()].clone();
+            let cols = grid.cols[task % grid.cols.len()].clone();
+            // SAFETY: the ranges do not overlap (asserted) and each task runs once, so no two tasks share an element; the
+            // matrices stay borrowed until all tasks are done.
+            let parts = matrices.each_ref().map(|m| unsafe { m.lend(rows.clone(), cols.clone()) });
+            f(rows, cols, parts, scratch);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_belongs_to_one_rectangle() {
+        let (rows, cols, stride) = (7, 10, 12);
+        let grid = Grid { rows: vec![0..3, 3..4, 4..7], cols: vec![0..4, 4..10] };
+        for threads in [1, 3] {
+            let mut data = vec![0.0; rows * stride];
+            let mut other = vec![0.0; rows * cols];
+            let mut scratch = vec![0.0; 3 * 16];
+            let matrices = [BlockMut::of(&mut data, rows, cols, stride), BlockMut::of(&mut other, rows, cols, cols)];
+            Pool::new(threads).for_blocks(&matrices, &grid, &mut scratch, |rows, cols, [mut a, mut b], scratch| {
+                assert!(scratch.len() >= 16);
+                for (i, row) in rows.enumerate() {
+                    for (j, col) in cols.clone().enumerate() {
+                        a.row(i)[j] += (row * 10 + col) as f32;
+                        b.part(i..i + 1, j..j + 1).row(0)[0] += 1.0;
+                    }
+                }
+            });
+            for (at, &v) in data.iter().enumerate() {
+                let (row, col) = (at / stride, at % stride);
+                assert_eq!(v, if col < cols { (row * 10 + col) as f32 } else { 0.0 });
+            }
+            assert!(other.iter().all(|&v| v == 1.0));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "result too short")]
+    fn a_slice_that_is_too_short_is_refused() {
+        let _ = BlockMut::of(&mut [0.0; 5], 2, 3, 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "ranges overlap")]
+    fn overlapping_ranges_are_refused() {
+        let mut data = [0.0; 4];
+        let grid = Grid { rows: vec![0..2, 1..2], cols: vec![0..1, 1..2] };
+        Pool::new(1).for_blocks(&[BlockMut::of(&mut data, 2, 2, 2)], &grid, &mut [], |_, _, _, _| ());
+    }
+}
