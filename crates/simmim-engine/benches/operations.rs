@@ -80,7 +80,7 @@ fn products(c: &mut Criterion) {
         let b = Bench::new(&[&[1, ROWS, inside], &[out, inside], &[out]]);
         b.run(c, &format!("linear/{name}"), Linear { gelu, ..linear });
         let b = Bench::new(&[&[ROWS, out], &[out, inside]]);
-        b.run(c, &format!("linear_grad_input/{name}"), LinearGradInput { rows: None, accumulate: false });
+        b.run(c, &format!("linear_grad_input/{name}"), LinearGradInput::default());
         let b = Bench::new(&[&[ROWS, out], &[ROWS, inside], &[out, inside], &[out]]);
         b.run(c, &format!("linear_grad_weight/{name}"), LinearGradWeight { rows: None, bias: true });
     }

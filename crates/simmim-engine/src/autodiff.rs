@@ -22,7 +22,8 @@ pub struct Gradients {
 #[derive(Debug)]
 pub struct Backward<'g> {
     graph: &'g mut Graph,
-    node: Node,
+    forward: &'g [Node],
+    node: &'g Node,
     wanted: &'g [bool],
     gradients: &'g mut Vec<Option<ValueId>>,
 }
@@ -62,6 +63,29 @@ impl Backward<'_> {
     #[must_use]
     pub fn first_wanted(&self) -> usize {
         (0..self.node.inputs.len()).find(|&i| self.wants(i)).unwrap_or(0)
+    }
+
+    /// What the `i`-th input was before its GELU, where a linear layer made it so for this operation alone.
+    #[must_use]
+    pub fn before_gelu(&self, i: usize) -> Option<ValueId> {
+        let input = self.node.inputs[i];
+        let readers = self.forward.iter().flat_map(|n| &n.inputs).filter(|&&v| v == input).count();
+        let maker = self.forward.iter().find(|n| n.outputs.first() == Some(&input))?;
+        match maker.op {
+            Op::Linear(linear) if linear.gelu && readers == 1 => Some(maker.outputs[1]),
+            _ => None,
+        }
+    }
+
+    /// Gradient of any value so far.
+    #[must_use]
+    pub fn gradient_of(&self, value: ValueId) -> Option<ValueId> {
+        self.gradients[value.index()]
+    }
+
+    /// Replaces the gradient of any value.
+    pub fn set_gradient_of(&mut self, value: ValueId, gradient: ValueId) {
+        self.gradients[value.index()] = Some(gradient);
     }
 
     /// Gradient of the `i`-th input so far.
@@ -152,11 +176,11 @@ pub fn differentiate_states(
         gradients[parameter.index()] = Some(graph.state(&name, &shape));
     }
     graph.set_scope("grad");
-    for node in forward.into_iter().rev() {
+    for node in forward.iter().rev() {
         let leads = node.outputs.iter().any(|v| wanted[v.index()] && reached[v.index()]);
         if leads {
             let op = node.op.clone();
-            op.backward(&mut Backward { graph, node, wanted: &wanted, gradients: &mut gradients })?;
+            op.backward(&mut Backward { graph, forward: &forward, node, wanted: &wanted, gradients: &mut gradients })?;
         }
     }
     graph.set_scope("");

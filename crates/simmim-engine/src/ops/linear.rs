@@ -50,13 +50,16 @@ pub struct Linear {
     pub rows: Option<RowRange>,
 }
 
-/// Gradient of [`Linear`]'s `x`. Inputs: `grad_pre`, `weight`, and the gradient so far when `accumulate` is set.
+/// Gradient of [`Linear`]'s `x`. Inputs: `grad_pre`, `weight`, and the gradient so far when `accumulate` is set. Where `x` is the GELU
+/// of values that nothing else reads, `gelu` asks for the gradient of these instead, and they are the third input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinearGradInput {
     /// The rows that the forward used.
     pub rows: Option<RowRange>,
     /// Add to the third input.
     pub accumulate: bool,
+    /// Multiply by the derivative of GELU at the third input. Not together with `accumulate`.
+    pub gelu: bool,
 }
 
 /// Gradient of [`Linear`]'s weight and bias, always added. Inputs: `grad_pre`, `x`, `grad_weight` so far, and `grad_bias` so far
@@ -125,11 +128,14 @@ impl Operation for Linear {
     }
 
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
-        let Some(mut grad) = ctx.grad_output(0) else { return Ok(()) };
+        let grad_pre = if self.gelu { ctx.gradient_of(ctx.output(1)) } else { None };
+        let grad = match (grad_pre, ctx.grad_output(0)) {
+            (Some(grad_pre), _) => grad_pre,
+            (None, Some(grad)) if self.gelu => ctx.emit(GeluGrad, &[grad, ctx.output(1)])?[0],
+            (None, Some(grad)) => grad,
+            (None, None) => return Ok(()),
+        };
         let (x, weight) = (ctx.input(0), ctx.input(1));
-        if self.gelu {
-            grad = ctx.emit(GeluGrad, &[grad, ctx.output(1)])?[0];
-        }
         if ctx.wants(1) {
             let mut inputs = vec![grad, x, ctx.gradient_or_zero(1)?];
             if self.bias {
@@ -141,13 +147,20 @@ impl Operation for Linear {
                 ctx.set_gradient(2, outputs[1]);
             }
         }
-        if ctx.wants(0) {
-            let acc = ctx.gradient(0);
-            let inputs: Vec<_> = [grad, weight].into_iter().chain(acc).collect();
-            let op = LinearGradInput { rows: self.rows, accumulate: acc.is_some() };
-            let outputs = ctx.emit(op, &inputs)?;
-            ctx.set_gradient(0, outputs[0]);
+        if !ctx.wants(0) {
+            return Ok(());
         }
+        if let Some(pre) = ctx.before_gelu(0) {
+            let op = LinearGradInput { rows: self.rows, accumulate: false, gelu: true };
+            let outputs = ctx.emit(op, &[grad, weight, pre])?;
+            ctx.set_gradient_of(pre, outputs[0]);
+            return Ok(());
+        }
+        let acc = ctx.gradient(0);
+        let inputs: Vec<_> = [grad, weight].into_iter().chain(acc).collect();
+        let op = LinearGradInput { rows: self.rows, accumulate: acc.is_some(), gelu: false };
+        let outputs = ctx.emit(op, &inputs)?;
+        ctx.set_gradient(0, outputs[0]);
         Ok(())
     }
 
@@ -171,17 +184,23 @@ impl Operation for Linear {
 
 impl Operation for LinearGradInput {
     fn name(&self) -> &'static str {
-        "linear_grad_input"
+        if self.gelu { "linear_grad_input_gelu" } else { "linear_grad_input" }
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
-        let check = Check::new(self.name(), inputs, 2 + usize::from(self.accumulate))?;
+        let check = Check::new(self.name(), inputs, 2 + usize::from(self.accumulate || self.gelu))?;
         let weight = check.rank(1, "weight", 2)?;
         let rows = RowRange::of(self.rows, weight[0]);
         if inputs[0].columns() != rows.len || rows.start + rows.len > weight[0] {
             return check.fail(0, "grad_pre", format!("[..., {}]", rows.len));
         }
         let shape = with_columns(&inputs[0].shape, weight[1]);
+        if self.gelu && self.accumulate {
+            return check.fail(2, "pre", "either values before GELU or a gradient so far");
+        }
+        if self.gelu {
+            check.len(2, "pre", shape.iter().product())?;
+        }
         if self.accumulate {
             check.len(2, "grad_x", shape.iter().product())?;
             return Ok(vec![inputs[2].clone()]);
@@ -204,7 +223,8 @@ impl Operation for LinearGradInput {
         for (r, row) in grad.chunks_exact(range.len).enumerate() {
             for c in 0..columns {
                 let dot: f64 = row.iter().enumerate().map(|(o, g)| g * w[(range.start + o) * columns + c]).sum();
-                outputs[0][r * columns + c] += dot;
+                let at = r * columns + c;
+                outputs[0][at] += if self.gelu { dot * gelu_derivative(inputs[2].f64()[at]) } else { dot };
             }
         }
     }

@@ -90,10 +90,11 @@ fn linear_grad_input(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let (rows, inside, out) = (b.size(150), b.size(70), b.size(70));
     let (range, len) = row_range(&mut b, out);
-    let op = LinearGradInput { rows: range, accumulate: b.flag() };
+    let (accumulate, gelu) = (b.flag(), b.flag());
+    let op = LinearGradInput { rows: range, accumulate, gelu: gelu && !accumulate };
     let mut inputs = vec![b.input("g", &[rows, len]), b.input("w", &[out, inside])];
-    if op.accumulate {
-        inputs.push(b.input("acc", &[rows, inside]));
+    if op.accumulate || op.gelu {
+        inputs.push(b.input("third", &[rows, inside]));
     }
     b.finish(op, &inputs)
 }

@@ -180,8 +180,8 @@ pub fn multiply(isa: Isa, c: &mut [f32], c_stride: usize, p: Product<'_>, scratc
 /// in other pieces than it is read waits for all that was stored before, the tile among it.
 #[derive(Debug, Clone)]
 pub struct Place {
-    /// Column of the outputs at which the blocks begin.
-    pub first_col: usize,
+    /// Row and column of the outputs at which the blocks begin.
+    pub first: (usize, usize),
     /// Rows within the blocks.
     pub rows: Range<usize>,
     /// Columns within the blocks.
@@ -234,7 +234,7 @@ fn part<const N: usize>(
                     let tile = tiles.get(t);
                     for (panel, b) in panels.iter() {
                         let place =
-                            Place { first_col: cols.start, rows: tile.clone(), cols: shifted(&panel, block.start) };
+                            Place { first: (rows.start, cols.start), rows: tile.clone(), cols: shifted(&panel, block.start) };
                         for output in &mut outputs[1..] {
                             kernel::prefetch_tile(output, &place.rows, &place.cols);
                         }
@@ -428,7 +428,7 @@ mod tests {
                         product(&cpu, [&mut c, &mut doubled], p, &mut scratch, |place, [c, doubled]| {
                             for i in place.rows.clone() {
                                 for j in place.cols.clone() {
-                                    doubled.row(i)[j] += 2.0 * c.row(i)[j] + (place.first_col + j) as f32;
+                                    doubled.row(i)[j] += 2.0 * c.row(i)[j] + (place.first.1 + j) as f32;
                                 }
                             }
                         });

@@ -76,6 +76,17 @@ pub(crate) fn gelu_grad(cpu: &Cpu, args: &mut Args<'_>) {
 }
 
 vectorised! {
+    /// Multiplies a tile by the derivative at `pre`, which holds all rows of `columns` floats.
+    fn gelu_grad_block<FMA>(grad: &mut BlockMut<'_>, pre: &[f32], columns: usize, place: &Place) {
+        for i in place.rows.clone() {
+            let start = (place.first.0 + i) * columns + place.first.1;
+            let pre = &pre[start + place.cols.start..start + place.cols.end];
+            grad.row(i)[place.cols.clone()].iter_mut().zip(pre).for_each(|(g, &z)| *g *= gelu_derivative::<FMA>(z));
+        }
+    }
+}
+
+vectorised! {
     fn gelu_grad_row<FMA>(grad: &mut [f32], pre: &[f32]) {
         grad.iter_mut().zip(pre).for_each(|(g, &z)| *g *= gelu_derivative::<FMA>(z));
     }
@@ -88,7 +99,11 @@ pub(crate) fn linear_grad_input(cpu: &Cpu, op: &LinearGradInput, args: &mut Args
     let (start, k) = range_of(op.rows, total);
     let e = Extents { m: grad.len() / k, n, k };
     let p = Product::new(e, View::rows(grad, k), View::rows(&weight[start * n..], n)).accumulated(op.accumulate);
-    product(cpu, [grad_x], p, scratch, |_, _| ());
+    if !op.gelu {
+        return product(cpu, [grad_x], p, scratch, |_, _| ());
+    }
+    let pre = inputs.f32(2);
+    product(cpu, [grad_x], p, scratch, |place, [grad]| gelu_grad_block(cpu.isa, grad, pre, n, place));
 }
 
 pub(crate) fn linear_grad_weight(cpu: &Cpu, op: &LinearGradWeight, args: &mut Args<'_>) {
