@@ -64,7 +64,11 @@ vectorised! {
     fn gelu_block<FMA>(y: &mut BlockMut<'_>, pre: &mut BlockMut<'_>, place: &Place) {
         for i in place.rows.clone() {
             let (y, pre) = (&mut y.row(i)[place.cols.clone()], &pre.row(i)[place.cols.clone()]);
-            y.iter_mut().zip(pre).for_each(|(y, z)| *y = gelu::<FMA>(*z));
+            let ((y, y_tail), (pre, pre_tail)) = (y.as_chunks_mut::<16>(), pre.as_chunks::<16>());
+            for (y, pre) in y.iter_mut().zip(pre) {
+                y.iter_mut().zip(pre).for_each(|(y, z)| *y = gelu::<FMA>(*z));
+            }
+            y_tail.iter_mut().zip(pre_tail).for_each(|(y, z)| *y = gelu::<FMA>(*z));
         }
     }
 }
@@ -81,7 +85,13 @@ vectorised! {
         for i in place.rows.clone() {
             let start = (place.first.0 + i) * columns + place.first.1;
             let pre = &pre[start + place.cols.start..start + place.cols.end];
-            grad.row(i)[place.cols.clone()].iter_mut().zip(pre).for_each(|(g, &z)| *g *= gelu_derivative::<FMA>(z));
+            // Vector by vector: a tile is too narrow for the loop that the compiler would make.
+            let (grad, grad_tail) = grad.row(i)[place.cols.clone()].as_chunks_mut::<16>();
+            let (pre, pre_tail) = pre.as_chunks::<16>();
+            for (grad, pre) in grad.iter_mut().zip(pre) {
+                grad.iter_mut().zip(pre).for_each(|(g, z)| *g *= gelu_derivative::<FMA>(*z));
+            }
+            grad_tail.iter_mut().zip(pre_tail).for_each(|(g, z)| *g *= gelu_derivative::<FMA>(*z));
         }
     }
 }

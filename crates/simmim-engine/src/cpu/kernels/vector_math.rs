@@ -11,7 +11,8 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding and subtracting 1.5 2^23 rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.3, 88.3);
-    let n = madd::<FMA>(x, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = madd::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = madd::<FMA>(n, -LN2_LOW, madd::<FMA>(n, -LN2_HIGH, x));
     let p = madd::<FMA>(1.987_569_1e-4, r, 1.398_199_9e-3);
     let p = madd::<FMA>(p, r, 8.333_452e-3);
@@ -19,7 +20,9 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     let p = madd::<FMA>(p, r, 0.166_666_65);
     let p = madd::<FMA>(p, r, 0.5);
     let p = madd::<FMA>(p, r * r, r + 1.0);
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    // The low bits of the sum are the integer; a conversion would check for numbers that do not fit.
+    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    p * f32::from_bits(exponent << 23)
 }
 
 /// The error function. Rational approximation on [-4, 4] with the coefficients that Eigen and XLA use for `f32`, beyond which the
