@@ -5,7 +5,8 @@
 //! van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). Rows of `a` are read in place; only where `a` is
 //! transposed are they packed too. While the tiles of a panel are computed, what the next panel is made of is brought near.
 //!
-//! The order in which an element's terms are added depends on the length of the sum alone: not on threads, rows or columns.
+//! The order in which an element's terms are added depends on the length of the sum and on how `a` lies in memory: not on threads, rows or
+//! columns.
 
 mod grid;
 mod kernel;
@@ -18,8 +19,12 @@ use grid::{Even, grid};
 use kernel::{LINE, Rows};
 use std::ops::Range;
 
-/// Longest sum between two visits to the result: a panel of `b` of that length stays near the core.
-const CHUNK: usize = 512;
+/// Longest sum between two visits to the result, where rows of `a` are read in place: a panel of `b` of that length stays near the
+/// core.
+const CHUNK_IN_PLACE: usize = 800;
+
+/// The same where they are packed, several tiles at once, which take room too.
+const CHUNK_PACKED: usize = 512;
 
 /// Floats of `b` that are packed at once: they stay in the second-level cache while all rows of `a` pass by.
 const NEAR: usize = 300_000;
@@ -123,6 +128,11 @@ impl<'a> Product<'a> {
         multiply(isa, c, self.extents.n, self, &mut vec![0.0; multiply_scratch(isa, self.extents)]);
     }
 
+    /// Whether rows of `a` are packed, because they do not lie in one piece.
+    fn packs_rows(&self) -> bool {
+        self.a.col_stride != 1
+    }
+
     /// What is added to the sums of the chunk that starts at `start`.
     #[inline(always)]
     fn ending(&self, start: usize, cols: Range<usize>) -> kernel::Ending<'a> {
@@ -131,32 +141,43 @@ impl<'a> Product<'a> {
     }
 }
 
-/// The chunks of a sum of length `k`; one empty chunk where there is nothing to add.
-fn chunks(k: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = chunk_len(k);
-    (0..k.div_ceil(step).max(1)).map(move |at| at * step..k.min((at + 1) * step))
+/// How the sums and the columns of a product are cut.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// Length of the longest chunk of the sums.
+    chunk: usize,
+    /// Columns of `b` that are packed at once.
+    cols: usize,
 }
 
-/// Length of the longest chunk.
-fn chunk_len(k: usize) -> usize {
-    k.div_ceil(k.div_ceil(CHUNK).max(1)).next_multiple_of(8).max(8)
-}
+impl Cut {
+    fn new(isa: Isa, e: Extents, packs_rows: bool) -> Self {
+        let longest = if packs_rows { CHUNK_PACKED } else { CHUNK_IN_PLACE };
+        let chunk = e.k.div_ceil(e.k.div_ceil(longest).max(1)).next_multiple_of(8).max(8);
+        let width = kernel::panel_width(isa);
+        Self { chunk, cols: e.n.next_multiple_of(width).min((NEAR / chunk / width).max(1) * width) }
+    }
 
-/// Columns of `b` that are packed at once.
-fn block_cols(isa: Isa, k: usize) -> usize {
-    let width = kernel::panel_width(isa);
-    (NEAR / chunk_len(k) / width).max(1) * width
+    /// The chunks of a sum of length `k`; one empty chunk where there is nothing to add.
+    fn chunks(self, k: usize) -> impl Iterator<Item = Range<usize>> {
+        (0..k.div_ceil(self.chunk).max(1)).map(move |at| at * self.chunk..k.min((at + 1) * self.chunk))
+    }
+
+    /// Floats of the packed columns.
+    fn packed_b(self) -> usize {
+        self.chunk * self.cols
+    }
+
+    /// Floats of the packed rows and columns.
+    fn packed(self) -> usize {
+        (self.packed_b() + self.chunk * pack::GROUP * kernel::TILE_STRIDE).next_multiple_of(LINE)
+    }
 }
 
 /// Working memory of [`multiply`], in floats: a multiple of a cache line.
 #[must_use]
 pub fn multiply_scratch(isa: Isa, e: Extents) -> usize {
-    let k = chunk_len(e.k);
-    (packed_b_len(isa, e) + k * pack::GROUP * kernel::TILE_STRIDE).next_multiple_of(LINE)
-}
-
-fn packed_b_len(isa: Isa, e: Extents) -> usize {
-    chunk_len(e.k) * e.n.min(block_cols(isa, e.k)).next_multiple_of(kernel::panel_width(isa))
+    Cut::new(isa, e, false).packed().max(Cut::new(isa, e, true).packed())
 }
 
 /// Working memory of [`product`], in floats.
@@ -205,7 +226,7 @@ pub fn product<const N: usize>(
         return;
     }
     let outputs = outputs.map(|o| BlockMut::of(o, m, n, n));
-    let grid = grid(cpu.isa, cpu.pool.threads(), p.extents, p.a.col_stride != 1);
+    let grid = grid(cpu.isa, cpu.pool.threads(), p.extents, p.packs_rows());
     cpu.pool.for_blocks(&outputs, &grid, scratch, |rows, cols, outputs, scratch| {
         part(cpu.isa, &p, rows, cols, outputs, scratch, &finish);
     });
@@ -222,10 +243,11 @@ fn part<const N: usize>(
     finish: &(impl Fn(&Place, &mut [BlockMut<'_>; N]) + Sync),
 ) {
     let k = p.extents.k;
-    let (packed_b, packed_a) = scratch.split_at_mut(packed_b_len(isa, p.extents));
+    let cut = Cut::new(isa, p.extents, p.packs_rows());
+    let (packed_b, packed_a) = scratch.split_at_mut(cut.packed_b());
     let tiles = Even::new(rows.len(), kernel::tile_rows(isa), 1);
-    for chunk in chunks(k) {
-        for block in Even::new(cols.len(), block_cols(isa, k), kernel::panel_width(isa)) {
+    for chunk in cut.chunks(k) {
+        for block in Even::new(cols.len(), cut.cols, kernel::panel_width(isa)) {
             let panels = Panels::pack(isa, packed_b, p.b, chunk.clone(), shifted(&block, cols.start));
             for first in (0..tiles.count).step_by(pack::GROUP) {
                 let group = first..tiles.count.min(first + pack::GROUP);
@@ -233,8 +255,11 @@ fn part<const N: usize>(
                 for t in group {
                     let tile = tiles.get(t);
                     for (panel, b) in panels.iter() {
-                        let place =
-                            Place { first: (rows.start, cols.start), rows: tile.clone(), cols: shifted(&panel, block.start) };
+                        let place = Place {
+                            first: (rows.start, cols.start),
+                            rows: tile.clone(),
+                            cols: shifted(&panel, block.start),
+                        };
                         for output in &mut outputs[1..] {
                             kernel::prefetch_tile(output, &place.rows, &place.cols);
                         }
@@ -305,7 +330,7 @@ impl<'a> Tiles<'a> {
         packed: &'a mut [f32],
     ) -> Self {
         let (k, first) = (chunk.len(), group.start);
-        if p.a.col_stride == 1 && k > 0 {
+        if !p.packs_rows() && k > 0 {
             return Self { k, first, in_place: Some((p.a.from(start, chunk.start), p.a.row_stride)), packed };
         }
         pack::tiles(isa, packed, p.a, start, group.map(|t| tiles.get(t)), chunk.clone());
