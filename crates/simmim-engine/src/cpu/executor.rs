@@ -107,6 +107,12 @@ impl CpuExecutor {
         self.cpu.isa
     }
 
+    /// Floating point operations a second that the threads reach on operands that are near; see [`super::gemm::peak`].
+    #[must_use]
+    pub fn peak(&self, seconds: f64) -> f64 {
+        super::gemm::peak(&self.cpu, seconds)
+    }
+
     /// Turns the timing of instructions on or off and forgets what was measured.
     pub fn set_profile(&mut self, on: bool) {
         self.profile = on;

@@ -18,6 +18,7 @@ use super::{Cpu, Isa};
 use grid::{Even, grid};
 use kernel::{LINE, Rows};
 use std::ops::Range;
+use std::time::Instant;
 
 /// Longest sum between two visits to the result, where rows of `a` are read in place: a panel of `b` of that length stays near the
 /// core.
@@ -351,6 +352,35 @@ impl<'a> Tiles<'a> {
     }
 }
 
+/// Multiplications and additions a second of all threads together where every operand is near: what products could reach at most.
+/// Takes about `seconds`; the best of many short runs, because what disturbs a run makes it slower only.
+#[must_use]
+pub fn peak(cpu: &Cpu, seconds: f64) -> f64 {
+    /// Tiles between two looks at the clock.
+    const TILES: usize = 2_000;
+    /// Length of the sums: with the panel they fit the first-level cache.
+    const K: usize = 192;
+    let (rows, cols) = (kernel::tile_rows(cpu.isa), kernel::panel_width(cpu.isa));
+    let threads = cpu.pool.threads();
+    let (a, b) = (vec![1.0; rows * K], vec![1.0; cols * K]);
+    let mut results = vec![0.0; threads * rows * cols];
+    let flops = (2 * rows * cols * K * TILES * threads) as f64;
+    let (begin, mut best) = (Instant::now(), 0.0f64);
+    while best == 0.0 || begin.elapsed().as_secs_f64() < seconds {
+        let start = Instant::now();
+        cpu.pool.for_parts([&mut results[..]], [rows * cols], threads, &mut [], |_, [c], _| {
+            let mut c = BlockMut::of(c, rows, cols, cols);
+            for _ in 0..TILES {
+                let operands = kernel::Operands { k: K, a: Rows::InPlace(&a, K), next: 0, b: &b };
+                let ending = kernel::Ending { alpha: 1.0, accumulate: false, bias: None };
+                kernel::tile(cpu.isa, operands, ending, &mut c);
+            }
+        });
+        best = best.max(flops / start.elapsed().as_secs_f64());
+    }
+    best
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Pool;
@@ -463,6 +493,14 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_peak_is_measured_on_every_instruction_set() {
+        for isa in Isa::available() {
+            let found = peak(&Cpu { pool: Pool::new(2), isa }, 0.0);
+            assert!(found.is_finite() && found > 1e6, "{}: {found}", isa.name());
         }
     }
 

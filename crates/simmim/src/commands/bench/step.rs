@@ -9,10 +9,11 @@
 use crate::arguments::BenchStep;
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
+use simmim_engine::autodiff::differentiate;
 use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::{Executor, Program, ProgramId};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
-use simmim_models::simmim::{StepIndices, Variant};
+use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
 use simmim_models::{SimMimConfig, VitConfig};
 use simmim_random::{Purpose, Stream};
 use simmim_train::{ARENA_BYTES, choose_accumulation, training_graph};
@@ -20,9 +21,10 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Memory of the arena where the number of parts is left open.
 /// Steps before the measured ones.
 const WARM_UP: usize = 2;
+/// Time given to each of the two measurements of the peak.
+const PEAK_SECONDS: f64 = 0.3;
 
 /// The programs of a step, and one part's input: standard normal images, each with a mask of its own.
 struct Bench {
@@ -31,7 +33,9 @@ struct Bench {
     part: ProgramId,
     update: ProgramId,
     parts: usize,
+    /// What the step needs, and what the model needs where nothing is left out.
     flops: u64,
+    model_flops: u64,
     images: Vec<f32>,
     masks: Vec<Vec<bool>>,
     indices: StepIndices,
@@ -44,6 +48,10 @@ impl Bench {
         let micro = a.batch / parts;
         let graph = training_graph(&config, micro, parts)?;
         let flops = graph.flops() * parts as u64;
+        let build = Build { batch: micro, variant: Variant::Plain, accumulation: parts, train: true, outputs: false };
+        let (mut plain, loss) = simmim_graph(&config, build)?;
+        differentiate(&mut plain, loss)?;
+        let model_flops = plain.flops() * parts as u64;
         let mut executor = CpuExecutor::with_isa(a.threads, isa)?;
         let part = executor.load(Program::compile(&graph)?)?;
         let specs = config.parameters();
@@ -61,7 +69,7 @@ impl Bench {
         };
         let masks = (0..micro).map(&mut draw).collect();
         let indices = StepIndices::default();
-        Ok(Self { config, executor, part, update, parts, flops, images, masks, indices })
+        Ok(Self { config, executor, part, update, parts, flops, model_flops, images, masks, indices })
     }
 
     fn step(&mut self, step: u64) -> Result<(), Failure> {
@@ -148,7 +156,10 @@ fn peak_memory() -> Option<u64> {
 pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
     let isa = isa(a)?;
     let mut bench = Bench::new(config(a)?, a, isa)?;
+    // Before and after, because a shared machine is not equally fast all the time.
+    let before = bench.executor.peak(PEAK_SECONDS);
     let seconds = bench.measure(a.steps, a.profile)?;
+    let peak = before.max(bench.executor.peak(PEAK_SECONDS));
     let (memory, threads) = (bench.executor.memory(), bench.executor.threads());
     let (speed, milliseconds) = (a.batch as f64 / seconds, seconds * 1e3);
     if a.profile {
@@ -158,13 +169,21 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
         let result = serde_json::json!({
             "model": a.model, "batch": a.batch, "accumulation": bench.parts, "threads": threads, "isa": isa.name(),
             "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
-            "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops,
+            "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops, "model_flops_per_step": bench.model_flops, "peak_flops": peak,
         });
         println!("{result}");
     } else {
         let (batch, parts) = (a.batch, bench.parts);
         println!("{speed:.1} images/s, {milliseconds:.1} ms a step of {batch} images ({parts} parts)");
-        println!("{:.1} GFLOP/s on {threads} threads, {}", bench.flops as f64 / seconds / 1e9, isa.name());
+        let rate = |flops: u64| flops as f64 / seconds / 1e9;
+        println!(
+            "{:.1} GFLOP/s on {threads} threads, {}; {:.1} as model FLOPs, {:.0} % of the {:.1} that tiles near the core reach",
+            rate(bench.flops),
+            isa.name(),
+            rate(bench.model_flops),
+            1e11 * rate(bench.model_flops) / peak,
+            peak / 1e9
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
