@@ -2,7 +2,7 @@
 
 use super::classifier::{Classifier, finetuning_graph};
 use super::session::fewest_parts;
-use super::{ARENA_BYTES, Event, Measured, StepResult, Task};
+use super::{Event, Measured, StepResult, Task};
 use crate::classify::{ClassifierFile, Scores};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
@@ -66,7 +66,7 @@ pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData) -> Result<(),
     if recipe.train.accumulation == 0 {
         let config = recipe.classifier_config(data.train.class_names().len())?;
         let graph = |micro: usize, parts: usize| finetuning_graph(&config, micro, parts);
-        recipe.train.accumulation = fewest_parts(recipe.train.batch_size, ARENA_BYTES, graph)?;
+        recipe.train.accumulation = fewest_parts(recipe.train.batch_size, graph)?;
     }
     Ok(())
 }

@@ -39,9 +39,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Memory that the arena of one part of a step may take where the recipe leaves the number of parts open.
-pub const ARENA_BYTES: usize = 256 << 20;
-
 /// Something that happened while training, for progress and logs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
@@ -128,7 +125,7 @@ pub fn settle(recipe: &mut Recipe, data: &Data) -> Result<(), TrainError> {
     recipe.fix_statistics(&*data.train)?;
     if recipe.train.accumulation == 0 {
         let config = recipe.simmim_config()?;
-        recipe.train.accumulation = choose_accumulation(&config, recipe.train.batch_size, ARENA_BYTES)?;
+        recipe.train.accumulation = choose_accumulation(&config, recipe.train.batch_size)?;
     }
     Ok(())
 }

@@ -63,23 +63,27 @@ pub fn training_graph(config: &SimMimConfig, micro: usize, accumulation: usize) 
     Ok(graph)
 }
 
-/// Parts into which a batch is cut so that the arena of one part stays within `bytes`: the smallest number that divides the
-/// batch; the finest cut where even that does not fit.
+/// An arena of this size is always taken.
+const ARENA_BYTES: usize = 256 << 20;
+
+/// Parts into which a batch is cut so that the arena of one part stays within 256 MiB, or within two thirds of what parameters,
+/// gradients and moments take where that is more: the smallest number that divides the batch; the finest cut where even that does not fit.
 ///
 /// # Errors
 /// As [`training_graph`].
-pub fn choose_accumulation(config: &SimMimConfig, batch: usize, bytes: usize) -> Result<usize, TrainError> {
-    fewest_parts(batch, bytes, |micro, parts| training_graph(config, micro, parts))
+pub fn choose_accumulation(config: &SimMimConfig, batch: usize) -> Result<usize, TrainError> {
+    fewest_parts(batch, |micro, parts| training_graph(config, micro, parts))
 }
 
-/// The smallest number of parts that divides a batch and whose arena stays within `bytes`.
+/// As [`choose_accumulation`], for any graph.
 pub(super) fn fewest_parts(
     batch: usize,
-    bytes: usize,
     graph: impl Fn(usize, usize) -> Result<Graph, TrainError>,
 ) -> Result<usize, TrainError> {
     for parts in (1..=batch).filter(|parts| batch.is_multiple_of(*parts)) {
-        if Program::compile(&graph(batch / parts, parts)?)?.arena_bytes() <= bytes {
+        let program = Program::compile(&graph(batch / parts, parts)?)?;
+        // The program holds parameters and gradients; moments double that.
+        if program.arena_bytes() <= ARENA_BYTES.max(2 * program.state_bytes() * 2 / 3) {
             return Ok(parts);
         }
     }

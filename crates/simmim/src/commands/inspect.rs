@@ -7,7 +7,7 @@ use crate::diagnostics::Failure;
 use simmim_engine::Program;
 use simmim_engine::autodiff::differentiate;
 use simmim_models::simmim::{Build, Variant, simmim_graph};
-use simmim_train::{ARENA_BYTES, Recipe, choose_accumulation, training_graph};
+use simmim_train::{Recipe, choose_accumulation, training_graph};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
@@ -15,7 +15,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     let config = recipe.simmim_config()?;
     let batch = a.batch.unwrap_or(recipe.train.batch_size);
     let parts = match recipe.train.accumulation {
-        0 => choose_accumulation(&config, batch, ARENA_BYTES)?,
+        0 => choose_accumulation(&config, batch)?,
         given if batch.is_multiple_of(given) => given,
         given => {
             return Err(Failure::input(

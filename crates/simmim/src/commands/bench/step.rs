@@ -16,7 +16,7 @@ use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
 use simmim_models::{SimMimConfig, VitConfig};
 use simmim_random::{Purpose, Stream};
-use simmim_train::{ARENA_BYTES, choose_accumulation, training_graph};
+use simmim_train::{choose_accumulation, training_graph};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -43,8 +43,7 @@ struct Bench {
 
 impl Bench {
     fn new(config: SimMimConfig, a: &BenchStep, isa: Isa) -> Result<Self, Failure> {
-        let parts =
-            if a.accumulation == 0 { choose_accumulation(&config, a.batch, ARENA_BYTES)? } else { a.accumulation };
+        let parts = if a.accumulation == 0 { choose_accumulation(&config, a.batch)? } else { a.accumulation };
         let micro = a.batch / parts;
         let graph = training_graph(&config, micro, parts)?;
         let flops = graph.flops() * parts as u64;
