@@ -37,6 +37,14 @@ fn shade(share: f64) -> [u8; 3] {
     [(247.0, 8.0), (251.0, 48.0), (255.0, 107.0)].map(|(from, to)| (from + (to - from) * share) as u8)
 }
 
+/// Black or white, whichever stands out more: their contrasts are equal at a relative luminance of about 0.18 (WCAG 2, "contrast
+/// ratio", with sRGB taken as a power of 2.2).
+fn text_on(color: [u8; 3]) -> [u8; 3] {
+    let linear = color.map(|c| (f64::from(c) / 255.0).powf(2.2));
+    let luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2];
+    if luminance > 0.18 { BLACK } else { WHITE }
+}
+
 fn shortened(name: &str) -> String {
     if name.chars().count() <= LETTERS {
         name.to_owned()
@@ -66,7 +74,7 @@ pub fn draw_confusion(scores: &Scores, path: &Path) -> Result<(), TrainError> {
             let (x, y) = (left + column * cell, top + row * cell);
             canvas.fill(x, y, cell.saturating_sub(1).max(1), cell.saturating_sub(1).max(1), shade(share));
             if named && count > 0 {
-                let color = if share > 0.25 { WHITE } else { BLACK };
+                let color = text_on(shade(share));
                 let text = if share >= 0.9995 { "100".to_owned() } else { format!("{:.1}", 100.0 * share) };
                 canvas.text(&text, x + cell / 2, y + cell / 2, Alignment::Center, color);
             }
@@ -111,6 +119,16 @@ mod tests {
         assert_eq!(lines[0], "true \\ predicted,\"class, 0\",\"class, 1\",\"class, 2\"");
         assert_eq!(lines[1], "\"class, 0\",3,1,0");
         assert_eq!(lines.len(), 4);
+    }
+
+    #[test]
+    fn text_stands_out_from_every_shade() {
+        assert_eq!((text_on(shade(0.0)), text_on(shade(0.2)), text_on(shade(1.0))), (BLACK, BLACK, WHITE));
+        for share in 0..=100 {
+            let background = shade(f64::from(share) / 100.0);
+            let apart = |text: [u8; 3]| (0..3).map(|i| u32::from(text[i].abs_diff(background[i]))).sum::<u32>();
+            assert!(apart(text_on(background)) > 250, "{share} %");
+        }
     }
 
     #[test]

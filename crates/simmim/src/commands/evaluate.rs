@@ -77,7 +77,10 @@ fn write(scores: &Scores, out: &Path) -> Result<(), Failure> {
 fn print(scores: &Scores) {
     println!("images             {}", scores.images());
     println!("top-1              {:.2} %", 100.0 * scores.top(1));
-    println!("top-5              {:.2} %", 100.0 * scores.top(5));
+    // Among five classes or fewer every image is right.
+    if scores.classes().len() > 5 {
+        println!("top-5              {:.2} %", 100.0 * scores.top(5));
+    }
     println!("cross-entropy      {:.4}", scores.loss());
     println!("calibration error  {:.2} %", 100.0 * scores.calibration_error());
     let classes = scores.per_class();
