@@ -109,6 +109,8 @@ pub enum DataError {
         path: PathBuf,
         /// What is wrong with its classes.
         what: String,
+        /// What to do about it.
+        help: &'static str,
     },
     /// More unreadable files than allowed.
     #[error("{found} images could not be read, more than the {limit} allowed: {examples}")]
@@ -183,10 +185,7 @@ impl DataError {
             Self::List { .. } => {
                 "each line is one path, relative to the list's folder, with an optional label after a tab or comma"
             }
-            Self::Labels { .. } => {
-                "the first folder level names the class (cats/1.jpg, dogs/2.jpg); training and validation images need the \
-                 same classes, two at least; IDX image files need their label file beside them"
-            }
+            Self::Labels { help, .. } => help,
             Self::TooManyFailures { .. } => "remove or repair these files, or raise the limit of allowed failures",
             Self::NothingReadable { .. } => "check that these are images and that the requested channels fit them",
             Self::Config { .. } => "change the value in the recipe or with `--set`",

@@ -11,6 +11,11 @@ use crate::{DataError, Image};
 /// Classes that an error names.
 const NAMED: usize = 8;
 
+const NO_CLASS: &str = "the first folder level names the class (cats/1.jpg, dogs/2.jpg), in a list what stands behind the path; \
+                        IDX images need their label file beside them";
+const FOREIGN: &str =
+    "classes are matched by name, those of folders by the first folder level: rename these or take them out";
+
 /// A source of which every image has a class, numbered by a given list of names.
 #[derive(Clone)]
 pub struct Labelled {
@@ -42,7 +47,8 @@ impl Labelled {
         let classes: Vec<String> = names.filter(|(_, seen)| **seen).map(|(name, _)| name.clone()).collect();
         let labelled = Self::with_classes(source, path, &classes)?;
         if classes.len() == 1 {
-            return Err(labels(path, format!("all images are of one class, `{}`", classes[0])));
+            let what = format!("all images are of one class, `{}`", classes[0]);
+            return Err(labels(path, what, "give images of two classes or more: there is nothing to tell apart"));
         }
         Ok(labelled)
     }
@@ -69,7 +75,7 @@ impl Labelled {
                 source.len(),
                 source.name(first)
             );
-            return Err(labels(path, what));
+            return Err(labels(path, what, NO_CLASS));
         }
         foreign.sort_unstable();
         foreign.dedup();
@@ -80,7 +86,7 @@ impl Labelled {
                 .collect();
             let what =
                 format!("there are no classes {} among the {}: {}", list(&unknown), classes.len(), list(classes));
-            return Err(labels(path, what));
+            return Err(labels(path, what, FOREIGN));
         }
         Ok(Self { source, path: path.to_owned(), labels: numbers, classes: classes.to_vec() })
     }
@@ -108,7 +114,9 @@ impl Labelled {
         if absent.is_empty() {
             return Ok(self);
         }
-        Err(labels(&self.path, format!("there is no image of {}", list(&absent))))
+        let help =
+            "every class of the training images is measured: add images of these, or take the classes out there too";
+        Err(labels(&self.path, format!("there is no image of {}", list(&absent)), help))
     }
 
     /// The class of every image, an index into the names.
@@ -138,7 +146,7 @@ impl Labelled {
             if count == 0 {
                 let what =
                     format!("a share of {share} of {} images leaves the class `{name}` without one", members.len());
-                return Err(labels(&self.path, what));
+                return Err(labels(&self.path, what, "take a larger share, or give more images of that class"));
             }
             Stream::new(seed, Purpose::Labels, 0, class as u64).shuffle(&mut members);
             chosen.extend(members.into_iter().take(count));
@@ -148,8 +156,8 @@ impl Labelled {
     }
 }
 
-fn labels(path: &Path, what: impl Into<String>) -> DataError {
-    DataError::Labels { path: path.to_owned(), what: what.into() }
+fn labels(path: &Path, what: impl Into<String>, help: &'static str) -> DataError {
+    DataError::Labels { path: path.to_owned(), what: what.into(), help }
 }
 
 /// The first names of a list, with how many more there are.
@@ -216,16 +224,18 @@ mod tests {
         let turned: Vec<String> = held_out.class_names().iter().rev().cloned().collect();
         let labelled = Labelled::with_classes(Arc::clone(&held_out), Path::new("val"), &turned).unwrap();
         assert!((0..50).all(|i| labelled.label(i).unwrap() == 9 - held_out.label(i).unwrap()));
-        let error = Labelled::with_classes(held_out, Path::new("val"), &turned[1..]).unwrap_err().to_string();
-        assert!(error.contains("`val`: there are no classes `ankle boot` among the 9"), "{error}");
+        let error = Labelled::with_classes(held_out, Path::new("val"), &turned[1..]).unwrap_err();
+        assert!(error.to_string().contains("`val`: there are no classes `ankle boot` among the 9"), "{error}");
+        assert_eq!(error.help().unwrap(), FOREIGN);
     }
 
     #[test]
     fn one_class_and_missing_classes_are_refused() {
         let all = demo().unwrap();
         let of = |wanted: usize| (0..6000).filter(|&i| all.label(i) == Some(wanted)).take(5).collect::<Vec<_>>();
-        let error = Labelled::new(subset(of(4)), Path::new("x")).unwrap_err().to_string();
-        assert!(error.contains("one class, `coat`"), "{error}");
+        let error = Labelled::new(subset(of(4)), Path::new("x")).unwrap_err();
+        assert!(error.to_string().contains("one class, `coat`"), "{error}");
+        assert!(error.help().unwrap().contains("two classes or more"));
         let two = Labelled::new(subset([of(4), of(1)].concat()), Path::new("x")).unwrap();
         assert_eq!(two.class_names(), ["trouser", "coat"]);
         let part = Labelled::with_classes(subset(of(4)), Path::new("x"), two.class_names()).unwrap();
