@@ -1,8 +1,9 @@
 //! RandAugment's operations against PIL's, and the transforms around them.
 
 use simmim_data::policy::{Filter, Operation, Raster};
-use simmim_data::{Image, Pixels, Policy, RandAugment, Transform, decode};
+use simmim_data::{Image, Mix, Mixture, Pixels, Policy, RandAugment, Transform, decode};
 use simmim_random::{Purpose, Stream};
+use simmim_testing::{Fixture, relative_error};
 
 use crate::{fixtures, pattern};
 
@@ -73,6 +74,34 @@ fn augmented(image: &Image, policy: Option<Policy>, sample: u64) -> Vec<f32> {
     transform.validate().unwrap();
     transform.apply_random(image, &mut Stream::new(1, Purpose::Augment, 0, sample), &mut out).unwrap();
     out
+}
+
+#[test]
+fn mixed_batches_and_their_labels_agree_with_timm() {
+    let fixture = Fixture::load("mixture");
+    let config = &fixture.config;
+    let (smoothing, classes) = (config["smoothing"].as_f64().unwrap(), config["classes"].as_u64().unwrap() as usize);
+    let mut rectangles = 0;
+    for case in config["cases"].as_array().unwrap() {
+        let (name, share) = (case["name"].as_str().unwrap(), case["share"].as_f64().unwrap());
+        let mixture = if let Some(rectangle) = case["rectangle"].as_array() {
+            rectangles += 1;
+            let bounds: Vec<usize> = rectangle.iter().map(|v| v.as_u64().unwrap() as usize).collect();
+            Mixture::Cutmix { rectangle: bounds.try_into().unwrap(), share }
+        } else if share == 1.0 {
+            Mixture::None
+        } else {
+            Mixture::Mixup { share }
+        };
+        let tensor = |part: &str| fixture.floats[&format!("{name}.{part}")].clone();
+        let (shape, mut images) = tensor("images");
+        mixture.apply(&mut images, shape[1] * shape[2] * shape[3], (shape[2], shape[3]));
+        assert!(relative_error(&images, &tensor("mixed").1) < 1e-6, "{name}");
+        let labels: Vec<usize> = fixture.ints[&format!("{name}.labels")].1.iter().map(|&l| l as usize).collect();
+        let targets = Mix { smoothing, ..Mix::NONE }.targets(mixture, &labels, classes);
+        assert!(relative_error(&targets, &tensor("targets").1) < 1e-6, "{name}");
+    }
+    assert_eq!(rectangles, 2);
 }
 
 #[test]
