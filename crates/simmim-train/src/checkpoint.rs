@@ -11,7 +11,7 @@ const META: &str = "meta.json";
 /// Names the newest checkpoint, for scripts; [`CheckpointStore::load_latest`] trusts the folders themselves.
 const LATEST: &str = "latest";
 /// Changes when older programs can no longer read a checkpoint.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Where a run stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +26,9 @@ pub struct Meta {
     pub threads: usize,
     /// Losses that the guard compares the next one with, oldest first.
     pub recent_losses: Vec<f32>,
+    /// Sum and number of the losses since the last line of the metrics.
+    #[serde(default)]
+    pub loss_window: (f64, u64),
     /// Rollbacks so far.
     pub rollbacks: usize,
     /// The best measurement so far, where there are classes.

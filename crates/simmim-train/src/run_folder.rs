@@ -92,18 +92,15 @@ impl RunFolder {
         std::fs::create_dir_all(root).map_err(TrainError::io(root))?;
         let run = Self { root: root.to_owned(), _lock: Self::lock(root)? };
         Self::clear(root)?;
-        run.complete()?;
         atomic_write(&run.config(), config.as_bytes())?;
         Ok(run)
     }
 
-    /// The folders that a run has.
-    fn complete(&self) -> Result<(), TrainError> {
-        for name in FOLDERS {
-            let folder = self.root.join(name);
-            std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
-        }
-        Ok(())
+    /// A folder of the run, made when something is about to be written into it.
+    fn folder(&self, name: &str) -> Result<PathBuf, TrainError> {
+        let folder = self.root.join(name);
+        std::fs::create_dir_all(&folder).map_err(TrainError::io(&folder))?;
+        Ok(folder)
     }
 
     fn is_empty(root: &Path) -> Result<bool, TrainError> {
@@ -114,10 +111,7 @@ impl RunFolder {
     fn only_leftovers(root: &Path) -> Result<bool, TrainError> {
         for entry in std::fs::read_dir(root).map_err(TrainError::io(root))?.flatten() {
             let name = entry.file_name();
-            let file_of_create = name == LOCK || name == "config.toml.part";
-            let folder_of_create = FOLDERS.iter().any(|folder| name == *folder);
-            let leftover = file_of_create || (folder_of_create && Self::is_empty(&entry.path())?);
-            if !leftover {
+            if name != LOCK && name != "config.toml.part" {
                 return Ok(false);
             }
         }
@@ -136,9 +130,7 @@ impl RunFolder {
                 help: "a run folder holds a config.toml; start one without --resume".into(),
             });
         }
-        let run = Self { root: root.to_owned(), _lock: Self::lock(root)? };
-        run.complete()?;
-        Ok(run)
+        Ok(Self { root: root.to_owned(), _lock: Self::lock(root)? })
     }
 
     /// Whether a folder holds a run.
@@ -215,10 +207,12 @@ impl RunFolder {
         self.root.join("metrics.jsonl")
     }
 
-    /// Event files for TensorBoard.
-    #[must_use]
-    pub fn tensorboard(&self) -> PathBuf {
-        self.root.join("tensorboard")
+    /// The folder for TensorBoard's event files, which is created where it is missing.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn tensorboard(&self) -> Result<PathBuf, TrainError> {
+        self.folder("tensorboard")
     }
 
     /// The checkpoints.
@@ -227,10 +221,12 @@ impl RunFolder {
         self.root.join("checkpoints")
     }
 
-    /// The picture of a step.
-    #[must_use]
-    pub fn reconstruction(&self, step: u64) -> PathBuf {
-        self.root.join(format!("reconstructions/step-{step:08}.png"))
+    /// The picture of a step; its folder is created where it is missing.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn reconstruction(&self, step: u64) -> Result<PathBuf, TrainError> {
+        Ok(self.folder("reconstructions")?.join(format!("step-{step:08}.png")))
     }
 
     /// The encoder in timm's names.
@@ -319,17 +315,17 @@ mod tests {
         std::fs::rename(root.join("config.toml"), root.join("config.toml.part")).unwrap();
         drop(create(&root, false).unwrap());
         std::fs::remove_file(root.join("config.toml")).unwrap();
-        std::fs::create_dir(root.join("checkpoints/step-00000001")).unwrap();
+        std::fs::create_dir_all(root.join("checkpoints/step-00000001")).unwrap();
         assert!(create(&root, false).unwrap_err().contains("not a run"));
     }
 
     #[test]
-    fn a_run_without_its_empty_folders_is_completed() {
+    fn a_folder_is_there_once_something_goes_into_it() {
         let place = tempfile::tempdir().unwrap();
         let root = place.path().join("run");
-        drop(create(&root, false).unwrap());
-        std::fs::remove_dir(root.join("checkpoints")).unwrap();
-        let run = RunFolder::open(&root).unwrap();
-        assert!(run.checkpoints().is_dir());
+        let run = create(&root, false).unwrap();
+        assert!(!root.join("tensorboard").exists() && !root.join("reconstructions").exists());
+        assert!(run.tensorboard().unwrap().is_dir());
+        assert!(run.reconstruction(3).unwrap().parent().unwrap().is_dir());
     }
 }

@@ -74,13 +74,12 @@ fn a_resumed_fine_tuning_ends_with_the_weights_of_one_that_was_never_stopped() {
     let here = place.path();
     pretrained(here);
     let all = "--set augment.rand_layers=2 --set augment.erase=0.25 --set augment.mixup=0.8 --set augment.cutmix=1 \
-               --set model.drop_path=0.2 --set train.accumulation=2 --ema 0.9 --set validate.every_steps=2";
+               --set model.drop_path=0.2 --set train.accumulation=2 --ema 0.9 --set validate.every_steps=2 --set log.every_steps=3";
     good(here, &format!("finetune --weights pre --out whole --steps 9 {TINY} {all}"));
-    let every = "--set checkpoint.every_steps=4 --set checkpoint.keep=9";
+    // The checkpoint lies between two lines of the metrics.
+    let every = "--set checkpoint.every_steps=5 --set checkpoint.keep=9";
     good(here, &format!("finetune --weights pre --out cut --steps 9 {TINY} {all} {every}"));
-    for step in [9, 8] {
-        std::fs::remove_dir_all(here.join(format!("cut/checkpoints/step-{step:08}"))).unwrap();
-    }
+    std::fs::remove_dir_all(here.join("cut/checkpoints/step-00000009")).unwrap();
     std::fs::remove_file(here.join("cut/last.safetensors")).unwrap();
     good(here, "finetune --out cut --resume");
     let weights = |run: &str, name: &str| simmim_models::weights::read(&here.join(run).join(name)).unwrap();
@@ -90,7 +89,7 @@ fn a_resumed_fine_tuning_ends_with_the_weights_of_one_that_was_never_stopped() {
     let curve = |run: &str| {
         let text = std::fs::read_to_string(here.join(run).join("metrics.jsonl")).unwrap();
         let lines = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
-        lines.map(|l| (l["step"].clone(), l["val_top1"].clone(), l["val_loss"].clone())).collect::<Vec<_>>()
+        lines.map(|l| ["step", "loss", "val_top1", "val_loss"].map(|key| l[key].clone())).collect::<Vec<_>>()
     };
     assert_eq!(curve("whole"), curve("cut"));
 }
@@ -200,6 +199,50 @@ fn a_single_image_of_each_class_is_probed_with_fixed_settings_and_chooses_no_lea
     assert_eq!(out.status.code(), Some(2));
     assert!(errors(&out).contains("every class has one image, and none can be put aside"), "{}", errors(&out));
     assert!(!here.join("x").exists());
+}
+
+#[test]
+fn the_encoder_of_a_classifier_is_used_again() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    good(here, &format!("finetune --weights pre --out ft --steps 2 {TINY}"));
+    for arguments in [
+        format!("embed --weights ft --data {HELD_OUT} --out f.npy"),
+        format!("neighbors --weights ft/best.safetensors --data {HELD_OUT} --query #0 --out n.png"),
+        format!("probe --weights ft --data {HELD_OUT} --val {HELD_OUT} --layers 2 --method linear --no-baselines"),
+    ] {
+        let out = simmim(here, &arguments);
+        assert!(out.status.success(), "{arguments}: {}", errors(&out));
+        assert!(errors(&out).contains("holds a classifier: its encoder is taken"), "{arguments}: {}", errors(&out));
+    }
+    let out = simmim(here, &format!("finetune --weights ft --out again --steps 2 {TINY}"));
+    assert!(out.status.success(), "{}", errors(&out));
+    assert!(errors(&out).contains("classifier of 10 classes: its head is left, a new one starts"), "{}", errors(&out));
+}
+
+#[test]
+fn unreadable_validation_images_are_listed() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    for (set, class) in [("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")] {
+        std::fs::create_dir_all(here.join(set).join(class)).unwrap();
+        for i in 0..4u8 {
+            let pixels =
+                image::GrayImage::from_fn(28, 28, |x, y| image::Luma([(x * y) as u8 ^ i ^ class.as_bytes()[0]]));
+            pixels.save(here.join(format!("{set}/{class}/{i}.png"))).unwrap();
+        }
+    }
+    std::fs::write(here.join("val/b/3.png"), b"\x89PNG\r\n\x1a\nbroken").unwrap();
+    let every = "--set validate.every_steps=1";
+    let out = simmim(here, &format!("finetune --weights pre --out ft --data train --val val --steps 3 {TINY} {every}"));
+    assert!(out.status.success(), "{}", errors(&out));
+    let said = errors(&out);
+    assert_eq!(said.matches("validation image left out").count(), 1, "{said}");
+    assert!(said.contains("1 images could not be read; ft/skipped.txt names them"), "{said}");
+    let skipped = std::fs::read_to_string(here.join("ft/skipped.txt")).unwrap();
+    assert!(skipped.starts_with("b/3.png\t") && skipped.lines().count() == 1, "{skipped}");
 }
 
 /// An IDX file of gray 8x8 images with the given labels.

@@ -81,7 +81,7 @@ pub struct FineTuning {
     val: Labelled,
     measured: Vec<usize>,
     threads: usize,
-    warned: bool,
+    unreadable: Vec<(String, String)>,
 }
 
 impl FineTuning {
@@ -104,7 +104,7 @@ impl FineTuning {
             val: data.val.clone(),
             measured: data.val.spread(recipe.validate.images),
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            warned: false,
+            unreadable: Vec::new(),
         })
     }
 
@@ -120,10 +120,10 @@ impl FineTuning {
         let labels = self.val.labels();
         let take = |i: usize, logits: &[f32]| scores.add(labels[i], logits);
         let bad = self.classifier.predict(&self.val, &self.measured, &self.transform, self.threads, take)?;
-        if !self.warned {
-            self.warned = true;
+        if self.unreadable.is_empty() {
             bad.iter().take(NAMED).for_each(|(_, e)| tell(Event::Warning(format!("validation image left out: {e}"))));
         }
+        self.unreadable = bad.into_iter().map(|(i, e)| (self.val.name(i), e.to_string())).collect();
         Ok(scores)
     }
 
@@ -162,6 +162,10 @@ impl Task for FineTuning {
 
     fn write_results(&mut self, run: &RunFolder) -> Result<(), TrainError> {
         self.file()?.write(&run.last())
+    }
+
+    fn unreadable(&self) -> &[(String, String)] {
+        &self.unreadable
     }
 
     fn classes(&self) -> &[String] {

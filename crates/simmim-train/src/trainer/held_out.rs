@@ -34,6 +34,8 @@ pub(super) struct Images {
     masks: Vec<Vec<bool>>,
     transform: Transform,
     trivial: TrivialLosses,
+    /// Names and reasons of those that were passed over.
+    unreadable: Vec<(String, String)>,
 }
 
 /// What is done with the masks and the pixels of a batch.
@@ -78,6 +80,14 @@ impl HeldOut {
         match self {
             Self::Ready(images) => Ok(images),
             _ => Err(TrainError::Internal { what: "there are no held-out images".into() }),
+        }
+    }
+
+    /// Names and reasons of the images that were passed over, as far as they are known.
+    pub(super) fn unreadable(&self) -> &[(String, String)] {
+        match self {
+            Self::Ready(images) => &images.unreadable,
+            _ => &[],
         }
     }
 
@@ -170,7 +180,8 @@ fn load(
     if indices.is_empty() {
         warnings.push("no held-out image could be read: there is no held-out loss and no picture".into());
     }
+    let unreadable = unread.into_iter().map(|(place, e)| (source.name(chosen[place]), e.to_string())).collect();
     let [mean_color, visible_neighbors] = sums.map(|sum| (sum / indices.len() as f64) as f32);
     let trivial = TrivialLosses { mean_color, visible_neighbors };
-    Ok((Images { source, indices, masks, transform, trivial }, warnings))
+    Ok((Images { source, indices, masks, transform, trivial, unreadable }, warnings))
 }

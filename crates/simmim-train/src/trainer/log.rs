@@ -18,17 +18,19 @@ pub(super) struct Log {
     paused: Duration,
     /// Seconds waited for images before `start`.
     waited: f64,
-    losses: f64,
+    /// Sum and number of the losses since the last line.
+    losses: (f64, u64),
+    /// Steps since `start`.
     steps: u64,
 }
 
 impl Log {
-    /// Opens the logs of a run that goes on after `step`; later lines are dropped.
-    pub(super) fn open(run: &RunFolder, recipe: &Recipe, step: u64) -> Result<Self, TrainError> {
+    /// Opens the logs of a run that goes on after `step`, with the losses that no line holds yet; later lines are dropped.
+    pub(super) fn open(run: &RunFolder, recipe: &Recipe, step: u64, losses: (f64, u64)) -> Result<Self, TrainError> {
         let events = match (recipe.log.tensorboard, step) {
             (false, _) => None,
-            (true, 0) => Some(EventWriter::open(&run.tensorboard())?),
-            (true, _) => Some(EventWriter::resume(&run.tensorboard(), step)?),
+            (true, 0) => Some(EventWriter::open(&run.tensorboard()?)?),
+            (true, _) => Some(EventWriter::resume(&run.tensorboard()?, step)?),
         };
         Ok(Self {
             metrics: Metrics::open(&run.metrics(), step)?,
@@ -37,15 +39,25 @@ impl Log {
             start: Instant::now(),
             paused: Duration::ZERO,
             waited: 0.0,
-            losses: 0.0,
+            losses,
             steps: 0,
         })
     }
 
-    /// Starts the next line; `waited` as [`simmim_data::Loader::wait_seconds`].
+    /// Starts the clock; `waited` as [`simmim_data::Loader::wait_seconds`].
+    pub(super) fn begin(&mut self, waited: f64) {
+        (self.start, self.paused, self.waited, self.steps) = (Instant::now(), Duration::ZERO, waited, 0);
+    }
+
+    /// Starts the next line.
     pub(super) fn restart(&mut self, waited: f64) {
-        (self.start, self.paused, self.waited) = (Instant::now(), Duration::ZERO, waited);
-        (self.losses, self.steps) = (0.0, 0);
+        self.begin(waited);
+        self.losses = (0.0, 0);
+    }
+
+    /// Sum and number of the losses since the last line; of none where one was not finite, which metadata cannot hold.
+    pub(super) fn loss_window(&self) -> (f64, u64) {
+        if self.losses.0.is_finite() { self.losses } else { (0.0, 0) }
     }
 
     /// Leaves out time that did not go into training.
@@ -54,7 +66,8 @@ impl Log {
     }
 
     pub(super) fn add(&mut self, loss: f32) {
-        self.losses += f64::from(loss);
+        self.losses.0 += f64::from(loss);
+        self.losses.1 += 1;
         self.steps += 1;
     }
 
@@ -69,7 +82,7 @@ impl Log {
     /// Mean loss, speed and share of waiting since the last line; the rest is the caller's.
     pub(super) fn record(&self, waited: f64) -> Record {
         Record {
-            loss: (self.losses / self.steps.max(1) as f64) as f32,
+            loss: (self.losses.0 / self.losses.1.max(1) as f64) as f32,
             images_per_second: self.images_per_second(),
             data_wait: ((waited - self.waited) / self.seconds()).clamp(0.0, 1.0),
             ..Record::default()

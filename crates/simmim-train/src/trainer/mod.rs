@@ -192,7 +192,7 @@ impl<T: Task> Trainer<T> {
         let images = train.len();
         let loader = Self::loader(&recipe, train, &at)?;
         let schedule = recipe.learning_rate(loader.batches_per_epoch());
-        let log = Log::open(&run, &recipe, at.step)?;
+        let log = Log::open(&run, &recipe, at.step, at.loss_window)?;
         let curve = Curve::of(&metrics::read(&run.metrics())?);
         let mut guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
         guard.restore(&at.recent_losses);
@@ -282,7 +282,7 @@ impl<T: Task> Trainer<T> {
         if self.step == 0 && self.given_weights {
             self.save(tell)?;
         }
-        self.log.restart(self.loader.wait_seconds());
+        self.log.begin(self.loader.wait_seconds());
         let mut measured = None;
         while self.step < self.schedule.total_steps && !stop.load(Ordering::Relaxed) {
             match self.one_step(tell) {
@@ -456,9 +456,9 @@ impl<T: Task> Trainer<T> {
         self.task.restore(&self.run.checkpoints(), found.tensors)?;
         self.best = found.meta.best;
         self.step = found.meta.step;
-        self.log = Log::open(&self.run, &self.recipe, self.step)?;
+        self.log = Log::open(&self.run, &self.recipe, self.step, found.meta.loss_window)?;
         self.curve = Curve::of(&metrics::read(&self.run.metrics())?);
-        self.log.restart(self.loader.wait_seconds());
+        self.log.begin(self.loader.wait_seconds());
         self.guard.restore(&found.meta.recent_losses);
         tell(Event::Warning(format!("step {failed}: {what}; back to the weights of step {}", self.step)));
         Ok(true)
@@ -472,6 +472,7 @@ impl<T: Task> Trainer<T> {
             batch: at.batch_index,
             threads: self.threads,
             recent_losses: self.guard.recent(),
+            loss_window: self.log.loss_window(),
             rollbacks: self.rollbacks,
             best: self.best,
             classes: self.task.classes().to_vec(),
@@ -486,7 +487,7 @@ impl<T: Task> Trainer<T> {
     /// Adds the images that could not be read to those of the run's earlier parts.
     fn write_skipped(&self) -> Result<(), TrainError> {
         let path = self.run.skipped();
-        let skipped = self.loader.skipped();
+        let skipped = self.skipped();
         if skipped.is_empty() {
             return Ok(());
         }
@@ -500,10 +501,12 @@ impl<T: Task> Trainer<T> {
         atomic_write(&path, text.as_bytes())
     }
 
-    /// Unreadable images so far.
+    /// Names and reasons of the unreadable images so far: of those to train on, then of those to measure on.
     #[must_use]
     pub fn skipped(&self) -> Vec<(String, String)> {
-        self.loader.skipped()
+        let mut skipped = self.loader.skipped();
+        skipped.extend_from_slice(self.task.unreadable());
+        skipped
     }
 
     /// Number of training images.

@@ -79,7 +79,11 @@ impl Task for Pretraining {
     }
 
     fn draw(&mut self, run: &RunFolder, step: u64, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        self.held_out.draw(&mut self.session, &run.reconstruction(step), &self.recipe, tell)
+        self.held_out.draw(&mut self.session, &run.reconstruction(step)?, &self.recipe, tell)
+    }
+
+    fn unreadable(&self) -> &[(String, String)] {
+        self.held_out.unreadable()
     }
 
     fn write_results(&mut self, run: &RunFolder) -> Result<(), TrainError> {

@@ -85,6 +85,11 @@ pub trait Task {
     /// [`TrainError::Io`].
     fn write_results(&mut self, run: &RunFolder) -> Result<(), TrainError>;
 
+    /// Names and reasons of the images to measure on that could not be read so far.
+    fn unreadable(&self) -> &[(String, String)] {
+        &[]
+    }
+
     /// Names of the classes, kept in every checkpoint; none where there are no classes.
     fn classes(&self) -> &[String] {
         &[]
