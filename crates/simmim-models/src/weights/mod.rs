@@ -4,7 +4,7 @@ mod interpolate;
 mod names;
 mod transfer;
 
-pub use names::{encoder_to_timm, match_parameters, timm_call};
+pub use names::{encoder_to_timm, head_classes, match_parameters, normalises_pooled, timm_call};
 pub use transfer::{classifier_to_timm, encoder_for_classifier, match_classifier};
 
 use crate::error::ModelError;

@@ -21,7 +21,8 @@ pub(super) fn of_classifier(name: &str) -> bool {
 
 /// Picks the model's parameters out of a file, under the official names. The file may hold a full model (`encoder.*`,
 /// `decoder.*`) or a bare encoder in timm's names; a classifier's `head.*` and `fc_norm.*` are ignored, and in a bare encoder
-/// the mask token and the head may be missing (they are then left out of the result). With `whole` nothing may be missing.
+/// the mask token and the head may be missing (they are then left out of the result). With `whole` nothing may be missing. A classifier that
+/// pools before it normalises has no norm after its blocks: its `fc_norm` takes that place.
 ///
 /// # Errors
 /// [`ModelError::Mismatch`] with all missing, unexpected and misshapen keys.
@@ -31,8 +32,29 @@ pub fn match_parameters(
     mut weights: Weights,
     whole: bool,
 ) -> Result<Vec<(String, Vec<f32>)>, ModelError> {
+    if normalises_pooled(&weights) {
+        let prefix = if weights.keys().any(|k| k.starts_with(ENCODER)) { ENCODER } else { "" };
+        for end in ["weight", "bias"] {
+            if let Some(tensor) = weights.remove(&format!("fc_norm.{end}")) {
+                weights.insert(format!("{prefix}norm.{end}"), tensor);
+            }
+        }
+    }
     weights.retain(|k, _| !of_classifier(k));
     pick(path, specs, with_official_names(specs, weights), whole)
+}
+
+/// Whether these are the weights of a classifier that normalises pooled tokens (`fc_norm`) and not each token (`norm`).
+#[must_use]
+pub fn normalises_pooled(weights: &Weights) -> bool {
+    let has = |name: &str| weights.contains_key(name);
+    has("fc_norm.weight") && !has("norm.weight") && !has("encoder.norm.weight")
+}
+
+/// Classes of the classifier that these weights are, if they are one's.
+#[must_use]
+pub fn head_classes(weights: &Weights) -> Option<usize> {
+    weights.get("head.weight").and_then(|head| head.shape.first().copied())
 }
 
 /// Weights under the official names, where they are an encoder's or a classifier's under timm's.
@@ -177,6 +199,27 @@ mod tests {
         let back = match_parameters(Path::new("x"), &config.parameters(), timm, false).unwrap();
         assert_eq!(back.len(), config.parameters().len() - 3);
         assert!(back.iter().all(|(name, data)| *data == weights[name].data));
+    }
+
+    #[test]
+    fn a_classifiers_norm_takes_the_place_of_the_encoders() {
+        let config = config();
+        let whole = full(&config);
+        for prefixed in [true, false] {
+            let mut weights = if prefixed { whole.clone() } else { encoder_to_timm(whole.clone()) };
+            weights.retain(|name, _| !name.ends_with("mask_token") && !name.starts_with("decoder."));
+            for end in ["weight", "bias"] {
+                let norm = if prefixed { format!("encoder.norm.{end}") } else { format!("norm.{end}") };
+                let tensor = weights.remove(&norm).unwrap();
+                weights.insert(format!("fc_norm.{end}"), tensor);
+            }
+            weights.insert("head.weight".into(), Tensor { shape: vec![3, 12], data: vec![0.0; 36] });
+            assert!(normalises_pooled(&weights) && !normalises_pooled(&whole));
+            assert_eq!((head_classes(&weights), head_classes(&whole)), (Some(3), None));
+            let found = match_parameters(Path::new("x"), &config.parameters(), weights, false).unwrap();
+            let norm = found.iter().find(|(name, _)| name == "encoder.norm.weight").unwrap();
+            assert_eq!(norm.1, whole["encoder.norm.weight"].data);
+        }
     }
 
     #[test]

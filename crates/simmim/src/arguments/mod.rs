@@ -122,6 +122,8 @@ pub(crate) struct Recipes {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RecipesAction {
+    /// List the recipes in the binary: what `simmim recipes` alone does too.
+    List,
     /// Print a recipe with every value and its meaning, ready to be saved and changed.
     Show {
         /// A name from `simmim recipes` or a TOML file.

@@ -72,6 +72,7 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
         Some(w) => Some(Pretrained::read(w)?),
     };
     let (mut recipe, out) = resolve(a, weights.as_ref())?;
+    weights.iter().for_each(|w| w.announce(format));
     let data = LabelledData::open(&recipe)?;
     settle_finetuning(&mut recipe, &data)?;
     let classes = simmim_data::Source::class_names(&data.train).len();

@@ -1,11 +1,14 @@
 //! Finding weights and the model they belong to.
 
-use crate::arguments::WeightsOf;
+use crate::arguments::{LogFormat, WeightsOf};
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
+use crate::meter::say;
 use simmim_data::Source;
 use simmim_models::classifier::AVERAGE_PREFIX;
-use simmim_models::weights::{self, Weights, encoder_for_classifier, match_parameters};
+use simmim_models::weights::{
+    self, Weights, encoder_for_classifier, head_classes, match_parameters, normalises_pooled,
+};
 use simmim_models::{SimMimConfig, VitConfig};
 use simmim_train::checkpoint::{self, CheckpointStore};
 use simmim_train::features::{Layer, Plan, Pooling};
@@ -97,6 +100,18 @@ impl Pretrained {
         Ok(Self { path: path.to_owned(), weights: tensors(path)?, recipe })
     }
 
+    /// Tells that of a classifier only the encoder is taken.
+    pub(crate) fn announce(&self, format: LogFormat) {
+        if let Some(classes) = head_classes(&self.weights) {
+            let path = self.path.display();
+            say(
+                format,
+                "message",
+                &format!("{path} holds a classifier of {classes} classes: its head is left, a new one starts"),
+            );
+        }
+    }
+
     /// The encoder's parameters for a recipe's classifier.
     pub(crate) fn encoder(&self, recipe: &Recipe, classes: usize) -> Result<Vec<(String, Vec<f32>)>, Failure> {
         let config = recipe.classifier_config(classes)?;
@@ -166,12 +181,19 @@ pub(crate) struct Encoder {
 }
 
 /// The encoder that the arguments name. Mean and deviation that the recipe leaves to the data are measured on `images`.
-pub(crate) fn encoder(a: &WeightsOf, images: &dyn Source) -> Result<Encoder, Failure> {
+pub(crate) fn encoder(a: &WeightsOf, images: &dyn Source, format: LogFormat) -> Result<Encoder, Failure> {
     let Model { run, mut recipe, config, path, mut weights } = resolve(a)?;
     let task = |name: &str| name.ends_with("mask_token") || name.starts_with("decoder.");
     let simmim = run.is_some() || weights.keys().any(|name| task(name));
     // An encoder's file has no mask token and no head; a full model's are not needed here.
     weights.retain(|name, _| !task(name));
+    if normalises_pooled(&weights) {
+        let text = format!(
+            "{} holds a classifier: its encoder is taken; fc_norm, meant for the pooled tokens, stands for the norm after the blocks",
+            path.display()
+        );
+        say(format, "message", &text);
+    }
     let tensors = match_parameters(&path, &config.parameters(), weights, false)?;
     recipe.fix_statistics(images)?;
     Ok(Encoder { run, recipe, encoder: config.encoder.clone(), config, tensors, simmim })

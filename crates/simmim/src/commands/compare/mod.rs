@@ -176,7 +176,7 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     let classes = data.train.class_names().len();
     weights.encoder(&recipe, classes)?;
     if a.methods.contains(&CompareMethod::Probe) {
-        probes::check(a, &data)?;
+        probes::check(a, &data, format)?;
     }
     let rates = |flag: &str, given: &[f64]| {
         if let Some(bad) = given.iter().find(|lr| !(**lr > 0.0 && lr.is_finite())) {

@@ -55,8 +55,8 @@ fn weights_of(a: &Compare) -> WeightsOf {
 }
 
 /// Refuses layers that the encoder lacks, before anything is written.
-pub(super) fn check(a: &Compare, data: &LabelledData) -> Result<(), Failure> {
-    let model = weights::encoder(&weights_of(a), &data.train)?;
+pub(super) fn check(a: &Compare, data: &LabelledData, format: LogFormat) -> Result<(), Failure> {
+    let model = weights::encoder(&weights_of(a), &data.train, format)?;
     layers(&a.layers, &model).map(|_| ())
 }
 
@@ -76,7 +76,7 @@ impl Probes {
         measured: &[usize],
         format: LogFormat,
     ) -> Result<Self, Failure> {
-        let model = weights::encoder(&weights_of(a), &data.train)?;
+        let model = weights::encoder(&weights_of(a), &data.train, format)?;
         let layers = layers(&a.layers, &model)?;
         let depth = model.encoder.depth;
         let middle = Layer::Block((2 * depth).div_ceil(3));
