@@ -99,12 +99,12 @@ impl Bench {
         Ok(times[times.len() / 2])
     }
 
-    /// Time, GFLOP/s and GB/s of each operation, over all its places in the step.
+    /// Time, GFLOP/s and GB/s of each operation and shape of its first result, over all its places in the step.
     fn profile(&self, steps: usize) {
-        let mut by_op: BTreeMap<&str, (f64, u64, usize)> = BTreeMap::new();
+        let mut by_op: BTreeMap<(&str, Vec<usize>), (f64, u64, usize)> = BTreeMap::new();
         for (program, runs) in [(self.part, self.parts), (self.update, 1)] {
             for t in self.executor.timings(program) {
-                let entry = by_op.entry(t.op).or_default();
+                let entry = by_op.entry((t.op, t.shape)).or_default();
                 let seconds = t.seconds / steps as f64;
                 *entry = (entry.0 + seconds, entry.1 + t.flops * runs as u64, entry.2 + t.bytes * runs);
             }
@@ -112,11 +112,16 @@ impl Bench {
         let total: f64 = by_op.values().map(|v| v.0).sum();
         let mut rows: Vec<_> = by_op.into_iter().collect();
         rows.sort_by(|x, y| y.1.0.total_cmp(&x.1.0));
-        eprintln!("{:28} {:>10} {:>7} {:>9} {:>8}", "operation", "ms / step", "share", "GFLOP/s", "GB/s");
-        for (op, (seconds, flops, bytes)) in rows {
+        eprintln!(
+            "{:26} {:18} {:>9} {:>7} {:>9} {:>8}",
+            "operation", "result", "ms / step", "share", "GFLOP/s", "GB/s"
+        );
+        for ((op, shape), (seconds, flops, bytes)) in rows {
+            let shape = format!("{shape:?}");
             let each = seconds.max(1e-12);
             let (gflops, gbytes) = (flops as f64 / each / 1e9, bytes as f64 / each / 1e9);
-            eprintln!("{op:28} {:>10.3} {:>6.1}% {gflops:>9.1} {gbytes:>8.1}", each * 1e3, 100.0 * seconds / total);
+            let (ms, share) = (each * 1e3, 100.0 * seconds / total);
+            eprintln!("{op:26} {shape:18} {ms:>9.3} {share:>6.1}% {gflops:>9.1} {gbytes:>8.1}");
         }
     }
 }
