@@ -54,21 +54,29 @@ pub(super) fn tiles(
 vectorised! {
     /// Fills one tile for each offset: `tile[p, i] = from[p * step + offset + i]`, of which `len` floats of a line belong to the tiles.
     fn spread<FMA>(packed: &mut [f32], offsets: &[usize], from: &[f32], step: usize, len: usize, columns: usize) {
-        let size = columns * TILE_STRIDE;
+        let (packed, _) = packed.as_chunks_mut::<TILE_STRIDE>();
         for p in 0..columns {
             for line in (0..len).step_by(LINE) {
                 prefetch(from.as_ptr().wrapping_add((p + AHEAD) * step + line));
             }
             let from = &from[p * step..];
-            for (tile, &offset) in packed.chunks_exact_mut(size).zip(offsets) {
-                let to = &mut tile[p * TILE_STRIDE..][..TILE_STRIDE];
+            for (tile, &offset) in offsets.iter().enumerate() {
+                let to = &mut packed[tile * columns + p];
+                // One branch copies arrays, the other is a call: two slices would become one `memmove` of unknown length.
                 match from[offset..].first_chunk::<TILE_STRIDE>() {
-                    Some(whole) => to.copy_from_slice(whole),
-                    None => to[..len - offset].copy_from_slice(&from[offset..len]),
+                    Some(whole) => *to = *whole,
+                    None => copy_rest(to, &from[offset..len]),
                 }
             }
         }
     }
+}
+
+/// Copies what a line still holds.
+#[cold]
+#[inline(never)]
+fn copy_rest(to: &mut [f32; TILE_STRIDE], rest: &[f32]) {
+    to[..rest.len()].copy_from_slice(rest);
 }
 
 /// Packs columns of `b` for sums over `chunk`, as `[chunk, width]`; the width is that of whole vectors. Columns beyond `cols`
