@@ -4,22 +4,22 @@
 
 use crate::error::EngineError;
 use crate::graph::DType;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ptr::NonNull;
+use memmap2::MmapMut;
 
-/// Bytes to which memory is aligned: two megabytes let the system back large arenas with huge pages.
-const LARGE: usize = 1 << 21;
-const LINE: usize = 64;
+/// Bytes of a huge page. Rows of large matrices lie pages apart, and walks of the page tables cost more than the loads.
+const HUGE: usize = 1 << 21;
+/// Floats in a cache line, to which values are aligned.
+pub(super) const LINE: usize = 16;
 
-/// Zeroed, aligned memory of four-byte elements.
+/// Zeroed memory of four-byte elements, aligned to a cache line, or to a huge page where it is as large.
 #[derive(Debug)]
 pub(super) struct Memory {
-    start: NonNull<f32>,
+    start: *mut f32,
     len: usize,
-    layout: Layout,
+    _owner: MmapMut,
 }
 
-// SAFETY: `Memory` owns its allocation like a `Vec<f32>`.
+// SAFETY: `Memory` owns its mapping like a `Vec<f32>`.
 unsafe impl Send for Memory {}
 // SAFETY: shared access only reads.
 unsafe impl Sync for Memory {}
@@ -27,12 +27,19 @@ unsafe impl Sync for Memory {}
 impl Memory {
     pub(super) fn zeroed(len: usize, what: &'static str) -> Result<Self, EngineError> {
         let bytes = len.max(1).checked_mul(4).ok_or(EngineError::OutOfMemory { what, bytes: usize::MAX })?;
-        let align = if bytes >= LARGE { LARGE } else { LINE };
         let failed = EngineError::OutOfMemory { what, bytes };
-        let Ok(layout) = Layout::from_size_align(bytes, align) else { return Err(failed) };
-        // SAFETY: the layout has a positive size.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<f32>()).ok_or(failed)?;
-        Ok(Self { start, len, layout })
+        // Mappings start at a page; a huge page more leaves room to start at a huge one. What is never touched takes no memory.
+        let spare = if bytes >= HUGE { HUGE } else { 0 };
+        let Some(mapped) = bytes.checked_add(spare) else { return Err(failed) };
+        let Ok(mut owner) = MmapMut::map_anon(mapped) else { return Err(failed) };
+        #[cfg(target_os = "linux")]
+        if spare > 0 {
+            // A wish: where the system has no huge pages, small ones serve.
+            let _ = owner.advise(memmap2::Advice::HugePage);
+        }
+        let skipped = if spare > 0 { owner.as_ptr().align_offset(HUGE).min(spare) } else { 0 };
+        let start = owner.as_mut_ptr().wrapping_add(skipped).cast::<f32>();
+        Ok(Self { start, len, _owner: owner })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -40,26 +47,19 @@ impl Memory {
     }
 
     pub(super) fn floats(&self) -> &[f32] {
-        // SAFETY: the allocation holds `len` initialised elements, and every bit pattern is a float.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+        // SAFETY: the mapping holds `len` zeroed or written elements from `start` on, and every bit pattern is a float.
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 
     pub(super) fn floats_mut(&mut self) -> &mut [f32] {
         // SAFETY: as in `floats`, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
     }
 
     /// Pointer to element `offset`; the caller has checked that it lies inside.
     pub(super) fn at(&self, offset: usize) -> *mut f32 {
         debug_assert!(offset <= self.len);
-        self.start.as_ptr().wrapping_add(offset)
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `zeroed`.
-        unsafe { dealloc(self.start.as_ptr().cast(), self.layout) };
+        self.start.wrapping_add(offset)
     }
 }
 
@@ -158,5 +158,24 @@ impl<'a> Inputs<'a> {
     #[must_use]
     pub fn output_shape(&self, i: usize) -> &'a [usize] {
         &self.outputs[i].shape
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_zeroed_aligned_and_its_own() {
+        for len in [0, 1, 1000, HUGE / 4 - 1, HUGE / 4, HUGE + 5] {
+            let (mut a, b) = (Memory::zeroed(len, "a").unwrap(), Memory::zeroed(len, "b").unwrap());
+            assert!(a.len() == len && a.floats().iter().chain(b.floats()).all(|&v| v == 0.0));
+            let align = if 4 * len >= HUGE { HUGE } else { 4 * LINE };
+            assert!((a.at(0) as usize).is_multiple_of(align) && (b.at(0) as usize).is_multiple_of(align), "{len}");
+            a.floats_mut().fill(1.0);
+            assert!(b.floats().iter().all(|&v| v == 0.0));
+        }
+        assert!(matches!(Memory::zeroed(usize::MAX, "x"), Err(EngineError::OutOfMemory { .. })));
+        assert!(matches!(Memory::zeroed(usize::MAX / 8, "x"), Err(EngineError::OutOfMemory { .. })));
     }
 }

@@ -2,13 +2,14 @@
 
 #![allow(unsafe_code, reason = "builds the kernels' views of the arena; the plan's verification is the argument")]
 
-use super::arena::{Args, Located, Memory};
+use super::arena::{Args, LINE, Located, Memory};
 use super::{Cpu, Isa, Pool, kernels};
 use crate::error::EngineError;
 use crate::executor::{Executor, Memory as Held, ProgramId};
 use crate::graph::DType;
 use crate::ops::{Op, Operation};
 use crate::plan::{Buffer, Instruction, Place, Program};
+use std::ops::Range;
 use std::time::Instant;
 
 /// An instruction with the addresses of its values.
@@ -31,7 +32,9 @@ struct Loaded {
 struct State {
     name: String,
     shape: Vec<usize>,
-    memory: Memory,
+    /// Number of its block, and where in it the floats lie.
+    block: usize,
+    floats: Range<usize>,
 }
 
 /// Time spent in one instruction of a profiled program.
@@ -55,6 +58,8 @@ pub struct CpuExecutor {
     arena: Memory,
     scratch: Memory,
     states: Vec<State>,
+    /// The states that one program brought, together: single ones are too small for huge pages.
+    blocks: Vec<Memory>,
     programs: Vec<Loaded>,
     profile: bool,
 }
@@ -90,6 +95,7 @@ impl CpuExecutor {
             arena: Memory::zeroed(0, "the arena")?,
             scratch: Memory::zeroed(0, "working memory")?,
             states: Vec::new(),
+            blocks: Vec::new(),
             programs: Vec::new(),
             profile: false,
         })
@@ -135,24 +141,39 @@ impl CpuExecutor {
             .collect()
     }
 
-    fn state_number(&mut self, name: &str, shape: &[usize]) -> Result<usize, EngineError> {
-        if let Some(at) = self.states.iter().position(|s| s.name == name) {
-            let expected = &self.states[at].shape;
-            if expected != shape {
-                let (expected, found) = (expected.clone(), shape.to_vec());
-                return Err(EngineError::StateShape { name: name.to_owned(), expected, found });
+    /// The number of each of a program's states; those that are not known yet start as zeros.
+    fn state_numbers(&mut self, wanted: &[(String, Vec<usize>)]) -> Result<Vec<usize>, EngineError> {
+        let (mut new, mut len) = (Vec::new(), 0);
+        let mut numbers = Vec::with_capacity(wanted.len());
+        for (name, shape) in wanted {
+            if let Some(at) = self.states.iter().position(|s| s.name == *name) {
+                let expected = &self.states[at].shape;
+                if expected != shape {
+                    let (expected, found) = (expected.clone(), shape.clone());
+                    return Err(EngineError::StateShape { name: name.clone(), expected, found });
+                }
+                numbers.push(at);
+            } else {
+                numbers.push(self.states.len() + new.len());
+                let floats = len..len + shape.iter().product::<usize>();
+                len = floats.end.next_multiple_of(LINE);
+                new.push(State { name: name.clone(), shape: shape.clone(), block: self.blocks.len(), floats });
             }
-            return Ok(at);
         }
-        let memory = Memory::zeroed(shape.iter().product(), "a state")?;
-        self.states.push(State { name: name.to_owned(), shape: shape.to_vec(), memory });
-        Ok(self.states.len() - 1)
+        if !new.is_empty() {
+            self.blocks.push(Memory::zeroed(len, "the states")?);
+            self.states.extend(new);
+        }
+        Ok(numbers)
     }
 
     fn start_of(&self, loaded: &Loaded, buffer: &Buffer) -> *mut f32 {
         match buffer.place {
             Place::Arena(offset) => self.arena.at(offset),
-            Place::State(n) => self.states[loaded.states[n]].memory.at(0),
+            Place::State(n) => {
+                let state = &self.states[loaded.states[n]];
+                self.blocks[state.block].at(state.floats.start)
+            }
             Place::Constant(n) => loaded.constants[n].at(0),
         }
     }
@@ -201,16 +222,16 @@ impl CpuExecutor {
         Ok(buffer.clone())
     }
 
-    fn state(&mut self, name: &str, len: usize) -> Result<&mut State, EngineError> {
+    fn state(&mut self, name: &str, len: usize) -> Result<&mut [f32], EngineError> {
         let Some(at) = self.states.iter().position(|s| s.name == name) else {
             let known: Vec<&str> = self.states.iter().map(|s| s.name.as_str()).collect();
             return Err(EngineError::Unknown { kind: "state", name: name.to_owned(), known: known.join(", ") });
         };
-        let state = &mut self.states[at];
-        if state.memory.len() != len {
-            return Err(EngineError::Length { name: name.to_owned(), expected: state.memory.len(), found: len });
+        let State { block, floats, .. } = &self.states[at];
+        if floats.len() != len {
+            return Err(EngineError::Length { name: name.to_owned(), expected: floats.len(), found: len });
         }
-        Ok(state)
+        Ok(&mut self.blocks[*block].floats_mut()[floats.clone()])
     }
 }
 
@@ -224,8 +245,7 @@ fn find<'a>(kind: &'static str, among: &'a [(String, Buffer)], name: &str) -> Re
 impl Executor for CpuExecutor {
     fn load(&mut self, program: Program) -> Result<ProgramId, EngineError> {
         program.verify()?;
-        let states =
-            program.states.iter().map(|(name, shape)| self.state_number(name, shape)).collect::<Result<Vec<_>, _>>()?;
+        let states = self.state_numbers(&program.states)?;
         let mut constants = Vec::new();
         for data in &program.constants {
             let mut memory = Memory::zeroed(data.len(), "constants")?;
@@ -290,25 +310,28 @@ impl Executor for CpuExecutor {
         }
         match buffer.place {
             Place::Arena(offset) => into.copy_from_slice(&self.arena.floats()[offset..offset + buffer.len()]),
-            Place::State(n) => into.copy_from_slice(self.states[loaded.states[n]].memory.floats()),
+            Place::State(n) => {
+                let State { block, floats, .. } = &self.states[loaded.states[n]];
+                into.copy_from_slice(&self.blocks[*block].floats()[floats.clone()]);
+            }
             Place::Constant(_) => return Err(EngineError::Invalid("a constant as an output".into())),
         }
         Ok(())
     }
 
     fn write_state(&mut self, name: &str, data: &[f32]) -> Result<(), EngineError> {
-        self.state(name, data.len())?.memory.floats_mut().copy_from_slice(data);
+        self.state(name, data.len())?.copy_from_slice(data);
         Ok(())
     }
 
     fn read_state(&mut self, name: &str, into: &mut [f32]) -> Result<(), EngineError> {
-        into.copy_from_slice(self.state(name, into.len())?.memory.floats());
+        into.copy_from_slice(self.state(name, into.len())?);
         Ok(())
     }
 
     fn memory(&self) -> Held {
         let constants = self.programs.iter().flat_map(|p| &p.constants).map(Memory::len).sum::<usize>();
-        let states = self.states.iter().map(|s| s.memory.len()).sum::<usize>();
+        let states = self.states.iter().map(|s| s.floats.len()).sum::<usize>();
         Held { arena: 4 * self.arena.len(), states: 4 * (states + constants), scratch: 4 * self.scratch.len() }
     }
 }
