@@ -65,9 +65,9 @@ impl Backward<'_> {
         (0..self.node.inputs.len()).find(|&i| self.wants(i)).unwrap_or(0)
     }
 
-    /// What the `i`-th input was before its GELU, where a linear layer made it so for this operation alone.
+    /// The slope of the GELU that made the `i`-th input, where a linear layer did so for this operation alone.
     #[must_use]
-    pub fn before_gelu(&self, i: usize) -> Option<ValueId> {
+    pub fn slope_of_gelu(&self, i: usize) -> Option<ValueId> {
         let input = self.node.inputs[i];
         let readers = self.forward.iter().flat_map(|n| &n.inputs).filter(|&&v| v == input).count();
         let maker = self.forward.iter().find(|n| n.outputs.first() == Some(&input))?;

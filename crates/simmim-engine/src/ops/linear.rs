@@ -1,19 +1,23 @@
 //! Linear layer, with exact GELU when asked.
 //!
 //! # Shapes
-//! `x [..., in]`, `weight [out, in]`, `bias [out]` -> `y [..., rows]` (and `pre [..., rows]` with GELU), where `rows` is `out`, or
+//! `x [..., in]`, `weight [out, in]`, `bias [out]` -> `y [..., rows]` (and `slope [..., rows]` with GELU), where `rows` is `out`, or
 //! the length of the row range.
 //!
 //! # Mathematics
 //! `pre = x W^T + b`, `y = pre` or `y = gelu(pre)`, `gelu(z) = z/2 (1 + erf(z / sqrt 2))` (Hendrycks and Gimpel,
-//! arXiv 1606.08415, section 2; the exact form, not the tanh approximation).
+//! arXiv 1606.08415, section 2; the exact form, not the tanh approximation). `slope = gelu'(pre) = Phi(pre) + pre phi(pre)`, with the
+//! normal distribution's function and density.
 //!
 //! # Backward
 //! `grad_x = grad_pre W`, `grad_W = grad_pre^T x`, `grad_b = sum over rows of grad_pre`,
-//! `grad_pre = grad_y (Phi(pre) + pre phi(pre))`.
+//! `grad_pre = grad_y slope`.
 //!
 //! # Saved
-//! `x`, and with GELU `pre`.
+//! `x`, and with GELU `slope`: function and slope share an exponential, and the backward is one multiplication.
+//!
+//! # Precision
+//! GELU within 5e-7 of `f64`, its slope within 3e-7, over [-6, 6] (`cpu/kernels/vector_math.rs`).
 //!
 //! # Errors
 //! Shapes that do not fit.
@@ -44,21 +48,21 @@ impl RowRange {
 pub struct Linear {
     /// Whether there is a bias.
     pub bias: bool,
-    /// Whether GELU follows; a second output then holds the values before it.
+    /// Whether GELU follows; a second output then holds its slope.
     pub gelu: bool,
     /// Use only these rows of the weight and the bias.
     pub rows: Option<RowRange>,
 }
 
 /// Gradient of [`Linear`]'s `x`. Inputs: `grad_pre`, `weight`, and the gradient so far when `accumulate` is set. Where `x` is the GELU
-/// of values that nothing else reads, `gelu` asks for the gradient of these instead, and they are the third input.
+/// of values that nothing else reads, `gelu` asks for the gradient of these instead, and its slope is the third input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinearGradInput {
     /// The rows that the forward used.
     pub rows: Option<RowRange>,
     /// Add to the third input.
     pub accumulate: bool,
-    /// Multiply by the derivative of GELU at the third input. Not together with `accumulate`.
+    /// Multiply by the third input, the slope of GELU. Not together with `accumulate`.
     pub gelu: bool,
 }
 
@@ -72,7 +76,7 @@ pub struct LinearGradWeight {
     pub bias: bool,
 }
 
-/// Gradient through GELU, in place. Inputs: `grad_y`, `pre`.
+/// Gradient through GELU, in place. Inputs: `grad_y`, `slope`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct GeluGrad;
 
@@ -150,10 +154,11 @@ impl Operation for Linear {
         if !ctx.wants(0) {
             return Ok(());
         }
-        if let Some(pre) = ctx.before_gelu(0) {
+        if let Some(slope) = ctx.slope_of_gelu(0) {
             let op = LinearGradInput { rows: self.rows, accumulate: false, gelu: true };
-            let outputs = ctx.emit(op, &[grad, weight, pre])?;
-            ctx.set_gradient_of(pre, outputs[0]);
+            let outputs = ctx.emit(op, &[grad, weight, slope])?;
+            // What comes before GELU is no value of the graph; its gradient is kept under the slope, which has none.
+            ctx.set_gradient_of(slope, outputs[0]);
             return Ok(());
         }
         let acc = ctx.gradient(0);
@@ -175,7 +180,7 @@ impl Operation for Linear {
                 let pre = dot + if self.bias { inputs[2].f64()[at] } else { 0.0 };
                 outputs[0][r * range.len + o] = if self.gelu { gelu(pre) } else { pre };
                 if self.gelu {
-                    outputs[1][r * range.len + o] = pre;
+                    outputs[1][r * range.len + o] = gelu_derivative(pre);
                 }
             }
         }
@@ -196,10 +201,10 @@ impl Operation for LinearGradInput {
         }
         let shape = with_columns(&inputs[0].shape, weight[1]);
         if self.gelu && self.accumulate {
-            return check.fail(2, "pre", "either values before GELU or a gradient so far");
+            return check.fail(2, "slope", "either the slope of GELU or a gradient so far");
         }
         if self.gelu {
-            check.len(2, "pre", shape.iter().product())?;
+            check.len(2, "slope", shape.iter().product())?;
         }
         if self.accumulate {
             check.len(2, "grad_x", shape.iter().product())?;
@@ -224,7 +229,7 @@ impl Operation for LinearGradInput {
             for c in 0..columns {
                 let dot: f64 = row.iter().enumerate().map(|(o, g)| g * w[(range.start + o) * columns + c]).sum();
                 let at = r * columns + c;
-                outputs[0][at] += if self.gelu { dot * gelu_derivative(inputs[2].f64()[at]) } else { dot };
+                outputs[0][at] += if self.gelu { dot * inputs[2].f64()[at] } else { dot };
             }
         }
     }
@@ -286,7 +291,7 @@ impl Operation for GeluGrad {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         let check = Check::new(self.name(), inputs, 2)?;
-        check.len(1, "pre", inputs[0].len())?;
+        check.len(1, "slope", inputs[0].len())?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -295,8 +300,6 @@ impl Operation for GeluGrad {
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
-        for (g, &z) in outputs[0].iter_mut().zip(inputs[1].f64()) {
-            *g *= gelu_derivative(z);
-        }
+        outputs[0].iter_mut().zip(inputs[1].f64()).for_each(|(g, slope)| *g *= slope);
     }
 }

@@ -114,7 +114,7 @@ fn linear_grad_weight(s: &mut Stream) -> Graph {
 fn gelu_grad(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let shape = [b.size(90), b.size(40)];
-    let inputs = [b.input("g", &shape), b.input("pre", &shape)];
+    let inputs = [b.input("g", &shape), b.input("slope", &shape)];
     b.finish(GeluGrad, &inputs)
 }
 

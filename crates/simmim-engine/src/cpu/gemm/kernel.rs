@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "vector instructions, chosen by an Isa that proves they are there")]
 #![allow(clippy::needless_range_loop, reason = "loops over registers are unrolled where they are written plainly")]
 
+use super::Place;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd};
@@ -71,6 +72,17 @@ pub(super) fn prefetch_tile(c: &mut BlockMut<'_>, rows: &Range<usize>, cols: &Ra
     for i in rows.clone() {
         for line in cols.clone().step_by(LINE) {
             prefetch_write(start.wrapping_add(i * stride + line));
+        }
+    }
+}
+
+/// Asks for a tile of a contiguous matrix of `columns` columns, which will be read.
+#[inline(always)]
+pub(super) fn prefetch_rows(matrix: &[f32], columns: usize, place: &Place) {
+    let start = matrix.as_ptr().wrapping_add(place.first.0 * columns + place.first.1);
+    for i in place.rows.clone() {
+        for col in place.cols.clone().step_by(LINE) {
+            prefetch(start.wrapping_add(i * columns + col));
         }
     }
 }

@@ -84,6 +84,7 @@ pub struct Product<'a> {
     alpha: f32,
     accumulate: bool,
     bias: Option<&'a [f32]>,
+    beside: &'a [f32],
 }
 
 impl<'a> Product<'a> {
@@ -94,7 +95,7 @@ impl<'a> Product<'a> {
     #[must_use]
     pub fn new(extents: Extents, a: View<'a>, b: View<'a>) -> Self {
         assert!(a.holds(extents.m, extents.k) && b.holds(extents.k, extents.n), "operand too short for {extents:?}");
-        Self { extents, a, b, alpha: 1.0, accumulate: false, bias: None }
+        Self { extents, a, b, alpha: 1.0, accumulate: false, bias: None, beside: &[] }
     }
 
     /// Multiplied by a factor.
@@ -119,6 +120,12 @@ impl<'a> Product<'a> {
         Self { bias, ..self }
     }
 
+    /// With a matrix `[m, n]` that is read where the result is finished: its tiles are asked for in time.
+    #[must_use]
+    pub fn beside(self, matrix: &'a [f32]) -> Self {
+        Self { beside: matrix, ..self }
+    }
+
     /// Writes the product to a contiguous `c [m, n]` on the calling thread, on the widest instruction set, with working memory of its own:
     /// for use outside of programs.
     ///
@@ -132,6 +139,17 @@ impl<'a> Product<'a> {
     /// Whether rows of `a` are packed, because they do not lie in one piece.
     fn packs_rows(&self) -> bool {
         self.a.col_stride != 1
+    }
+
+    /// Asks for what is written and read when a tile is finished, but for the result itself.
+    #[inline(always)]
+    fn prefetch(&self, place: &Place, outputs: &mut [BlockMut<'_>]) {
+        for output in &mut outputs[1..] {
+            kernel::prefetch_tile(output, &place.rows, &place.cols);
+        }
+        if !self.beside.is_empty() {
+            kernel::prefetch_rows(self.beside, self.extents.n, place);
+        }
     }
 
     /// What is added to the sums of the chunk that starts at `start`.
@@ -261,9 +279,7 @@ fn part<const N: usize>(
                             rows: tile.clone(),
                             cols: shifted(&panel, block.start),
                         };
-                        for output in &mut outputs[1..] {
-                            kernel::prefetch_tile(output, &place.rows, &place.cols);
-                        }
+                        p.prefetch(&place, &mut outputs);
                         let next = if panel.start == 0 { a.to_next(tile.len()) } else { 0 };
                         let operands = kernel::Operands { k: chunk.len(), a: a.rows(t, &tile), next, b };
                         let ending = p.ending(chunk.start, shifted(&place.cols, cols.start));

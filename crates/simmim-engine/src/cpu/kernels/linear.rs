@@ -1,6 +1,6 @@
 //! Kernels of `linear`.
 
-use super::vector_math::{gelu, gelu_derivative};
+use super::vector_math::gelu_and_slope;
 use super::{Args, PARTIAL_ROWS, rows_per_task, sum_partials};
 use crate::cpu::dispatch::vectorised;
 use crate::cpu::gemm::{Extents, Place, Product, View, product, product_scratch};
@@ -54,51 +54,52 @@ fn linear_plain(cpu: &Cpu, op: &Linear, args: &mut Args<'_>) {
 }
 
 fn linear_gelu(cpu: &Cpu, op: &Linear, args: &mut Args<'_>) {
-    let (inputs, [y, pre], scratch) = args.split::<2>();
-    product(cpu, [pre, y], forward(op, inputs), scratch, |place, [pre, y]| {
-        gelu_block(cpu.isa, y, pre, place);
+    let (inputs, [y, slope], scratch) = args.split::<2>();
+    product(cpu, [y, slope], forward(op, inputs), scratch, |place, [y, slope]| {
+        gelu_block(cpu.isa, y, slope, place);
     });
 }
 
 vectorised! {
-    fn gelu_block<FMA>(y: &mut BlockMut<'_>, pre: &mut BlockMut<'_>, place: &Place) {
+    /// Turns a tile into its GELU and writes the slope.
+    fn gelu_block<FMA>(y: &mut BlockMut<'_>, slope: &mut BlockMut<'_>, place: &Place) {
         for i in place.rows.clone() {
-            let (y, pre) = (&mut y.row(i)[place.cols.clone()], &pre.row(i)[place.cols.clone()]);
-            let ((y, y_tail), (pre, pre_tail)) = (y.as_chunks_mut::<16>(), pre.as_chunks::<16>());
-            for (y, pre) in y.iter_mut().zip(pre) {
-                y.iter_mut().zip(pre).for_each(|(y, z)| *y = gelu::<FMA>(*z));
+            let (y, slope) = (&mut y.row(i)[place.cols.clone()], &mut slope.row(i)[place.cols.clone()]);
+            // Vector by vector: a tile is too narrow for the loop that the compiler would make.
+            let ((y, y_tail), (slope, slope_tail)) = (y.as_chunks_mut::<16>(), slope.as_chunks_mut::<16>());
+            for (y, slope) in y.iter_mut().zip(slope) {
+                y.iter_mut().zip(slope).for_each(|(y, s)| (*y, *s) = gelu_and_slope::<FMA>(*y));
             }
-            y_tail.iter_mut().zip(pre_tail).for_each(|(y, z)| *y = gelu::<FMA>(*z));
+            y_tail.iter_mut().zip(slope_tail).for_each(|(y, s)| (*y, *s) = gelu_and_slope::<FMA>(*y));
         }
     }
 }
 
 pub(crate) fn gelu_grad(cpu: &Cpu, args: &mut Args<'_>) {
     let (inputs, [grad], _) = args.split::<1>();
-    let (pre, len) = (inputs.f32(1), grad.len());
-    cpu.pool.for_rows([grad], len, rows_per_task(4), |range, [grad]| gelu_grad_row(cpu.isa, grad, &pre[range]));
+    let (slope, len) = (inputs.f32(1), grad.len());
+    cpu.pool.for_rows([grad], len, rows_per_task(4), |range, [grad]| multiply_slices(cpu.isa, grad, &slope[range]));
 }
 
 vectorised! {
-    /// Multiplies a tile by the derivative at `pre`, which holds all rows of `columns` floats.
-    fn gelu_grad_block<FMA>(grad: &mut BlockMut<'_>, pre: &[f32], columns: usize, place: &Place) {
+    /// Multiplies a tile by that of a matrix, which holds all rows of `columns` floats.
+    fn multiply_block<_FMA>(grad: &mut BlockMut<'_>, by: &[f32], columns: usize, place: &Place) {
         for i in place.rows.clone() {
             let start = (place.first.0 + i) * columns + place.first.1;
-            let pre = &pre[start + place.cols.start..start + place.cols.end];
-            // Vector by vector: a tile is too narrow for the loop that the compiler would make.
-            let (grad, grad_tail) = grad.row(i)[place.cols.clone()].as_chunks_mut::<16>();
-            let (pre, pre_tail) = pre.as_chunks::<16>();
-            for (grad, pre) in grad.iter_mut().zip(pre) {
-                grad.iter_mut().zip(pre).for_each(|(g, z)| *g *= gelu_derivative::<FMA>(*z));
+            let by = &by[start + place.cols.start..start + place.cols.end];
+            let ((grad, grad_tail), (by, by_tail)) =
+                (grad.row(i)[place.cols.clone()].as_chunks_mut::<16>(), by.as_chunks::<16>());
+            for (grad, by) in grad.iter_mut().zip(by) {
+                grad.iter_mut().zip(by).for_each(|(g, s)| *g *= s);
             }
-            grad_tail.iter_mut().zip(pre_tail).for_each(|(g, z)| *g *= gelu_derivative::<FMA>(*z));
+            grad_tail.iter_mut().zip(by_tail).for_each(|(g, s)| *g *= s);
         }
     }
 }
 
 vectorised! {
-    fn gelu_grad_row<FMA>(grad: &mut [f32], pre: &[f32]) {
-        grad.iter_mut().zip(pre).for_each(|(g, &z)| *g *= gelu_derivative::<FMA>(z));
+    fn multiply_slices<_FMA>(x: &mut [f32], by: &[f32]) {
+        x.iter_mut().zip(by).for_each(|(x, by)| *x *= by);
     }
 }
 
@@ -112,8 +113,8 @@ pub(crate) fn linear_grad_input(cpu: &Cpu, op: &LinearGradInput, args: &mut Args
     if !op.gelu {
         return product(cpu, [grad_x], p, scratch, |_, _| ());
     }
-    let pre = inputs.f32(2);
-    product(cpu, [grad_x], p, scratch, |place, [grad]| gelu_grad_block(cpu.isa, grad, pre, n, place));
+    let slope = inputs.f32(2);
+    product(cpu, [grad_x], p.beside(slope), scratch, |place, [grad]| multiply_block(cpu.isa, grad, slope, n, place));
 }
 
 pub(crate) fn linear_grad_weight(cpu: &Cpu, op: &LinearGradWeight, args: &mut Args<'_>) {
