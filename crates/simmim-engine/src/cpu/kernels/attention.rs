@@ -148,7 +148,8 @@ vectorised! {
                 lanes[l] = lanes[l].max(chunk[l]);
             }
         }
-        let max = lanes.iter().chain(tail).copied().fold(f32::NEG_INFINITY, f32::max);
+        let max = folded(lanes, f32::max);
+        let max = tail.iter().copied().fold(max, f32::max);
         let mut sums = [0.0f32; 16];
         let (head, tail) = row.as_chunks_mut::<16>();
         for chunk in head {
@@ -157,7 +158,7 @@ vectorised! {
                 sums[l] += chunk[l];
             }
         }
-        let mut sum: f32 = sums.iter().sum();
+        let mut sum = folded(sums, |a, b| a + b);
         for s in tail {
             *s = exp::<FMA>(*s - max);
             sum += *s;
@@ -165,6 +166,30 @@ vectorised! {
         let inverse = 1.0 / sum;
         row.iter_mut().for_each(|s| *s *= inverse);
         max + sum.ln()
+    }
+}
+
+/// One number of sixteen, halves by halves, which are vectors too.
+#[inline(always)]
+fn folded(mut lanes: [f32; 16], with: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for l in 0..half {
+            lanes[l] = with(lanes[l], lanes[l + half]);
+        }
+    }
+    lanes[0]
+}
+
+vectorised! {
+    fn dot<FMA>(a: &[f32], b: &[f32]) -> f32 {
+        let mut sums = [0.0; 16];
+        let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
+        for (a, b) in a.iter().zip(b) {
+            for l in 0..16 {
+                sums[l] = madd::<FMA>(a[l], b[l], sums[l]);
+            }
+        }
+        folded(sums, |a, b| a + b) + a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum::<f32>()
     }
 }
 
@@ -251,7 +276,7 @@ fn backward_sample(
         for q in 0..s.queries {
             let at = q * s.tokens..(q + 1) * s.tokens;
             let head = q * s.dim + h * d..q * s.dim + (h + 1) * d;
-            let delta: f32 = grad[head.clone()].iter().zip(&out[head]).map(|(g, o)| g * o).sum();
+            let delta = dot(isa, &grad[head.clone()], &out[head]);
             let (p, grad_s) = (&mut p[at.clone()], &mut grad_s[at]);
             grad_scores_row(isa, p, grad_s, sample.bias_row(h, q), lse[h * s.queries + q], delta);
             if let Some(start) = sample.bias_start(h, q) {
