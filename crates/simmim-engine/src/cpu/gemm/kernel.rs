@@ -55,7 +55,7 @@ const PACE: usize = 16;
 
 /// Asks for the cache line of an address to be brought into the second-level cache; any address will do.
 #[inline(always)]
-pub(super) fn prefetch(at: *const f32) {
+pub(in crate::cpu) fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction is in every x86-64 processor and takes any address.
     unsafe {

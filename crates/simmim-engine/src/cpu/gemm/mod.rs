@@ -17,6 +17,7 @@ use super::block::BlockMut;
 use super::{Cpu, Isa};
 use grid::{Even, grid};
 use kernel::{LINE, Rows};
+pub(super) use kernel::prefetch;
 use std::ops::Range;
 use std::time::Instant;
 

@@ -3,7 +3,7 @@
 use super::vector_math::exp;
 use super::{Args, Inputs, sum_partials};
 use crate::cpu::dispatch::{madd, vectorised};
-use crate::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch};
+use crate::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch, prefetch};
 use crate::cpu::{Cpu, Isa};
 use crate::ops::{Attention, AttentionGrad, AttentionSizes, Packing};
 use crate::plan::Instruction;
@@ -86,6 +86,23 @@ impl<'a> Sample<'a> {
         View::rows(&self.parts[p][h * self.sizes.head_dim()..], self.strides[p])
     }
 
+    /// Asks for row `row` of the queries, keys and values of a head, where there is one: its rows lie too far apart for the processor to
+    /// foresee.
+    #[inline(always)]
+    fn ask_for(&self, h: usize, row: usize) {
+        if h >= self.sizes.heads {
+            return;
+        }
+        for p in 0..3 {
+            let start = row * self.strides[p] + h * self.sizes.head_dim();
+            for line in (start..start + self.sizes.head_dim()).step_by(LINE) {
+                if let Some(at) = self.parts[p].get(line) {
+                    prefetch(at);
+                }
+            }
+        }
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.sizes.head_dim() as f32).sqrt()
     }
@@ -127,6 +144,7 @@ pub(crate) fn attention(cpu: &Cpu, op: &Attention, args: &mut Args<'_>) {
             sample.scores(cpu.isa, h, scores, scratch);
             for (q, row) in scores.chunks_exact_mut(s.tokens).enumerate() {
                 lse[h * s.queries + q] = softmax_row(cpu.isa, row, sample.bias_row(h, q));
+                sample.ask_for(h + 1, q);
             }
             let e = Extents { m: s.queries, n: s.head_dim(), k: s.tokens };
             let target = &mut out[h * s.head_dim()..];
@@ -276,6 +294,7 @@ fn backward_sample(
         for q in 0..s.queries {
             let at = q * s.tokens..(q + 1) * s.tokens;
             let head = q * s.dim + h * d..q * s.dim + (h + 1) * d;
+            sample.ask_for(h + 1, q);
             let delta = dot(isa, &grad[head.clone()], &out[head]);
             let (p, grad_s) = (&mut p[at.clone()], &mut grad_s[at]);
             grad_scores_row(isa, p, grad_s, sample.bias_row(h, q), lse[h * s.queries + q], delta);
