@@ -16,8 +16,8 @@ mod simd;
 use super::block::BlockMut;
 use super::{Cpu, Isa};
 use grid::{Even, grid};
-use kernel::{LINE, Rows};
 pub(super) use kernel::prefetch;
+use kernel::{LINE, Rows};
 use std::ops::Range;
 use std::time::Instant;
 
