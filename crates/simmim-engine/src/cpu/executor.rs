@@ -155,8 +155,12 @@ impl CpuExecutor {
                 numbers.push(at);
             } else {
                 numbers.push(self.states.len() + new.len());
-                let floats = len..len + shape.iter().product::<usize>();
-                len = floats.end.next_multiple_of(LINE);
+                let too_large = EngineError::OutOfMemory { what: "the states", bytes: usize::MAX };
+                let size = shape.iter().try_fold(1usize, |size, &d| size.checked_mul(d));
+                let Some(end) = size.and_then(|size| size.checked_add(len)) else { return Err(too_large) };
+                let floats = len..end;
+                let Some(next) = end.checked_next_multiple_of(LINE) else { return Err(too_large) };
+                len = next;
                 new.push(State { name: name.clone(), shape: shape.clone(), block: self.blocks.len(), floats });
             }
         }
@@ -333,5 +337,43 @@ impl Executor for CpuExecutor {
         let constants = self.programs.iter().flat_map(|p| &p.constants).map(Memory::len).sum::<usize>();
         let states = self.states.iter().map(|s| s.floats.len()).sum::<usize>();
         Held { arena: 4 * self.arena.len(), states: 4 * (states + constants), scratch: 4 * self.scratch.len() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Graph;
+    use crate::ops::Residual;
+
+    /// `y` is the sum of two states of so many floats.
+    fn sum(a: &str, b: &str, len: usize) -> Program {
+        let mut graph = Graph::new();
+        let inputs = [a, b].map(|name| graph.state(name, &[1, len]));
+        let y = graph.apply1(Residual::default(), &inputs).unwrap();
+        graph.output("y", y);
+        Program::compile(&graph).unwrap()
+    }
+
+    #[test]
+    fn programs_share_states_and_others_lie_apart() {
+        let mut executor = CpuExecutor::new(1).unwrap();
+        let first = executor.load(sum("a", "b", 7)).unwrap();
+        let second = executor.load(sum("b", "c", 7)).unwrap();
+        for (name, value) in [("a", 1.0), ("b", 20.0), ("c", 300.0)] {
+            executor.write_state(name, &[value; 7]).unwrap();
+        }
+        let refused = executor.load(sum("c", "d", 8)).unwrap_err();
+        assert!(matches!(refused, EngineError::StateShape { .. }), "{refused}");
+        let third = executor.load(sum("c", "e", 7)).unwrap();
+        let mut found = [0.0; 7];
+        for (program, value) in [(first, 21.0), (second, 320.0), (third, 300.0)] {
+            executor.run(program).unwrap();
+            executor.read(program, "y", &mut found).unwrap();
+            assert_eq!(found, [value; 7]);
+        }
+        executor.read_state("b", &mut found).unwrap();
+        assert_eq!(found, [20.0; 7]);
+        assert!(executor.write_state("b", &[0.0; 8]).is_err() && executor.read_state("d", &mut found).is_err());
     }
 }

@@ -280,7 +280,9 @@ fn part<const N: usize>(
                             rows: tile.clone(),
                             cols: shifted(&panel, block.start),
                         };
-                        p.prefetch(&place, &mut outputs);
+                        if chunk.end == k {
+                            p.prefetch(&place, &mut outputs);
+                        }
                         let next = if panel.start == 0 { a.to_next(tile.len()) } else { 0 };
                         let operands = kernel::Operands { k: chunk.len(), a: a.rows(t, &tile), next, b };
                         let ending = p.ending(chunk.start, shifted(&place.cols, cols.start));
