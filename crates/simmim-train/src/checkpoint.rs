@@ -27,7 +27,7 @@ pub struct Meta {
     /// Losses that the guard compares the next one with, oldest first.
     pub recent_losses: Vec<f32>,
     /// Sum and number of the losses since the last line of the metrics.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub loss_window: (f64, u64),
     /// Rollbacks so far.
     pub rollbacks: usize,
@@ -37,6 +37,11 @@ pub struct Meta {
     /// Names of the classes; empty where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
+}
+
+/// Whether a window holds no loss; it is left out then, as in format 1, whose seals know of none.
+fn is_empty(window: &(f64, u64)) -> bool {
+    *window == (0.0, 0)
 }
 
 /// The best measurement of a run.
@@ -123,7 +128,11 @@ impl CheckpointStore {
     /// # Errors
     /// [`TrainError::Io`].
     pub fn steps(&self) -> Result<Vec<u64>, TrainError> {
-        let entries = std::fs::read_dir(&self.folder).map_err(TrainError::io(&self.folder))?;
+        let entries = match std::fs::read_dir(&self.folder) {
+            // A run that has saved nothing yet.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(TrainError::io(&self.folder))?,
+        };
         let number = |e: std::fs::DirEntry| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
         let mut steps: Vec<u64> = entries.flatten().filter_map(number).collect();
         steps.sort_unstable();
@@ -200,8 +209,8 @@ pub fn load(folder: &Path) -> Result<(Meta, Weights), TrainError> {
     if sealed.seal != sealed.sealed_with() {
         return Err(broken(&path, "damaged: its hash is not the one that was written"));
     }
-    if sealed.format != FORMAT {
-        return Err(broken(&path, format!("format {}, this program reads {FORMAT}", sealed.format)));
+    if sealed.format > FORMAT {
+        return Err(broken(&path, format!("format {}, this program reads up to {FORMAT}", sealed.format)));
     }
     let state = folder.join(STATE);
     if hash(&state).map_err(|e| broken(&state, e.to_string()))? != sealed.state_hash {
@@ -248,6 +257,24 @@ mod tests {
         assert_eq!((found.meta.recent_losses, found.meta.rollbacks), (vec![0.1, 0.7], 1));
         assert_eq!(found.tensors["a"].data, [5.0, 1.0]);
         assert_eq!(std::fs::read_to_string(folder.path().join("latest")).unwrap().trim(), "step-00000005");
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_first_format_is_read_and_one_of_a_later_one_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
+        save(&store, 1, 3);
+        let path = folder.path().join("step-00000001");
+        let text = std::fs::read_to_string(path.join(META)).unwrap();
+        assert!(!text.contains("loss_window"), "{text}");
+        let mut sealed: Sealed = serde_json::from_str(&text).unwrap();
+        for (format, readable) in [(1, true), (FORMAT + 1, false)] {
+            sealed.format = format;
+            sealed.seal = sealed.sealed_with();
+            std::fs::write(path.join(META), serde_json::to_string(&sealed).unwrap()).unwrap();
+            assert_eq!(load(&path).is_ok(), readable, "format {format}");
+        }
+        assert!(CheckpointStore::read_only(&folder.path().join("none")).load_latest().unwrap().is_none());
     }
 
     #[test]

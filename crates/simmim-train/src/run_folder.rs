@@ -22,7 +22,7 @@ const ADDED_FILES: [&str; 4] = ["probe.json", "probe.csv", "baselines.json", "cu
 /// Held by the process that works in a run; also tells the folder of a run from others that hold a `config.toml`.
 const LOCK: &str = ".lock";
 
-/// The folder of a run; see ARCHITECTURE.md for what it holds. One process at a time writes to it.
+/// The folder of a run; README says what it holds. One process at a time writes to it.
 #[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,

@@ -9,7 +9,7 @@ use crate::trivial::TrivialLosses;
 use simmim_data::{MaskSpec, Source, Transform, load_centered, mask};
 use simmim_models::SimMimConfig;
 use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -121,11 +121,11 @@ impl HeldOut {
         Ok(Some((sum / held.masks.len() as f64) as f32))
     }
 
-    /// Draws the first images.
+    /// Draws the first images to `path`, if there are any.
     pub(super) fn draw(
         &mut self,
         session: &mut Session,
-        path: &Path,
+        path: impl FnOnce() -> Result<PathBuf, TrainError>,
         recipe: &Recipe,
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), TrainError> {
@@ -142,7 +142,7 @@ impl HeldOut {
         let masks = &held.masks[..count];
         let r = session.reconstruct(&images, masks)?;
         let (mean, std) = recipe.statistics();
-        picture::draw(path, session.config(), &images, masks, &r, (&mean, &std))
+        picture::draw(&path()?, session.config(), &images, masks, &r, (&mean, &std))
     }
 }
 

@@ -501,11 +501,13 @@ impl<T: Task> Trainer<T> {
         atomic_write(&path, text.as_bytes())
     }
 
-    /// Names and reasons of the unreadable images so far: of those to train on, then of those to measure on.
+    /// Names and reasons of the unreadable images so far: of those to train on, then of those to measure on, which may have the same
+    /// names.
     #[must_use]
     pub fn skipped(&self) -> Vec<(String, String)> {
         let mut skipped = self.loader.skipped();
-        skipped.extend_from_slice(self.task.unreadable());
+        let held_out = self.task.unreadable().iter();
+        skipped.extend(held_out.map(|(name, reason)| (name.clone(), format!("held out: {reason}"))));
         skipped
     }
 

@@ -79,7 +79,7 @@ impl Task for Pretraining {
     }
 
     fn draw(&mut self, run: &RunFolder, step: u64, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        self.held_out.draw(&mut self.session, &run.reconstruction(step)?, &self.recipe, tell)
+        self.held_out.draw(&mut self.session, || run.reconstruction(step), &self.recipe, tell)
     }
 
     fn unreadable(&self) -> &[(String, String)] {
