@@ -28,8 +28,7 @@ fn main() -> ExitCode {
         Command::Compare(a) => commands::compare::run(&a, format),
         Command::Inspect(a) => commands::inspect::run(&a),
         Command::Recipes(a) => match a.action {
-            None => commands::recipes::list(),
-            Some(RecipesAction::List) => commands::recipes::list(),
+            None | Some(RecipesAction::List) => commands::recipes::list(),
             Some(RecipesAction::Show { name }) => commands::recipes::show(&name),
         },
         Command::Bench(a) => match a.what {

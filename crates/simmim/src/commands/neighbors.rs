@@ -19,7 +19,8 @@ pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure>
     weights::recipe(&a.weights)?;
     let images = source::open(&a.data)?;
     let query = Query::open(&a.query, &*images)?;
-    let model = weights::encoder(&a.weights, &*images, format)?;
+    let model = weights::encoder(&a.weights, &*images)?;
+    model.announce(format);
     let layer = Layer::of(a.layer, &model.encoder)?;
     check_pooling(&model, a.pool.pooling(), format)?;
     let how = (vec![layer], a.pool.pooling(), a.batch);

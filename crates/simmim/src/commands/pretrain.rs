@@ -31,7 +31,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let config = recipe.simmim_config()?;
     let demo = recipe.data.path.is_empty();
     let probe = LiveProbe::open(&recipe, a.threads)?;
-    let start = a.weights.as_deref().map(|w| weights::for_model(w, &config)).transpose()?;
+    let start = a.weights.as_deref().map(|w| weights::for_model(w, &config, format)).transpose()?;
     let mut early = Progress::new(format, 0, 0);
     let run = if a.resume {
         say_what_changes(&out, &recipe, &early)?;

@@ -18,7 +18,8 @@ pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
     let (train, val) = open(a)?;
     let task = Task::new(&*train, &*val, (a.data.as_deref(), a.val.as_deref()))?;
     task.warnings.iter().for_each(|w| say(format, "warning", w));
-    let model = weights::encoder(&a.weights, &*train, format)?;
+    let model = weights::encoder(&a.weights, &*train)?;
+    model.announce(format);
     let layers = layers(&a.layers, &model)?;
     check_pooling(&model, a.pool.pooling(), format)?;
     let sweep = Sweep { a, format, model: &model, layers: &layers, train: &*train, val: &*val };

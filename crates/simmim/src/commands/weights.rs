@@ -55,9 +55,6 @@ fn tensors(path: &Path) -> Result<Weights, Failure> {
 
 /// The parameters in the newest whole checkpoint of a folder, if there is one.
 fn newest(checkpoints: &Path) -> Result<Option<Weights>, Failure> {
-    if !checkpoints.is_dir() {
-        return Ok(None);
-    }
     Ok(CheckpointStore::read_only(checkpoints).load_latest()?.map(|found| parameters_of(found.tensors)))
 }
 
@@ -126,8 +123,16 @@ fn run_of(path: &Path) -> Option<&Path> {
 }
 
 /// Weights to start a model from: a full model, or an encoder.
-pub(crate) fn for_model(path: &Path, config: &SimMimConfig) -> Result<Vec<(String, Vec<f32>)>, Failure> {
-    Ok(match_parameters(path, &config.parameters(), tensors(path)?, false)?)
+pub(crate) fn for_model(
+    path: &Path,
+    config: &SimMimConfig,
+    format: LogFormat,
+) -> Result<Vec<(String, Vec<f32>)>, Failure> {
+    let weights = tensors(path)?;
+    if normalises_pooled(&weights) {
+        announce_encoder(path, format);
+    }
+    Ok(match_parameters(path, &config.parameters(), weights, false)?)
 }
 
 /// The recipe of the run that weights belong to, or with the model that the arguments name.
@@ -178,28 +183,38 @@ pub(crate) struct Encoder {
     pub(crate) tensors: Vec<(String, Vec<f32>)>,
     /// Whether SimMIM is known to have trained them.
     pub(crate) simmim: bool,
+    /// The file, where it holds a classifier whose norm of pooled tokens stands for the encoder's.
+    classifier: Option<PathBuf>,
 }
 
 /// The encoder that the arguments name. Mean and deviation that the recipe leaves to the data are measured on `images`.
-pub(crate) fn encoder(a: &WeightsOf, images: &dyn Source, format: LogFormat) -> Result<Encoder, Failure> {
+pub(crate) fn encoder(a: &WeightsOf, images: &dyn Source) -> Result<Encoder, Failure> {
     let Model { run, mut recipe, config, path, mut weights } = resolve(a)?;
     let task = |name: &str| name.ends_with("mask_token") || name.starts_with("decoder.");
-    let simmim = run.is_some() || weights.keys().any(|name| task(name));
+    let simmim = (run.is_some() && recipe.finetune.is_none()) || weights.keys().any(|name| task(name));
     // An encoder's file has no mask token and no head; a full model's are not needed here.
     weights.retain(|name, _| !task(name));
-    if normalises_pooled(&weights) {
-        let text = format!(
-            "{} holds a classifier: its encoder is taken; fc_norm, meant for the pooled tokens, stands for the norm after the blocks",
-            path.display()
-        );
-        say(format, "message", &text);
-    }
+    let classifier = normalises_pooled(&weights).then(|| path.clone());
     let tensors = match_parameters(&path, &config.parameters(), weights, false)?;
     recipe.fix_statistics(images)?;
-    Ok(Encoder { run, recipe, encoder: config.encoder.clone(), config, tensors, simmim })
+    Ok(Encoder { run, recipe, encoder: config.encoder.clone(), config, tensors, simmim, classifier })
+}
+
+/// Tells what was taken out of a classifier.
+fn announce_encoder(path: &Path, format: LogFormat) {
+    let text = format!(
+        "{} holds a classifier: its encoder is taken; fc_norm, meant for the pooled tokens, stands for the norm after the blocks",
+        path.display()
+    );
+    say(format, "message", &text);
 }
 
 impl Encoder {
+    /// Tells where the weights are not what they seem.
+    pub(crate) fn announce(&self, format: LogFormat) {
+        self.classifier.iter().for_each(|path| announce_encoder(path, format));
+    }
+
     /// Features of these layers from the centre of every image.
     pub(crate) fn plan(&self, layers: Vec<Layer>, pooling: Pooling, batch: usize, threads: usize) -> Plan {
         let (transform, max_errors) = (self.recipe.transform(), self.recipe.data.max_errors);

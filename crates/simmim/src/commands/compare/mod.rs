@@ -162,6 +162,7 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
         return Err(Failure::input("no seeds", "give --seeds 1 at least, 3 to see the spread"));
     }
     let weights = Pretrained::read(&a.weights)?;
+    weights.announce(format);
     let mut flags = Flags::of(&a.start)?;
     flags.path("data.path", a.data.as_deref())?;
     flags.path("data.val_path", a.val.as_deref())?;

@@ -56,7 +56,8 @@ fn weights_of(a: &Compare) -> WeightsOf {
 
 /// Refuses layers that the encoder lacks, before anything is written.
 pub(super) fn check(a: &Compare, data: &LabelledData, format: LogFormat) -> Result<(), Failure> {
-    let model = weights::encoder(&weights_of(a), &data.train, format)?;
+    let model = weights::encoder(&weights_of(a), &data.train)?;
+    model.announce(format);
     layers(&a.layers, &model).map(|_| ())
 }
 
@@ -76,7 +77,7 @@ impl Probes {
         measured: &[usize],
         format: LogFormat,
     ) -> Result<Self, Failure> {
-        let model = weights::encoder(&weights_of(a), &data.train, format)?;
+        let model = weights::encoder(&weights_of(a), &data.train)?;
         let layers = layers(&a.layers, &model)?;
         let depth = model.encoder.depth;
         let middle = Layer::Block((2 * depth).div_ceil(3));

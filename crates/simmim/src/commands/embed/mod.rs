@@ -62,7 +62,8 @@ pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
     check_output(&a.out)?;
     weights::recipe(&a.weights)?;
     let images = source::open(&a.data)?;
-    let model = weights::encoder(&a.weights, &*images, format)?;
+    let model = weights::encoder(&a.weights, &*images)?;
+    model.announce(format);
     let layer = Layer::of(a.layer, &model.encoder)?;
     let pooling = a.pool.pooling();
     let executor = CpuExecutor::new(a.weights.threads)?;
