@@ -8,12 +8,49 @@
 /// Instruction sets that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IsaKind {
+    /// AVX-512 and, for large products, tile registers.
+    Amx(TileRegisters),
     /// AVX-512 (F, VL, BW, DQ) with FMA.
     Avx512,
     /// AVX2 with FMA.
     Avx2,
     /// What the target guarantees.
     Portable,
+}
+
+/// Proof that the processor has tile registers for bfloat16 (AMX) and AVX-512 with BF16, and that the process may use them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TileRegisters(());
+
+impl TileRegisters {
+    /// Asks the processor, and the system for permission, once.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) fn ask() -> Option<Self> {
+        use std::sync::OnceLock;
+        static ANSWER: OnceLock<bool> = OnceLock::new();
+        let there = *ANSWER.get_or_init(|| {
+            // Leaf 7, EDX: bit 22 is AMX-BF16, bit 24 AMX-TILE (Intel, "Software Developer's Manual", volume 2, CPUID).
+            let leaf = std::arch::x86_64::__cpuid_count(7, 0).edx;
+            let has = leaf & (1 << 22 | 1 << 24) == 1 << 22 | 1 << 24;
+            has && std::is_x86_feature_detected!("avx512bf16") && tile_data_permitted()
+        });
+        there.then_some(Self(()))
+    }
+
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    pub(crate) fn ask() -> Option<Self> {
+        None
+    }
+}
+
+/// Asks the system to save tile registers for the threads of this process, which it does on request only.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tile_data_permitted() -> bool {
+    /// `ARCH_REQ_XCOMP_PERM` and `XFEATURE_XTILEDATA` of Linux, Documentation/arch/x86/xstate.rst.
+    const REQUEST: libc::c_ulong = 0x1023;
+    const TILE_DATA: libc::c_ulong = 18;
+    // SAFETY: the call takes two numbers and touches no memory; where it is unknown it fails.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST, TILE_DATA) == 0 }
 }
 
 /// An instruction set that this processor has.
@@ -39,6 +76,7 @@ impl Isa {
                 && std::is_x86_feature_detected!("avx512bw")
                 && std::is_x86_feature_detected!("avx512dq");
             if avx2 && avx512 {
+                found.extend(TileRegisters::ask().map(|tiles| Self(IsaKind::Amx(tiles))));
                 found.push(Self(IsaKind::Avx512));
             }
             if avx2 {
@@ -49,7 +87,7 @@ impl Isa {
         found
     }
 
-    /// The one of that name (`avx512`, `avx2`, `portable`), if this processor has it.
+    /// The one of that name (`amx`, `avx512`, `avx2`, `portable`), if this processor has it.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::available().into_iter().find(|isa| isa.name() == name)
@@ -59,6 +97,7 @@ impl Isa {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
+            IsaKind::Amx(_) => "amx",
             IsaKind::Avx512 => "avx512",
             IsaKind::Avx2 => "avx2",
             IsaKind::Portable => "portable",
@@ -98,7 +137,7 @@ macro_rules! vectorised {
             match isa.kind() {
                 // SAFETY: an `Isa` of this kind exists only where the processor has these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::dispatch::IsaKind::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::cpu::dispatch::IsaKind::Amx(_) | $crate::cpu::dispatch::IsaKind::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::dispatch::IsaKind::Avx2 => unsafe { avx2($($arg),*) },

@@ -172,7 +172,7 @@ pub(crate) struct BenchStep {
     /// Parts into which a step is cut (gradient accumulation); 0: chosen by the plan.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) accumulation: usize,
-    /// Instruction set: avx512, avx2 or portable; default: the widest here.
+    /// Instruction set: amx, avx512, avx2 or portable; default: the widest here.
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<String>,
     /// Print the time of each operation to standard error.

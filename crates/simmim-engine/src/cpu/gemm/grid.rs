@@ -1,12 +1,17 @@
 //! How a product is cut into parts for threads.
 
-use super::{Extents, kernel};
-use crate::cpu::Isa;
+use super::Extents;
 use crate::cpu::block::Grid;
 use std::ops::Range;
 
-/// What copying a float costs, in multiplications and additions of a tile: a share of the time, measured roughly.
-const PACKING: usize = 16;
+/// What the micro-kernel and its packing ask of a cut.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Costs {
+    /// Rows and columns of a tile.
+    pub(super) tile: (usize, usize),
+    /// What copying a float of `a` and one of `b` costs, in multiplications and additions of a tile.
+    pub(super) packing: (usize, usize),
+}
 
 /// `0..len` cut into as few ranges as `most` allows, all but the last a multiple of `unit` and as even as that allows.
 #[derive(Debug, Clone, Copy)]
@@ -49,13 +54,12 @@ impl Iterator for Even {
 
 /// Cuts a result into one part for each thread, or fewer: along rows and columns such that the largest part, and what its thread
 /// packs for it, is smallest.
-pub(super) fn grid(isa: Isa, threads: usize, e: Extents, packs_rows: bool) -> Grid {
-    let (height, width) = (kernel::tile_rows(isa), kernel::panel_width(isa));
+pub(super) fn grid(threads: usize, e: Extents, costs: Costs) -> Grid {
+    let (height, width) = costs.tile;
     let cost = |by_rows: usize, by_cols: usize| {
         let rows = e.m.div_ceil(height).div_ceil(by_rows) * height;
         let cols = e.n.div_ceil(width).div_ceil(by_cols) * width;
-        let packed = cols + if packs_rows { rows } else { 0 };
-        rows * cols + PACKING * packed
+        rows * cols + costs.packing.0 * rows + costs.packing.1 * cols
     };
     let cuts = (1..=threads).map(|by_rows| (by_rows, threads / by_rows));
     let (by_rows, by_cols) = cuts.min_by_key(|&(r, c)| cost(r, c)).unwrap_or((1, 1));
@@ -68,7 +72,9 @@ pub(super) fn grid(isa: Isa, threads: usize, e: Extents, packs_rows: bool) -> Gr
 
 #[cfg(test)]
 mod tests {
+    use super::super::costs;
     use super::*;
+    use crate::cpu::Isa;
 
     #[test]
     fn ranges_cover_everything_once() {
@@ -88,7 +94,8 @@ mod tests {
         for isa in Isa::available() {
             for threads in [1, 2, 3, 4, 16] {
                 for (m, n, k) in [(784, 1536, 384), (784, 384, 1536), (1536, 384, 784), (1, 1000, 64), (4000, 7, 64)] {
-                    let grid = grid(isa, threads, Extents { m, n, k }, false);
+                    let e = Extents { m, n, k };
+                    let grid = grid(threads, e, costs(isa, e, false));
                     assert!(grid.rows.len() * grid.cols.len() <= threads);
                     let largest = grid.rows.iter().map(Range::len).max().unwrap_or(0)
                         * grid.cols.iter().map(Range::len).max().unwrap_or(0);

@@ -26,7 +26,7 @@ const LARGEST: usize = 8 * 48;
 
 fn by_isa<T>(isa: Isa, avx512: T, avx2: T, portable: T) -> T {
     match isa.kind() {
-        IsaKind::Avx512 => avx512,
+        IsaKind::Amx(_) | IsaKind::Avx512 => avx512,
         IsaKind::Avx2 => avx2,
         IsaKind::Portable => portable,
     }

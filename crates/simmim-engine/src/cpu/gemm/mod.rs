@@ -8,14 +8,18 @@
 //! The order in which an element's terms are added depends on the length of the sum and on how `a` lies in memory: not on threads, rows or
 //! columns.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod grid;
 mod kernel;
 mod pack;
 mod simd;
 
 use super::block::BlockMut;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::dispatch::{IsaKind, TileRegisters};
 use super::{Cpu, Isa};
-use grid::{Even, grid};
+use grid::{Costs, Even, grid};
 pub(super) use kernel::prefetch;
 use kernel::{LINE, Rows};
 use std::ops::Range;
@@ -30,6 +34,9 @@ const CHUNK_PACKED: usize = 512;
 
 /// Floats of `b` that are packed at once: they stay in the second-level cache while all rows of `a` pass by.
 const NEAR: usize = 300_000;
+
+/// What copying a float costs, in multiplications and additions of a tile: a share of the time, measured roughly.
+const PACKING: usize = 16;
 
 /// A strided view of a matrix.
 #[derive(Debug, Clone, Copy)]
@@ -203,6 +210,10 @@ pub fn multiply_scratch(isa: Isa, e: Extents) -> usize {
 /// Working memory of [`product`], in floats.
 #[must_use]
 pub fn product_scratch(cpu: &Cpu, e: Extents) -> usize {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if tiles(cpu.isa, e).is_some() {
+        return cpu.pool.threads() * amx::scratch(e);
+    }
     cpu.pool.threads() * multiply_scratch(cpu.isa, e)
 }
 
@@ -246,10 +257,37 @@ pub fn product<const N: usize>(
         return;
     }
     let outputs = outputs.map(|o| BlockMut::of(o, m, n, n));
-    let grid = grid(cpu.isa, cpu.pool.threads(), p.extents, p.packs_rows());
+    let grid = grid(cpu.pool.threads(), p.extents, costs(cpu.isa, p.extents, p.packs_rows()));
     cpu.pool.for_blocks(&outputs, &grid, scratch, |rows, cols, outputs, scratch| {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Some(tiles) = tiles(cpu.isa, p.extents) {
+            return amx::part(tiles, &p, rows, cols, outputs, scratch, &finish);
+        }
         part(cpu.isa, &p, rows, cols, outputs, scratch, &finish);
     });
+}
+
+/// The tile registers, where there are any and the product is large enough for them.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles(isa: Isa, e: Extents) -> Option<TileRegisters> {
+    match isa.kind() {
+        IsaKind::Amx(tiles) if amx::pays(e) => Some(tiles),
+        _ => None,
+    }
+}
+
+/// What a cut of a product has to weigh.
+fn costs(isa: Isa, e: Extents, packs_rows: bool) -> Costs {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if tiles(isa, e).is_some() {
+        return Costs { tile: (amx::SIDE, amx::SIDE), packing: (amx::PACKING, amx::PACKING) };
+    }
+    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+    let _ = e;
+    Costs {
+        tile: (kernel::tile_rows(isa), kernel::panel_width(isa)),
+        packing: (if packs_rows { PACKING } else { 0 }, PACKING),
+    }
 }
 
 /// Some rows and columns of a product, on the calling thread; `outputs` hold just these.
@@ -457,7 +495,7 @@ mod tests {
         }
     }
 
-    const EXTENTS: [(usize, usize, usize); 16] = [
+    const EXTENTS: [(usize, usize, usize); 20] = [
         (1, 1, 1),
         (1, 33, 7),
         (5, 1, 64),
@@ -474,6 +512,10 @@ mod tests {
         (2, 200, 600),
         (700, 40, 1024),
         (33, 150, 49),
+        (1, 64, 64),
+        (47, 70, 65),
+        (65, 1100, 70),
+        (130, 96, 1100),
     ];
 
     #[test]
@@ -495,6 +537,7 @@ mod tests {
                     let rows: Vec<f32> = apart.chunks_exact(n + 3).flat_map(|row| row[..n].to_vec()).collect();
                     assert_close(&rows, &truth, &what);
                     assert!(apart.chunks_exact(n + 3).all(|row| row[n..] == [7.0; 3]), "{what} wrote between rows");
+                    let mut first: Option<Vec<f32>> = None;
                     for threads in [1, 3] {
                         let cpu = Cpu { pool: Pool::new(threads), isa };
                         let (mut c, mut doubled) = (before.to_vec(), vec![0.0; m * n]);
@@ -506,7 +549,11 @@ mod tests {
                                 }
                             }
                         });
-                        assert!(c == rows, "{what}: the pool's product differs with {threads} threads");
+                        assert_close(&c, &truth, &what);
+                        assert!(
+                            *first.get_or_insert(c.clone()) == c,
+                            "{what}: the product differs with {threads} threads"
+                        );
                         let once = c.iter().zip(&doubled).enumerate().all(|(i, (c, d))| 2.0 * c + (i % n) as f32 == *d);
                         assert!(once, "{what}: parts are not finished once");
                     }

@@ -1,4 +1,7 @@
 //! Copies of operands in the order in which the micro-kernel reads them.
+//!
+//! What lies beyond the rows and columns that are asked for is never used, but the micro-kernel computes with it: it is other elements or
+//! zeros, because what the memory held may be numbers below the smallest normal one, which take a hundred times as long.
 
 #![allow(unsafe_code, reason = "vector instructions, chosen by an Isa that proves they are there")]
 
@@ -21,7 +24,7 @@ const LINES: usize = 8;
 pub(super) const GROUP: usize = 8;
 
 /// Packs at most [`GROUP`] tiles of rows of `a`, which count from row `start`, for sums over `chunk`: one after the other, each
-/// `[chunk, TILE_STRIDE]`. What lies beyond a tile's rows holds anything.
+/// `[chunk, TILE_STRIDE]`.
 pub(super) fn tiles(
     isa: Isa,
     packed: &mut [f32],
@@ -76,11 +79,11 @@ vectorised! {
 #[cold]
 #[inline(never)]
 fn copy_rest(to: &mut [f32; TILE_STRIDE], rest: &[f32]) {
+    to.fill(0.0);
     to[..rest.len()].copy_from_slice(rest);
 }
 
-/// Packs columns of `b` for sums over `chunk`, as `[chunk, width]`; the width is that of whole vectors. Columns beyond `cols`
-/// hold anything.
+/// Packs columns of `b` for sums over `chunk`, as `[chunk, width]`; the width is that of whole vectors.
 pub(super) fn panel(isa: Isa, packed: &mut [f32], b: View<'_>, chunk: Range<usize>, cols: Range<usize>) {
     let width = cols.len().next_multiple_of(lanes(isa));
     lines(isa, packed, width, b.transposed(), cols, chunk);
@@ -101,6 +104,7 @@ fn lines(isa: Isa, packed: &mut [f32], stride: usize, from: View<'_>, lines: Ran
         transpose(isa, packed, stride, Lines { from, step: row_stride, count, len: chunk.len() });
     } else {
         for (packed, p) in packed.chunks_exact_mut(stride).zip(chunk) {
+            packed.fill(0.0);
             for (i, x) in packed.iter_mut().take(count).enumerate() {
                 *x = from.data[(lines.start + i) * from.row_stride + p * from.col_stride];
             }
@@ -118,6 +122,7 @@ vectorised! {
             }
             let from = &from[p * step..];
             if from.len() < width {
+                packed.fill(0.0);
                 packed[..count].copy_from_slice(&from[..count]);
                 continue;
             }
@@ -152,18 +157,18 @@ impl Lines<'_> {
     }
 }
 
-/// Writes `to[p, i] = lines[i][p]`, rows of `to` being `stride` apart, for whole groups of [`LINES`] lines.
+/// Writes `to[p, i] = lines[i][p]`, rows of `to` being `stride` apart.
 ///
 /// # Panics
 /// If a slice is too short: a fault of the caller.
 fn transpose(isa: Isa, to: &mut [f32], stride: usize, lines: Lines<'_>) {
     assert!(lines.count > 0 && lines.start(lines.count) + lines.len <= lines.from.len(), "lines too short");
-    let width = lines.count.next_multiple_of(LINES);
-    assert!(width <= stride.min(MOST_LINES) && lines.len * stride <= to.len(), "packed lines do not fit");
+    assert!(stride.is_multiple_of(LINES) && lines.count <= stride.min(MOST_LINES), "{} lines at {stride}", lines.count);
+    assert!(stride <= MOST_LINES && lines.len * stride <= to.len(), "packed lines do not fit");
     match isa.kind() {
         // SAFETY: (1) an `Isa` of this kind exists only where the processor has AVX2; (2) lengths are asserted above.
         #[cfg(target_arch = "x86_64")]
-        IsaKind::Avx512 | IsaKind::Avx2 => unsafe { transpose_avx2(to, stride, lines) },
+        IsaKind::Amx(_) | IsaKind::Avx512 | IsaKind::Avx2 => unsafe { transpose_avx2(to, stride, lines) },
         _ => transpose_columns(to, stride, lines, 0..lines.len),
     }
 }
@@ -171,7 +176,7 @@ fn transpose(isa: Isa, to: &mut [f32], stride: usize, lines: Lines<'_>) {
 /// The plain transposition of some columns.
 fn transpose_columns(to: &mut [f32], stride: usize, lines: Lines<'_>, columns: Range<usize>) {
     for p in columns {
-        for i in 0..lines.count {
+        for i in 0..stride {
             to[p * stride + i] = lines.from[lines.start(i) + p];
         }
     }
@@ -188,7 +193,7 @@ unsafe fn transpose_avx2(to: &mut [f32], stride: usize, lines: Lines<'_>) {
     let whole = lines.len / LINES * LINES;
     let starts: [usize; MOST_LINES] = std::array::from_fn(|i| lines.start(i));
     for columns in (0..whole).step_by(COLUMNS) {
-        for group in (0..lines.count.min(MOST_LINES)).step_by(LINES) {
+        for group in (0..stride.min(MOST_LINES)).step_by(LINES) {
             for p in (columns..whole.min(columns + COLUMNS)).step_by(LINES) {
                 // SAFETY: obligations 1 and 2: every line holds `p + 8` floats, and `to` the 8 rows from `p` on with
                 // `group + 8` floats each.
@@ -234,6 +239,7 @@ mod tests {
                 let mut packed = vec![f32::NAN; 3 * 17 * TILE_STRIDE];
                 let heights = super::super::Even::new(20, 7, 1);
                 tiles(isa, &mut packed, view, 3, heights, 1..18);
+                assert!(packed.iter().all(|x| !x.is_nan()), "what lies beyond the rows is what the memory held");
                 for (tile, packed) in heights.zip(packed.chunks_exact(17 * TILE_STRIDE)) {
                     for p in 0..17 {
                         for (i, row) in tile.clone().enumerate() {
@@ -241,10 +247,11 @@ mod tests {
                         }
                     }
                 }
-                let panel_cols = 2..18;
+                let panel_cols = 2..19;
                 let width = panel_cols.len().next_multiple_of(lanes(isa));
                 let mut packed = vec![f32::NAN; 20 * width];
                 panel(isa, &mut packed, view, 2..22, panel_cols.clone());
+                assert!(packed.iter().all(|x| !x.is_nan()), "what lies beyond the columns is what the memory held");
                 for p in 0..20 {
                     for (i, col) in panel_cols.clone().enumerate() {
                         assert_eq!(packed[p * width + i], ((p + 2) * cols + col) as f32);
