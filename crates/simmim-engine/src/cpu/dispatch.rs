@@ -7,6 +7,10 @@
 
 /// Instruction sets that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(dead_code, reason = "other processors and systems make fewer of them")
+)]
 pub(crate) enum IsaKind {
     /// AVX-512 and, for large products, tile registers.
     Amx(TileRegisters),
@@ -20,27 +24,58 @@ pub(crate) enum IsaKind {
 
 /// Proof that the processor has tile registers for bfloat16 (AMX) and AVX-512 with BF16, and that the process may use them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TileRegisters(());
+pub(crate) struct TileRegisters(Proof);
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+type Proof = ();
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+type Proof = std::convert::Infallible;
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+impl TileRegisters {
+    /// What follows from a proof that cannot be.
+    pub(crate) fn absurd<T>(self) -> T {
+        match self.0 {}
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 impl TileRegisters {
     /// Asks the processor, and the system for permission, once.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     pub(crate) fn ask() -> Option<Self> {
         use std::sync::OnceLock;
         static ANSWER: OnceLock<bool> = OnceLock::new();
         let there = *ANSWER.get_or_init(|| {
-            // Leaf 7, EDX: bit 22 is AMX-BF16, bit 24 AMX-TILE (Intel, "Software Developer's Manual", volume 2, CPUID).
-            let leaf = std::arch::x86_64::__cpuid_count(7, 0).edx;
-            let has = leaf & (1 << 22 | 1 << 24) == 1 << 22 | 1 << 24;
-            has && std::is_x86_feature_detected!("avx512bf16") && tile_data_permitted()
+            has_avx512() && std::is_x86_feature_detected!("avx512bf16") && has_tiles() && tile_data_permitted()
         });
         there.then_some(Self(()))
     }
+}
 
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    pub(crate) fn ask() -> Option<Self> {
-        None
-    }
+/// Whether the processor has the instructions of the AVX-512 kernels.
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2()
+        && std::is_x86_feature_detected!("avx512f")
+        && std::is_x86_feature_detected!("avx512vl")
+        && std::is_x86_feature_detected!("avx512bw")
+        && std::is_x86_feature_detected!("avx512dq")
+}
+
+/// Whether the processor has the instructions of the AVX2 kernels.
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+}
+
+/// Leaf 7, EDX: bit 22 is AMX-BF16, bit 24 AMX-TILE (Intel, "Software Developer's Manual", volume 2, CPUID).
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_tiles() -> bool {
+    const BITS: u32 = 1 << 22 | 1 << 24;
+    #[allow(unused_unsafe, reason = "asking the processor is safe from Rust 1.94 on")]
+    // SAFETY: processors with AVX-512, which was asked for before, have the instruction and the leaf.
+    let leaf = unsafe { std::arch::x86_64::__cpuid_count(7, 0) };
+    leaf.edx & BITS == BITS
 }
 
 /// Asks the system to save tile registers for the threads of this process, which it does on request only.
@@ -70,16 +105,12 @@ impl Isa {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
-            let avx512 = std::is_x86_feature_detected!("avx512f")
-                && std::is_x86_feature_detected!("avx512vl")
-                && std::is_x86_feature_detected!("avx512bw")
-                && std::is_x86_feature_detected!("avx512dq");
-            if avx2 && avx512 {
+            if has_avx512() {
+                #[cfg(target_os = "linux")]
                 found.extend(TileRegisters::ask().map(|tiles| Self(IsaKind::Amx(tiles))));
                 found.push(Self(IsaKind::Avx512));
             }
-            if avx2 {
+            if has_avx2() {
                 found.push(Self(IsaKind::Avx2));
             }
         }

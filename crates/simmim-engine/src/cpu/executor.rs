@@ -113,10 +113,10 @@ impl CpuExecutor {
         self.cpu.isa
     }
 
-    /// Floating point operations a second that the threads reach on operands that are near; see [`super::gemm::peak`].
+    /// Floating point operations a second that the threads reach on operands that are near; see [`super::gemm::peaks`].
     #[must_use]
-    pub fn peak(&self, seconds: f64) -> f64 {
-        super::gemm::peak(&self.cpu, seconds)
+    pub fn peaks(&self, seconds: f64) -> super::gemm::Peaks {
+        super::gemm::peaks(&self.cpu, seconds)
     }
 
     /// Turns the timing of instructions on or off and forgets what was measured.

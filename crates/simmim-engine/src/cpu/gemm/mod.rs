@@ -1,29 +1,34 @@
 //! Matrix products.
 //!
-//! [`multiply`] is one product on one thread; [`product`] spreads one over the pool. Both copy ("pack") a few columns of `b` at a
+//! [`multiply`] is one product on one thread; [`product`] spreads one over the pool. On vectors both copy ("pack") a few columns of `b` at a
 //! time, a panel, into the order in which the micro-kernel reads them, and cut long sums into chunks that the caches hold (Goto and
 //! van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). Rows of `a` are read in place; only where `a` is
 //! transposed are they packed too. While the tiles of a panel are computed, what the next panel is made of is brought near.
 //!
-//! The order in which an element's terms are added depends on the length of the sum and on how `a` lies in memory: not on threads, rows or
-//! columns.
+//! Where the processor has tile registers, large products of [`product`] run on them ([`amx`]), all operands packed.
+//!
+//! The order in which an element's terms are added depends on the length of the sum, on how `a` lies in memory, and on whether the product is
+//! wide and long enough for tiles: not on threads, nor on the number of rows.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[path = "amx/absent.rs"]
 mod amx;
 mod grid;
 mod kernel;
 mod pack;
+mod peak;
 mod simd;
 
 use super::block::BlockMut;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::dispatch::{IsaKind, TileRegisters};
 use super::{Cpu, Isa};
 use grid::{Costs, Even, grid};
 pub(super) use kernel::prefetch;
 use kernel::{LINE, Rows};
+pub use peak::{Peaks, peaks};
 use std::ops::Range;
-use std::time::Instant;
 
 /// Longest sum between two visits to the result, where rows of `a` are read in place: a panel of `b` of that length stays near the
 /// core.
@@ -63,7 +68,13 @@ impl<'a> View<'a> {
     }
 
     fn holds(&self, rows: usize, cols: usize) -> bool {
-        rows == 0 || cols == 0 || (rows - 1) * self.row_stride + (cols - 1) * self.col_stride < self.data.len()
+        let last = |extent: usize, stride: usize| (extent - 1).checked_mul(stride);
+        rows == 0
+            || cols == 0
+            || last(rows, self.row_stride)
+                .zip(last(cols, self.col_stride))
+                .and_then(|(row, col)| row.checked_add(col))
+                .is_some_and(|last| last < self.data.len())
     }
 
     /// The elements from one on.
@@ -210,7 +221,6 @@ pub fn multiply_scratch(isa: Isa, e: Extents) -> usize {
 /// Working memory of [`product`], in floats.
 #[must_use]
 pub fn product_scratch(cpu: &Cpu, e: Extents) -> usize {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if tiles(cpu.isa, e).is_some() {
         return cpu.pool.threads() * amx::scratch(e);
     }
@@ -259,7 +269,6 @@ pub fn product<const N: usize>(
     let outputs = outputs.map(|o| BlockMut::of(o, m, n, n));
     let grid = grid(cpu.pool.threads(), p.extents, costs(cpu.isa, p.extents, p.packs_rows()));
     cpu.pool.for_blocks(&outputs, &grid, scratch, |rows, cols, outputs, scratch| {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if let Some(tiles) = tiles(cpu.isa, p.extents) {
             return amx::part(tiles, &p, rows, cols, outputs, scratch, &finish);
         }
@@ -268,7 +277,6 @@ pub fn product<const N: usize>(
 }
 
 /// The tile registers, where there are any and the product is large enough for them.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn tiles(isa: Isa, e: Extents) -> Option<TileRegisters> {
     match isa.kind() {
         IsaKind::Amx(tiles) if amx::pays(e) => Some(tiles),
@@ -278,12 +286,9 @@ fn tiles(isa: Isa, e: Extents) -> Option<TileRegisters> {
 
 /// What a cut of a product has to weigh.
 fn costs(isa: Isa, e: Extents, packs_rows: bool) -> Costs {
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
     if tiles(isa, e).is_some() {
         return Costs { tile: (amx::SIDE, amx::SIDE), packing: (amx::PACKING, amx::PACKING) };
     }
-    #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-    let _ = e;
     Costs {
         tile: (kernel::tile_rows(isa), kernel::panel_width(isa)),
         packing: (if packs_rows { PACKING } else { 0 }, PACKING),
@@ -409,35 +414,6 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Multiplications and additions a second of all threads together where every operand is near: what products could reach at most.
-/// Takes about `seconds`; the best of many short runs, because what disturbs a run makes it slower only.
-#[must_use]
-pub fn peak(cpu: &Cpu, seconds: f64) -> f64 {
-    /// Tiles between two looks at the clock.
-    const TILES: usize = 2_000;
-    /// Length of the sums: with the panel they fit the first-level cache.
-    const K: usize = 192;
-    let (rows, cols) = (kernel::tile_rows(cpu.isa), kernel::panel_width(cpu.isa));
-    let threads = cpu.pool.threads();
-    let (a, b) = (vec![1.0; rows * K], vec![1.0; cols * K]);
-    let mut results = vec![0.0; threads * rows * cols];
-    let flops = (2 * rows * cols * K * TILES * threads) as f64;
-    let (begin, mut best) = (Instant::now(), 0.0f64);
-    while best == 0.0 || begin.elapsed().as_secs_f64() < seconds {
-        let start = Instant::now();
-        cpu.pool.for_parts([&mut results[..]], [rows * cols], threads, &mut [], |_, [c], _| {
-            let mut c = BlockMut::of(c, rows, cols, cols);
-            for _ in 0..TILES {
-                let operands = kernel::Operands { k: K, a: Rows::InPlace(&a, K), next: 0, b: &b };
-                let ending = kernel::Ending { alpha: 1.0, accumulate: false, bias: None };
-                kernel::tile(cpu.isa, operands, ending, &mut c);
-            }
-        });
-        best = best.max(flops / start.elapsed().as_secs_f64());
-    }
-    best
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Pool;
@@ -559,14 +535,6 @@ mod tests {
                     }
                 }
             }
-        }
-    }
-
-    #[test]
-    fn a_peak_is_measured_on_every_instruction_set() {
-        for isa in Isa::available() {
-            let found = peak(&Cpu { pool: Pool::new(2), isa }, 0.0);
-            assert!(found.is_finite() && found > 1e6, "{}: {found}", isa.name());
         }
     }
 

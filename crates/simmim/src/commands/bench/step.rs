@@ -10,6 +10,7 @@ use crate::arguments::BenchStep;
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
 use simmim_engine::autodiff::differentiate;
+use simmim_engine::cpu::gemm::Peaks;
 use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::{Executor, Program, ProgramId};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
@@ -161,9 +162,9 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
     let isa = isa(a)?;
     let mut bench = Bench::new(config(a)?, a, isa)?;
     // Before and after, because a shared machine is not equally fast all the time.
-    let before = bench.executor.peak(PEAK_SECONDS);
+    let before = bench.executor.peaks(PEAK_SECONDS);
     let seconds = bench.measure(a.steps, a.profile)?;
-    let peak = before.max(bench.executor.peak(PEAK_SECONDS));
+    let peaks = before.max(bench.executor.peaks(PEAK_SECONDS));
     let (memory, threads) = (bench.executor.memory(), bench.executor.threads());
     let (speed, milliseconds) = (a.batch as f64 / seconds, seconds * 1e3);
     if a.profile {
@@ -173,7 +174,8 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
         let result = serde_json::json!({
             "model": a.model, "batch": a.batch, "accumulation": bench.parts, "threads": threads, "isa": isa.name(),
             "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
-            "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops, "model_flops_per_step": bench.model_flops, "peak_flops": peak,
+            "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops, "model_flops_per_step": bench.model_flops, "peak_flops": peaks.vectors,
+            "tile_peak_flops": peaks.tiles,
         });
         println!("{result}");
     } else {
@@ -181,13 +183,19 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
         println!("{speed:.1} images/s, {milliseconds:.1} ms a step of {batch} images ({parts} parts)");
         let rate = |flops: u64| flops as f64 / seconds / 1e9;
         println!(
-            "{:.1} GFLOP/s on {threads} threads, {}; {:.1} as model FLOPs, {:.0} % of the {:.1} that tiles near the core reach",
+            "{:.1} GFLOP/s on {threads} threads, {}; {:.1} as model FLOPs, {}",
             rate(bench.flops),
             isa.name(),
             rate(bench.model_flops),
-            1e11 * rate(bench.model_flops) / peak,
-            peak / 1e9
+            shares(1e9 * rate(bench.model_flops), peaks)
         );
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is reached of each peak, in words.
+fn shares(flops: f64, peaks: Peaks) -> String {
+    let share = |peak: f64| format!("{:.0} % of the {:.1}", 1e2 * flops / peak, peak / 1e9);
+    let vectors = format!("{} that vectors reach near the core", share(peaks.vectors));
+    peaks.tiles.map_or(vectors.clone(), |tiles| format!("{vectors}, {} of tile registers", share(tiles)))
 }

@@ -10,6 +10,7 @@ use super::super::simd::{Avx512, Simd};
 use crate::cpu::block::BlockMut;
 use crate::cpu::dispatch::TileRegisters;
 use std::arch::asm;
+use std::cell::Cell;
 
 /// Rows and columns of a block of sums.
 pub(super) const BLOCK: usize = 32;
@@ -33,8 +34,15 @@ impl Sums {
 /// The shapes of the tile registers of this thread, given back when dropped: a thread that holds tiles costs more to suspend.
 pub(super) struct Tiles(std::marker::PhantomData<*mut ()>);
 
+thread_local! {
+    static CONFIGURED: Cell<bool> = const { Cell::new(false) };
+}
+
 impl Tiles {
+    /// # Panics
+    /// If the thread holds tiles already, of which the shapes would be lost with these: a fault of the caller.
     pub(super) fn configure(_proof: TileRegisters) -> Self {
+        assert!(!CONFIGURED.replace(true), "tiles are in use on this thread");
         #[repr(align(64))]
         struct Shapes([u8; 64]);
         let mut shapes = Shapes([0; 64]);
@@ -54,15 +62,26 @@ impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: tiles are configured only where the instruction is there.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        CONFIGURED.set(false);
     }
 }
 
-/// `sums = a b` for `depth` tiles of terms; `a` and `b` hold [`PACKED`] floats for each.
+/// Where 32 rows lie that will be needed: 128 bytes of each are asked for while sums are computed.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    /// The first row; any address will do.
+    pub(super) start: *const f32,
+    /// Floats from row to row.
+    pub(super) stride: usize,
+}
+
+/// `sums = a b` for `depth` tiles of terms; `a` and `b` hold [`PACKED`] floats for each. Meanwhile asks for rows that will be written and for
+/// others that will be read.
 ///
 /// # Panics
 /// If they are shorter: a fault of the caller.
 #[inline(always)]
-pub(super) fn multiply(_configured: &Tiles, depth: usize, a: &[f32], b: &[f32], sums: &mut Sums) {
+pub(super) fn multiply(_configured: &Tiles, depth: usize, a: &[f32], b: &[f32], ahead: [Ahead; 2], sums: &mut Sums) {
     assert!(depth > 0 && a.len() >= depth * PACKED && b.len() >= depth * PACKED, "packed operands too short");
     // SAFETY: tiles are configured; the loop reads `depth` times `PACKED` floats of each operand, and the stores write 16 rows of
     // 64 bytes, 128 bytes apart, from four corners of `sums`.
@@ -86,43 +105,83 @@ pub(super) fn multiply(_configured: &Tiles, depth: usize, a: &[f32], b: &[f32], 
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b} + {step} + 5120]",
             "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetchw [{w}]",
+            "prefetchw [{w} + 64]",
+            "add {w}, {w_step}",
             "tileloadd tmm5, [{a} + {step} + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{r}]",
+            "prefetcht1 [{r} + 64]",
+            "add {r}, {r_step}",
             // Second part of b with the first and the second of a.
             "tileloadd tmm6, [{b} + {step} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetchw [{w}]",
+            "prefetchw [{w} + 64]",
+            "add {w}, {w_step}",
             "tileloadd tmm7, [{b} + {step} + 3072]",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{r}]",
+            "prefetcht1 [{r} + 64]",
+            "add {r}, {r_step}",
             "tileloadd tmm4, [{a} + {step} + 2048]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetchw [{w}]",
+            "prefetchw [{w} + 64]",
+            "add {w}, {w_step}",
             "tileloadd tmm5, [{a} + {step} + 3072]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{r}]",
+            "prefetcht1 [{r} + 64]",
+            "add {r}, {r_step}",
             // First part of b with the second, the third and the first of a.
             "tileloadd tmm6, [{b} + {step}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm2, tmm5, tmm6",
+            "prefetchw [{w}]",
+            "prefetchw [{w} + 64]",
+            "add {w}, {w_step}",
             "tileloadd tmm7, [{b} + {step} + 1024]",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{r}]",
+            "prefetcht1 [{r} + 64]",
+            "add {r}, {r_step}",
             "tileloadd tmm4, [{a} + {step} + 4096]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetchw [{w}]",
+            "prefetchw [{w} + 64]",
+            "add {w}, {w_step}",
             "tileloadd tmm5, [{a} + {step} + 5120]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{r}]",
+            "prefetcht1 [{r} + 64]",
+            "add {r}, {r_step}",
             "tileloadd tmm4, [{a} + {step}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
+            "prefetchw [{w}]",
+            "prefetchw [{w} + 64]",
+            "add {w}, {w_step}",
             "tileloadd tmm5, [{a} + {step} + 1024]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "prefetcht1 [{r}]",
+            "prefetcht1 [{r} + 64]",
+            "add {r}, {r_step}",
             "add {a}, 6144",
             "add {b}, 6144",
+            // Six rows have been asked for; after the last, the same again, which costs little.
+            "sub {rows}, 6",
+            "cmovs {w_step}, {rows_end}",
+            "cmovs {r_step}, {rows_end}",
             "dec {run}",
             "jnz 2b",
             "tilestored [{c} + {row}], tmm0",
@@ -138,6 +197,12 @@ pub(super) fn multiply(_configured: &Tiles, depth: usize, a: &[f32], b: &[f32], 
             c = in(reg) sums.0.as_mut_ptr(),
             step = in(reg) 64usize,
             row = in(reg) 4 * BLOCK,
+            w = inout(reg) ahead[0].start => _,
+            w_step = inout(reg) 4 * ahead[0].stride => _,
+            r = inout(reg) ahead[1].start => _,
+            r_step = inout(reg) 4 * ahead[1].stride => _,
+            rows = inout(reg) BLOCK - 1 => _,
+            rows_end = in(reg) 0usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),

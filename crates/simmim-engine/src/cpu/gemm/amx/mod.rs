@@ -4,7 +4,8 @@
 //! eight bits ([`split`]), and of the nine products of parts those six are added that matter: the other three are 2^-23 of a term at most and
 //! an eighth of that on average (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
 //! Computations", 2019). Sums are floats, rounded to the nearest, but a tile adds 32 terms before it adds them to the sum, so that errors are
-//! a half to a third of those of vectors in ordinary products. Numbers below 2^-126 count as zero, and an infinite operand gives NaN.
+//! a half to a third of those of vectors in ordinary products. That holds for operands from 2^-100 to 2^127: below, their last parts count as
+//! zero, and what is larger than bfloat16 holds, or infinite, gives NaN.
 
 mod kernel;
 mod split;
@@ -14,7 +15,7 @@ use super::kernel::LINE;
 use super::{Cut, Extents, Place, Product, shifted};
 use crate::cpu::BlockMut;
 use crate::cpu::dispatch::TileRegisters;
-use kernel::{BLOCK, DEPTH, PACKED, Sums, Tiles};
+use kernel::{Ahead, BLOCK, DEPTH, PACKED, Sums, Tiles};
 use split::{Layout, pack};
 use std::ops::Range;
 
@@ -23,6 +24,9 @@ const CHUNK: usize = 512;
 
 /// Terms of lines of `b` that are packed at once: at six bytes each they stay in the second-level cache.
 const NEAR: usize = 200_000;
+
+/// Blocks of rows of `a` that are packed at once where their terms lie apart, so that longer pieces of each term are read.
+const GROUP: usize = 4;
 
 /// What copying and splitting a float costs, in multiplications and additions of a block: measured roughly.
 pub(super) const PACKING: usize = 64;
@@ -39,7 +43,7 @@ pub(super) fn pays(e: Extents) -> bool {
 /// Working memory of [`part`], in floats: a multiple of a cache line.
 pub(super) fn scratch(e: Extents) -> usize {
     let cut = cut(e);
-    packed(cut.chunk, cut.cols) + packed(cut.chunk, BLOCK) + LINE
+    packed(cut.chunk, cut.cols) + packed(cut.chunk, GROUP * BLOCK) + LINE
 }
 
 fn cut(e: Extents) -> Cut {
@@ -69,26 +73,28 @@ pub(super) fn part<const N: usize>(
     let (packed_b, packed_a) = scratch[skipped..].split_at_mut(packed(cut.chunk, cut.cols));
     let tiles = Tiles::configure(proof);
     let mut sums = Sums::zero();
+    let tiles_of_rows = Even::new(rows.len(), BLOCK, BLOCK);
+    let group = if p.packs_rows() { GROUP } else { 1 };
     for chunk in cut.chunks(k) {
         let depth = chunk.len().div_ceil(DEPTH);
         for block in Even::new(cols.len(), cut.cols, BLOCK) {
             let panels = Even::new(block.len(), BLOCK, BLOCK);
-            for (panel, packed) in panels.zip(packed_b.chunks_exact_mut(depth * PACKED)) {
-                let lines = shifted(&panel, cols.start + block.start);
-                pack(proof, packed, Layout::Terms, p.b.transposed(), lines, chunk.clone());
-            }
-            for lines in Even::new(rows.len(), BLOCK, BLOCK) {
-                pack(proof, packed_a, Layout::Lines, p.a, shifted(&lines, rows.start), chunk.clone());
+            let columns = shifted(&block, cols.start);
+            pack(proof, packed_b, Layout::Terms, p.b.transposed(), columns, chunk.clone());
+            for (t, lines) in tiles_of_rows.enumerate() {
+                if t % group == 0 {
+                    let all = rows.start + lines.start..rows.end.min(rows.start + lines.start + group * BLOCK);
+                    pack(proof, packed_a, Layout::Lines, p.a, all, chunk.clone());
+                }
+                let packed_a = &packed_a[t % group * depth * PACKED..];
                 for (panel, b) in panels.zip(packed_b.chunks_exact(depth * PACKED)) {
                     let place = Place {
                         first: (rows.start, cols.start),
                         rows: lines.clone(),
                         cols: shifted(&panel, block.start),
                     };
-                    if chunk.end == k {
-                        p.prefetch(&place, &mut outputs);
-                    }
-                    kernel::multiply(&tiles, depth, packed_a, b, &mut sums);
+                    let ahead = ahead(p, &place, &mut outputs, chunk.end == k);
+                    kernel::multiply(&tiles, depth, packed_a, b, ahead, &mut sums);
                     let ending = p.ending(chunk.start, shifted(&place.cols, cols.start));
                     let mut c = outputs[0].part(place.rows.clone(), place.cols.clone());
                     kernel::finish(&tiles, &sums, &ending, &mut c);
@@ -99,6 +105,45 @@ pub(super) fn part<const N: usize>(
             }
         }
     }
+}
+
+/// Computes a block of the result over and over from packed zeros that stay near; returns the floating point operations of one.
+pub(super) fn near(proof: TileRegisters, k: usize, times: usize) -> usize {
+    let depth = k.div_ceil(DEPTH);
+    let memory = vec![0.0; 2 * depth * PACKED + LINE];
+    let (a, b) = memory[memory.as_ptr().align_offset(4 * LINE).min(LINE)..].split_at(depth * PACKED);
+    let (tiles, mut sums) = (Tiles::configure(proof), Sums::zero());
+    let ahead = Ahead { start: a.as_ptr(), stride: 0 };
+    for _ in 0..times {
+        kernel::multiply(&tiles, depth, a, b, [ahead; 2], &mut sums);
+    }
+    2 * BLOCK * BLOCK * depth * DEPTH
+}
+
+/// What is written and what is read where a block is finished.
+#[inline(always)]
+fn ahead<const N: usize>(
+    p: &Product<'_>,
+    place: &Place,
+    outputs: &mut [BlockMut<'_>; N],
+    finishes: bool,
+) -> [Ahead; 2] {
+    let of = |output: &mut BlockMut<'_>| {
+        let (start, stride) = (output.as_mut_ptr(), output.stride());
+        Ahead { start: start.wrapping_add(place.rows.start * stride + place.cols.start), stride }
+    };
+    let first = of(&mut outputs[0]);
+    let second = match outputs.get_mut(1) {
+        _ if !finishes => first,
+        Some(output) => of(output),
+        None if p.beside.is_empty() => first,
+        None => {
+            let (row, col) = (place.first.0 + place.rows.start, place.first.1 + place.cols.start);
+            let stride = p.extents.n;
+            Ahead { start: p.beside.as_ptr().wrapping_add(row * stride + col), stride }
+        }
+    };
+    [first, second]
 }
 
 #[cfg(test)]
@@ -121,6 +166,35 @@ mod tests {
             worst = worst.max((f64::from(found) - sum).abs() / size);
         }
         worst
+    }
+
+    #[test]
+    fn a_row_is_the_same_among_any_number_of_rows() {
+        let Some(isa) = Isa::named("amx") else { return };
+        let mut stream = Stream::new(12, Purpose::Test, 0, 0);
+        let (n, k) = (90, 1100);
+        let mut draw = |len: usize| -> Vec<f32> { (0..len).map(|_| stream.normal() as f32).collect() };
+        let (a, b) = (draw(150 * k), draw(k * n));
+        let rows = |m: usize, threads: usize| {
+            let (cpu, e) = (Cpu { pool: Pool::new(threads), isa }, Extents { m, n, k });
+            let (mut c, mut scratch) = (vec![0.0; m * n], vec![f32::NAN; product_scratch(&cpu, e)]);
+            let p = Product::new(e, View::rows(&a, k), View::rows(&b, n));
+            product(&cpu, [&mut c], p, &mut scratch, |_, _| ());
+            c
+        };
+        let all = rows(150, 3);
+        for m in [1, 17, 33, 149] {
+            assert_eq!(rows(m, 1), all[..m * n], "{m} rows");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "tiles are in use")]
+    fn tiles_are_not_configured_twice() {
+        // Where there are none, the message alone.
+        let Some(proof) = TileRegisters::ask() else { panic!("tiles are in use") };
+        let _first = Tiles::configure(proof);
+        let _second = Tiles::configure(proof);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Operands as three parts of eight bits each, in the order in which tiles are read.
 //!
 //! `x = x0 + x1 + x2`, where `x0` is `x` rounded to bfloat16, `x1` what is left of it, rounded, and `x2` what is left then: 24 bits and their
-//! signs, so that nothing of a float is lost but what lies below the smallest normal number.
+//! signs, so that nothing of a float is lost but what lies below the smallest normal number, 2^-126.
 
 #![allow(unsafe_code, reason = "vector instructions, which the caller knows to be there")]
 
@@ -15,6 +15,9 @@ use std::ops::Range;
 /// Lines of a tile, and pairs of terms.
 const SIDE: usize = 16;
 
+/// Floats from a tile of the first part to the end of that of the third.
+const REACH: usize = PACKED - SIDE * SIDE;
+
 /// What the rows of a tile are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -24,11 +27,11 @@ pub(super) enum Layout {
     Terms,
 }
 
-/// Packs `lines`, at most [`BLOCK`], of `from [line, term]` for the sums over `chunk`: for each [`DEPTH`] terms, three parts of two tiles. A row
-/// of four bytes holds terms `p` and `p + 16` of a line; what lies beyond the lines and terms is zero.
+/// Packs `lines` of `from [line, term]` for the sums over `chunk`: for each [`BLOCK`] lines and each [`DEPTH`] terms, three parts of two tiles.
+/// Four bytes hold terms `p` and `p + 16` of a line; what lies beyond the lines and terms is zero.
 ///
 /// # Panics
-/// If `to` is shorter than [`PACKED`] floats for each `DEPTH` terms: a fault of the caller.
+/// If `from` ends before the last of them, or `to` is shorter than [`PACKED`] floats for each: a fault of the caller.
 pub(super) fn pack(
     _proof: TileRegisters,
     to: &mut [f32],
@@ -37,36 +40,54 @@ pub(super) fn pack(
     lines: Range<usize>,
     chunk: Range<usize>,
 ) {
-    // SAFETY: a `TileRegisters` exists only where the processor has AVX-512 with BF16.
-    unsafe { pack_avx512(to, layout, from, lines, chunk) };
+    let last = |r: &Range<usize>, stride: usize| r.end.saturating_sub(1) * stride;
+    let reached = last(&lines, from.row_stride) + last(&chunk, from.col_stride);
+    assert!(lines.is_empty() || chunk.is_empty() || reached < from.data.len(), "operand too short");
+    let (blocks, depth) = (lines.len().div_ceil(BLOCK), chunk.len().div_ceil(DEPTH));
+    let mut buffer = [0.0; SIDE * DEPTH];
+    let mut one = |block: usize, step: usize| {
+        let (line, term) = (lines.start + block * BLOCK, chunk.start + step * DEPTH);
+        let terms = term..chunk.end.min(term + DEPTH);
+        let to = &mut to[(block * depth + step) * PACKED..][..PACKED];
+        for half in 0..2 {
+            let first = line + half * SIDE;
+            let lines = first.min(lines.end)..lines.end.min(first + SIDE);
+            // SAFETY: a `TileRegisters` exists only where the processor has AVX-512 with BF16.
+            unsafe { pack_square(&mut to[half * SIDE * SIDE..], layout, from, lines, terms.clone(), &mut buffer) };
+        }
+    };
+    // Along what lies in one piece, which the processor foresees.
+    if from.col_stride == 1 {
+        (0..blocks).for_each(|block| (0..depth).for_each(|step| one(block, step)));
+    } else {
+        (0..depth).for_each(|step| (0..blocks).for_each(|block| one(block, step)));
+    }
 }
 
+/// Packs at most 16 lines of 32 terms.
+///
 /// # Safety
 /// The processor has AVX-512 with BF16.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
-unsafe fn pack_avx512(to: &mut [f32], layout: Layout, from: View<'_>, lines: Range<usize>, chunk: Range<usize>) {
-    assert!(lines.len() <= BLOCK && to.len() >= chunk.len().div_ceil(DEPTH) * PACKED, "packed operand does not fit");
-    let mut buffer = [0.0; SIDE * DEPTH];
-    for (term, to) in chunk.clone().step_by(DEPTH).zip(to.chunks_exact_mut(PACKED)) {
-        for (half, first) in [lines.start, lines.start + SIDE].into_iter().enumerate() {
-            let (held, terms) = (lines.end.saturating_sub(first).min(SIDE), (chunk.end - term).min(DEPTH));
-            let to = &mut to[half * SIDE * SIDE..];
-            if held == 0 {
-                clear(to);
-                continue;
-            }
-            let mut square = Square::new(from, first, term);
-            if (held, terms) != (SIDE, DEPTH) || (from.row_stride != 1 && from.col_stride != 1) {
-                square = copied(&mut buffer, from, first..first + held, term..term + terms);
-            }
-            // SAFETY: the caller's obligation; `square` holds 16 lines of 32 terms, and `to` three tiles.
-            unsafe {
-                if square.by_lines == (layout == Layout::Lines) {
-                    plain(to, &square);
-                } else {
-                    transposed(to, &square);
-                }
-            }
+unsafe fn pack_square(
+    to: &mut [f32],
+    layout: Layout,
+    from: View<'_>,
+    lines: Range<usize>,
+    terms: Range<usize>,
+    buffer: &mut [f32; SIDE * DEPTH],
+) {
+    if lines.is_empty() {
+        return clear(to);
+    }
+    let whole = (lines.len(), terms.len()) == (SIDE, DEPTH) && (from.row_stride == 1 || from.col_stride == 1);
+    let square = if whole { Square::new(from, lines.start, terms.start) } else { copied(buffer, from, lines, terms) };
+    // SAFETY: the caller's obligation; `square` holds 16 lines of 32 terms.
+    unsafe {
+        if square.by_lines == (layout == Layout::Lines) {
+            plain(to, &square);
+        } else {
+            transposed(to, &square);
         }
     }
 }
@@ -104,10 +125,14 @@ impl<'a> Square<'a> {
         }
     }
 
-    /// Asks for the square of the next terms: where a vector is one term of all lines, its rows lie too far apart to be foreseen.
+    /// Asks for the square of the next terms, or the one after it where they follow in the same lines.
     #[inline(always)]
     fn prefetch_next(&self, i: usize) {
-        if !self.by_lines {
+        if self.by_lines {
+            let from = self.from.as_ptr().wrapping_add(i * self.stride + 2 * DEPTH);
+            prefetch(from);
+            prefetch(from.wrapping_add(SIDE));
+        } else {
             let from = self.from.as_ptr().wrapping_add((DEPTH + i) * self.stride);
             prefetch(from);
             prefetch(from.wrapping_add(SIDE * self.stride));
@@ -143,11 +168,15 @@ fn clear(to: &mut [f32]) {
 /// A row for each vector.
 ///
 /// # Safety
-/// (1) The processor has AVX-512 with BF16. (2) `square` holds 16 lines of 32 terms, `to` a tile of each part.
+/// (1) The processor has AVX-512 with BF16. (2) `square` holds 16 lines of 32 terms.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 unsafe fn plain(to: &mut [f32], square: &Square<'_>) {
+    assert!(to.len() >= REACH, "tiles of {} floats", to.len());
     for i in 0..SIDE {
-        square.prefetch_next(i);
+        // Lines that are read in their order are foreseen.
+        if !square.by_lines {
+            square.prefetch_next(i);
+        }
         // SAFETY: the caller's obligations.
         unsafe {
             let (low, high) = square.load(i);
@@ -162,6 +191,7 @@ unsafe fn plain(to: &mut [f32], square: &Square<'_>) {
 /// Those of [`plain`].
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 unsafe fn transposed(to: &mut [f32], square: &Square<'_>) {
+    assert!(to.len() >= REACH, "tiles of {} floats", to.len());
     let mut low = [_mm512_setzero_ps(); SIDE];
     let mut high = [_mm512_setzero_ps(); SIDE];
     for i in 0..SIDE {
@@ -179,11 +209,11 @@ unsafe fn transposed(to: &mut [f32], square: &Square<'_>) {
 /// Writes the parts of two vectors to row `row` of a tile of each part, a term of the first beside that of the second.
 ///
 /// # Safety
-/// Those of [`plain`].
+/// (1) The processor has AVX-512 with BF16. (2) `to` holds [`REACH`] floats, and `row` is below 16.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16")]
 unsafe fn split(to: &mut [f32], row: usize, mut low: __m512, mut high: __m512) {
-    debug_assert!(to.len() >= 2 * 2 * SIDE * SIDE + (row + 1) * SIDE);
+    debug_assert!(to.len() >= REACH && row < SIDE);
     let beside = _mm512_set_epi16(
         31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
         16, 0,

@@ -1,0 +1,90 @@
+//! What products could reach at most.
+
+use super::super::dispatch::IsaKind;
+use super::super::{BlockMut, Cpu};
+use super::kernel::{self, Rows};
+use std::time::Instant;
+
+/// Length of the sums: the operands of a tile fit the first-level cache.
+const K: usize = 192;
+
+/// Floating point operations a second of all threads together where every operand is near. A multiplication and an addition of floats count
+/// as two, whatever computes them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Peaks {
+    /// On vectors, by fused multiply-add where there is one.
+    pub vectors: f64,
+    /// On tile registers, where they are in use.
+    pub tiles: Option<f64>,
+}
+
+impl Peaks {
+    /// The better of both, each by itself.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        let tiles = self.tiles.zip(other.tiles).map(|(a, b)| a.max(b)).or(self.tiles).or(other.tiles);
+        Self { vectors: self.vectors.max(other.vectors), tiles }
+    }
+}
+
+/// Measures the peaks, each for about `seconds`.
+#[must_use]
+pub fn peaks(cpu: &Cpu, seconds: f64) -> Peaks {
+    let vectors = on_vectors(cpu, seconds);
+    let tiles = match cpu.isa.kind() {
+        IsaKind::Amx(tiles) => {
+            /// Blocks between two looks at the clock.
+            const BLOCKS: usize = 1_000;
+            let flops = super::amx::near(tiles, K, 0);
+            Some(best(cpu, seconds, flops * BLOCKS, || {
+                super::amx::near(tiles, K, BLOCKS);
+            }))
+        }
+        _ => None,
+    };
+    Peaks { vectors, tiles }
+}
+
+fn on_vectors(cpu: &Cpu, seconds: f64) -> f64 {
+    /// Tiles between two looks at the clock.
+    const TILES: usize = 2_000;
+    let (rows, cols) = (kernel::tile_rows(cpu.isa), kernel::panel_width(cpu.isa));
+    best(cpu, seconds, 2 * rows * cols * K * TILES, || {
+        let (a, b, mut c) = (vec![1.0; rows * K], vec![1.0; cols * K], vec![0.0; rows * cols]);
+        let mut c = BlockMut::of(&mut c, rows, cols, cols);
+        for _ in 0..TILES {
+            let operands = kernel::Operands { k: K, a: Rows::InPlace(&a, K), next: 0, b: &b };
+            let ending = kernel::Ending { alpha: 1.0, accumulate: false, bias: None };
+            kernel::tile(cpu.isa, operands, ending, &mut c);
+        }
+    })
+}
+
+/// The best of many short runs on all threads, because what disturbs a run makes it slower only.
+fn best(cpu: &Cpu, seconds: f64, flops: usize, run: impl Fn() + Sync) -> f64 {
+    let threads = cpu.pool.threads();
+    let (begin, mut best) = (Instant::now(), 0.0f64);
+    while best == 0.0 || begin.elapsed().as_secs_f64() < seconds {
+        let start = Instant::now();
+        cpu.pool.for_scratch(threads, &mut [], |_, _| run());
+        best = best.max((flops * threads) as f64 / start.elapsed().as_secs_f64());
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{Isa, Pool};
+    use super::*;
+
+    #[test]
+    fn a_peak_is_measured_on_every_instruction_set() {
+        for isa in Isa::available() {
+            let found = peaks(&Cpu { pool: Pool::new(2), isa }, 0.0);
+            assert!(found.vectors.is_finite() && found.vectors > 1e6, "{}: {found:?}", isa.name());
+            assert_eq!(found.tiles.is_some_and(|t| t > 1e6), isa.name() == "amx", "{found:?}");
+            let twice = Peaks { vectors: 2.0 * found.vectors, tiles: None };
+            assert_eq!(found.max(twice), Peaks { tiles: found.tiles, ..twice });
+        }
+    }
+}
