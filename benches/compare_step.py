@@ -4,8 +4,10 @@
     PYTHON=/path/to/venv/bin/python python3 benches/compare_step.py --rounds 3 \
         vit_tiny_patch16_224:32:0.5 vit_small_patch32_224:32:0.5
 
-Each argument is MODEL:BATCH:MASK_RATIO. A round runs ours, PyTorch eager and torch.compile, one after another, so that a machine
-that other work slows down slows all of them; the median over the rounds counts. PYTHON names an interpreter with torch and timm.
+Each argument is MODEL:BATCH:MASK_RATIO. A round runs each way once, one after another, so that a machine that other work slows
+down slows all of them; the median over the rounds counts. A way is simmim or simmim-ISA (see `simmim bench step --isa`), eager or
+compile, or one of these two with -bf16: PyTorch with products in bfloat16, which is less exact. PYTHON names an interpreter
+with torch and timm.
 """
 import argparse
 import json
@@ -24,7 +26,7 @@ def arguments():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", type=int, default=10, help="measured steps of each run")
     p.add_argument("--binary", default=os.path.join(HERE, "..", "target", "release", "simmim"))
-    p.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    p.add_argument("--ways", default="simmim,eager,compile", help="comma-separated; ratios are to the first")
     return p.parse_args()
 
 
@@ -35,11 +37,21 @@ def run(command):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def command(way, binary, python):
+    if way.startswith("simmim"):
+        return [binary, "bench", "step"] + (["--isa", way.partition("-")[2]] if "-" in way else [])
+    mode, _, kind = way.partition("-")
+    if mode not in ("eager", "compile") or kind not in ("", "bf16"):
+        sys.exit(f"no way is called {way}: see --help")
+    flags = (["--compile"] if mode == "compile" else []) + (["--autocast"] if kind else [])
+    return [python, os.path.join(HERE, "pytorch_step.py")] + flags
+
+
 def main():
     a = arguments()
     python = os.environ.get("PYTHON", sys.executable)
-    modes = ["simmim", "eager"] + ([] if a.no_compile else ["compile"])
-    print("| model | batch | mask | way | images/s | ms / step | peak memory MiB | ours / this |")
+    modes = a.ways.split(",")
+    print("| model | batch | mask | way | images/s | ms / step | peak memory MiB | times the first |")
     print("|---|---|---|---|---|---|---|---|")
     for case in a.cases:
         model, batch, ratio = case.split(":")
@@ -49,17 +61,12 @@ def main():
         results = {mode: [] for mode in modes}
         for _ in range(a.rounds):
             for mode in modes:
-                if mode == "simmim":
-                    command = [a.binary, "bench", "step"] + common + size
-                else:
-                    command = [python, os.path.join(HERE, "pytorch_step.py")] + common + size
-                    command += ["--compile"] if mode == "compile" else []
-                results[mode].append(run(command))
+                results[mode].append(run(command(mode, a.binary, python) + common + size))
         median = {m: statistics.median(r["milliseconds"] for r in results[m]) for m in modes}
         for mode in modes:
             peak = max(r.get("peak_rss_bytes") or 0 for r in results[mode]) / 2**20
             print(f"| {model} | {batch} | {ratio} | {mode} | {int(batch) * 1e3 / median[mode]:.1f} | {median[mode]:.0f} "
-                  f"| {peak:.0f} | {median[mode] / median['simmim']:.2f} |", flush=True)
+                  f"| {peak:.0f} | {median[mode] / median[modes[0]]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def arguments():
     p.add_argument("--steps", type=int, default=20, help="measured steps")
     p.add_argument("--warm-up", type=int, default=3, help="steps before them")
     p.add_argument("--compile", action="store_true", help="with torch.compile")
+    p.add_argument("--autocast", action="store_true", help="products in bfloat16, which is less exact")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     a = p.parse_args()
     if min(a.batch, a.threads, a.steps) < 1 or a.warm_up < 0:
@@ -89,7 +90,8 @@ def main():
     forward = torch.compile(model) if a.compile else model
 
     def step():
-        loss = forward(images)
+        with torch.autocast("cpu", torch.bfloat16, enabled=a.autocast):
+            loss = forward(images)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -105,7 +107,7 @@ def main():
     median = statistics.median(seconds)
     result = {
         "framework": "pytorch",
-        "mode": "compile" if a.compile else "eager",
+        "mode": ("compile" if a.compile else "eager") + (" bf16" if a.autocast else ""),
         "model": a.model,
         "image_size": a.image_size,
         "batch": a.batch,

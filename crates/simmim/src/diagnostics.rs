@@ -3,6 +3,7 @@
 use crate::arguments::LogFormat;
 use simmim_data::DataError;
 use simmim_engine::EngineError;
+use simmim_engine::cpu::Isa;
 use simmim_models::ModelError;
 use simmim_train::TrainError;
 use std::process::ExitCode;
@@ -19,6 +20,12 @@ impl Failure {
     /// Wrong arguments or input; nothing was written.
     pub(crate) fn input(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { message: message.into(), help: Some(help.into()), code: 2 }
+    }
+
+    /// An instruction set that this processor does not have.
+    pub(crate) fn no_such_isa(name: &str) -> Self {
+        let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        Self::input(format!("this processor has no instruction set `{name}`"), format!("it has {}", here.join(", ")))
     }
 
     /// A failure while running.

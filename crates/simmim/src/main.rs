@@ -9,6 +9,7 @@ mod progress;
 use arguments::{Arguments, BenchWhat, Command, RecipesAction};
 use clap::Parser;
 use diagnostics::Failure;
+use simmim_engine::cpu::Isa;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -16,6 +17,9 @@ fn main() -> ExitCode {
     sigpipe::reset();
     let arguments = Arguments::parse();
     let format = arguments.log_format;
+    if let Err(name) = Isa::wished() {
+        return Failure::no_such_isa(&name).report(format);
+    }
     let result: Result<ExitCode, Failure> = match arguments.command {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),
         Command::Reconstruct(a) => commands::reconstruct::run(&a),

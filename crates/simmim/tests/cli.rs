@@ -161,3 +161,24 @@ fn wrong_input_is_refused_before_anything_is_written() {
         assert!(!place.path().join("x").exists(), "{arguments} left a folder behind");
     }
 }
+
+#[test]
+fn the_environment_chooses_the_instruction_set() {
+    let place = tempfile::tempdir().unwrap();
+    let bench = |isa: &str| {
+        let arguments = "bench step --model vit_tiny_patch16_224 --image-size 32 --batch 2 --steps 1 --json";
+        let program = env!("CARGO_BIN_EXE_simmim");
+        let command = &mut Command::new(program);
+        command.current_dir(place.path()).env("SIMMIM_ISA", isa).args(arguments.split(' ')).output().unwrap()
+    };
+    let out = bench("portable");
+    let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(found["isa"], "portable", "{}", errors(&out));
+    let out = bench("sse9");
+    assert_eq!(out.status.code(), Some(2));
+    assert!(
+        errors(&out).contains("no instruction set `sse9`") && errors(&out).contains("portable"),
+        "{}",
+        errors(&out)
+    );
+}

@@ -93,10 +93,23 @@ fn tile_data_permitted() -> bool {
 pub struct Isa(IsaKind);
 
 impl Isa {
-    /// The widest one here.
+    /// The widest one here, or the one that the environment names ([`Isa::VARIABLE`]) where the processor has it.
     #[must_use]
     pub fn detect() -> Self {
-        Self::available()[0]
+        Self::wished().unwrap_or(None).unwrap_or(Self::available()[0])
+    }
+
+    /// Name of the environment variable that chooses an instruction set.
+    pub const VARIABLE: &str = "SIMMIM_ISA";
+
+    /// The one that the environment names, if it names one.
+    ///
+    /// # Errors
+    /// The name, where the processor has no such instruction set.
+    pub fn wished() -> Result<Option<Self>, String> {
+        let Some(name) = std::env::var_os(Self::VARIABLE) else { return Ok(None) };
+        let name = name.to_string_lossy();
+        Self::named(&name).map(Some).ok_or_else(|| name.into_owned())
     }
 
     /// All that this processor has, widest first; `portable` is always among them.

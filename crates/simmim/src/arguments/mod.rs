@@ -15,7 +15,9 @@ use std::path::PathBuf;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 failed while running (what was written before stays); 2 wrong arguments or input, nothing was written;
-130 stopped by Ctrl-C after a checkpoint was written.";
+130 stopped by Ctrl-C after a checkpoint was written.
+
+Environment: SIMMIM_ISA chooses the instruction set (amx, avx512, avx2, portable); without it the widest one of the processor is used.";
 
 /// Masked image modelling: pre-train a vision transformer on unlabelled images, see what it learns, take its weights elsewhere.
 #[derive(Debug, Parser)]

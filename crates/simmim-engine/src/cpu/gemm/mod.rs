@@ -5,7 +5,7 @@
 //! van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). Rows of `a` are read in place; only where `a` is
 //! transposed are they packed too. While the tiles of a panel are computed, what the next panel is made of is brought near.
 //!
-//! Where the processor has tile registers, large products of [`product`] run on them ([`amx`]), all operands packed.
+//! Where the processor has tile registers, large products of [`product`] run on them (`amx/`), all operands packed.
 //!
 //! The order in which an element's terms are added depends on the length of the sum, on how `a` lies in memory, and on whether the product is
 //! wide and long enough for tiles: not on threads, nor on the number of rows.

@@ -145,10 +145,7 @@ fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
 
 fn isa(a: &BenchStep) -> Result<Isa, Failure> {
     let Some(name) = &a.isa else { return Ok(Isa::detect()) };
-    Isa::named(name).ok_or_else(|| {
-        let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-        Failure::input(format!("this processor has no `{name}`"), format!("it has {}", here.join(", ")))
-    })
+    Isa::named(name).ok_or_else(|| Failure::no_such_isa(name))
 }
 
 /// The most memory this process has held, in bytes, where the system tells.
