@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
-use simmim_engine::cpu::CpuExecutor;
+use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::{Executor, Program};
 use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
 use simmim_models::{Area, Loss, Mode, Position, QkvBias, SimMimConfig, Target, VitConfig};
@@ -89,11 +89,11 @@ fn masks(config: &SimMimConfig, stream: &mut Stream) -> Vec<Vec<bool>> {
 }
 
 /// Loss, and the gradient of each parameter with its name.
-fn step(config: &SimMimConfig, variant: Variant) -> (f32, Vec<(String, Vec<f32>)>) {
+fn step(config: &SimMimConfig, variant: Variant, isa: Isa) -> Step {
     let build = Build { batch: BATCH, variant, accumulation: 1, train: true, outputs: false };
     let (mut graph, loss) = simmim_graph(config, build).unwrap();
     differentiate(&mut graph, loss).unwrap();
-    let mut executor = CpuExecutor::new(2).unwrap();
+    let mut executor = CpuExecutor::with_isa(2, isa).unwrap();
     let id = executor.load(Program::compile(&graph).unwrap()).unwrap();
     let mut stream = Stream::new(11, Purpose::Test, 0, 0);
     // Each variant draws the same numbers in the same order, whatever its graph uses.
@@ -135,19 +135,42 @@ fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum::<f64>().sqrt()
 }
 
+type Step = (f32, Vec<(String, Vec<f32>)>);
+
+/// Loss and gradients agree to `limit`.
+fn assert_same(name: &str, (found_loss, found): &Step, (loss, truth): &Step, limit: f64) {
+    let off = f64::from(found_loss / loss - 1.0).abs();
+    assert!(off < limit, "{name}: loss {found_loss} and {loss}");
+    let total = norm(truth.iter().flat_map(|(_, g)| g).map(|&v| f64::from(v)));
+    for ((parameter, a), (_, b)) in found.iter().zip(truth) {
+        let size = norm(b.iter().map(|&v| f64::from(v)));
+        let off = norm(a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
+        // A gradient that cancels (the key's bias has none) holds nothing but the rounding of its terms.
+        let scale = size.max(1e-2 * total);
+        assert!(off <= limit * scale, "{name}: gradient of {parameter} is off by {:e}", off / scale);
+    }
+}
+
 #[test]
 fn the_fast_description_is_the_plain_one() {
     for (name, config) in configurations() {
-        let (fast_loss, fast) = step(&config, Variant::Fast);
-        let (plain_loss, plain) = step(&config, Variant::Plain);
-        assert!((fast_loss / plain_loss - 1.0).abs() < 1e-6, "{name}: loss {fast_loss} and {plain_loss}");
-        let total = norm(plain.iter().flat_map(|(_, g)| g).map(|&v| f64::from(v)));
-        for ((parameter, a), (_, b)) in fast.iter().zip(&plain) {
-            let size = norm(b.iter().map(|&v| f64::from(v)));
-            let off = norm(a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b)));
-            // A gradient that cancels (the key's bias has none) holds nothing but the rounding of its terms.
-            let scale = size.max(1e-2 * total);
-            assert!(off <= 1e-6 * scale, "{name}: gradient of {parameter} is off by {:e}", off / scale);
+        let isa = Isa::detect();
+        assert_same(name, &step(&config, Variant::Fast, isa), &step(&config, Variant::Plain, isa), 1e-6);
+    }
+}
+
+#[test]
+fn wide_models_agree_on_every_instruction_set() {
+    // Wide enough for tile registers: products of 64 columns and terms at least.
+    let wide = VitConfig { embed_dim: 144, ..encoder() };
+    let tutorial = SimMimConfig::tutorial(wide.clone(), 0.5);
+    let official = SimMimConfig { encoder: VitConfig { embed_dim: 144, ..official().encoder }, ..official() };
+    for (name, config) in [("tutorial", tutorial), ("official", official)] {
+        let truth = step(&config, Variant::Plain, Isa::named("portable").unwrap());
+        for isa in Isa::available() {
+            let fast = step(&config, Variant::Fast, isa);
+            // Sums of gradients that nearly cancel (those of biases) hold the rounding of both.
+            assert_same(&format!("{name} on {}", isa.name()), &fast, &truth, 5e-6);
         }
     }
 }

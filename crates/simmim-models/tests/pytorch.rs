@@ -15,12 +15,13 @@ use simmim_models::vit::{EncoderOutputs, encoder_graph};
 use simmim_models::{Area, Loss, Mode, ParameterSpec, SimMimConfig, Target, VitConfig};
 use simmim_testing::{Fixture, relative_error};
 
-const MODELS: [&str; 9] = [
+const MODELS: [&str; 10] = [
     "tutorial_vit",
     "tutorial_vit_5ch_nonsquare",
     "tutorial_vit_1ch_rectpatch",
     "tutorial_vit_l2_full",
     "tutorial_vit_depth1",
+    "tutorial_vit_wide",
     "official_vit",
     "official_vit_per_block_bias",
     "official_vit_absolute",
