@@ -24,6 +24,9 @@ pub struct Meta {
     pub batch: u64,
     /// Threads that the run was started with.
     pub threads: usize,
+    /// Instruction set that it ran on; not known of older ones.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub isa: String,
     /// Losses that the guard compares the next one with, oldest first.
     pub recent_losses: Vec<f32>,
     /// Sum and number of the losses since the last line of the metrics.

@@ -49,8 +49,8 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    Classifier, Data, Event, FineTuning, LabelledData, LiveProbe, Measured, Outcome, Pretraining, Reconstruction,
-    Session, StepResult, Summary, Task, Trainer, choose_accumulation, open_data, settle, settle_finetuning,
-    training_graph, write_encoder,
+    Classifier, Data, Event, FineTuning, LabelledData, LiveProbe, Machine, Measured, Outcome, Pretraining,
+    Reconstruction, Session, StepResult, Summary, Task, Trainer, choose_accumulation, open_data, settle,
+    settle_finetuning, training_graph, write_encoder,
 };
 pub use trivial::TrivialLosses;

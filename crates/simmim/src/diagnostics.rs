@@ -23,9 +23,12 @@ impl Failure {
     }
 
     /// An instruction set that this processor does not have.
-    pub(crate) fn no_such_isa(name: &str) -> Self {
+    pub(crate) fn no_such_isa(source: &str, name: &str) -> Self {
         let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-        Self::input(format!("this processor has no instruction set `{name}`"), format!("it has {}", here.join(", ")))
+        Self::input(
+            format!("{source}: this processor has no instruction set `{name}`"),
+            format!("it has {}", here.join(", ")),
+        )
     }
 
     /// A failure while running.

@@ -17,8 +17,10 @@ fn main() -> ExitCode {
     sigpipe::reset();
     let arguments = Arguments::parse();
     let format = arguments.log_format;
-    if let Err(name) = Isa::wished() {
-        return Failure::no_such_isa(&name).report(format);
+    // An argument goes before the environment.
+    let chosen = matches!(&arguments.command, Command::Bench(a) if a.names_isa());
+    if let (false, Err(name)) = (chosen, Isa::wished()) {
+        return Failure::no_such_isa(Isa::VARIABLE, &name).report(format);
     }
     let result: Result<ExitCode, Failure> = match arguments.command {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),

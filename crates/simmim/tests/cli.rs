@@ -174,11 +174,30 @@ fn the_environment_chooses_the_instruction_set() {
     let out = bench("portable");
     let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(found["isa"], "portable", "{}", errors(&out));
+    assert!(bench("").status.success() && bench("Portable ").status.success());
     let out = bench("sse9");
     assert_eq!(out.status.code(), Some(2));
-    assert!(
-        errors(&out).contains("no instruction set `sse9`") && errors(&out).contains("portable"),
-        "{}",
+    let said = errors(&out);
+    assert!(said.contains("SIMMIM_ISA: this processor has no instruction set `sse9`"), "{said}");
+    assert!(said.contains("portable"), "{said}");
+}
+
+#[test]
+fn a_run_says_when_it_goes_on_with_other_instructions() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |isa: &str, arguments: &str| {
+        let program = env!("CARGO_BIN_EXE_simmim");
+        let command = &mut Command::new(program);
+        command.current_dir(place.path()).env("SIMMIM_ISA", isa).args(arguments.split_whitespace());
+        let out = command.output().unwrap();
+        assert!(out.status.success(), "{arguments}: {}", errors(&out));
         errors(&out)
-    );
+    };
+    let said = run("portable", &format!("pretrain --out run --steps 2 {SHORT}"));
+    assert!(said.contains("(portable)"), "{said}");
+    let said = run("portable", "pretrain --out run --resume --steps 3");
+    assert!(!said.contains("instructions"), "{said}");
+    let said = run("", "pretrain --out run --resume --steps 4");
+    let widest = simmim_engine::cpu::Isa::detect().name() != "portable";
+    assert_eq!(said.contains("its checkpoint was made with portable"), widest, "{said}");
 }

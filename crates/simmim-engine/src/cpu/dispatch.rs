@@ -102,13 +102,16 @@ impl Isa {
     /// Name of the environment variable that chooses an instruction set.
     pub const VARIABLE: &str = "SIMMIM_ISA";
 
-    /// The one that the environment names, if it names one.
+    /// The one that the environment names, if it names one; an empty name is none.
     ///
     /// # Errors
     /// The name, where the processor has no such instruction set.
     pub fn wished() -> Result<Option<Self>, String> {
         let Some(name) = std::env::var_os(Self::VARIABLE) else { return Ok(None) };
         let name = name.to_string_lossy();
+        if name.trim().is_empty() {
+            return Ok(None);
+        }
         Self::named(&name).map(Some).ok_or_else(|| name.into_owned())
     }
 
@@ -131,10 +134,10 @@ impl Isa {
         found
     }
 
-    /// The one of that name (`amx`, `avx512`, `avx2`, `portable`), if this processor has it.
+    /// The one of that name (`amx`, `avx512`, `avx2`, `portable`; case does not count), if this processor has it.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::available().into_iter().find(|isa| isa.name() == name)
+        Self::available().into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name.trim()))
     }
 
     /// Its name.

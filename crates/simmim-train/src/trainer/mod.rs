@@ -63,6 +63,28 @@ pub enum Event {
     Warning(String),
 }
 
+/// What a run's steps are computed on: its checkpoints name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Threads of the executor.
+    pub threads: usize,
+    /// Instruction set of its kernels, on which the last bits of a sum depend.
+    pub isa: String,
+}
+
+impl Machine {
+    /// Says that the run was computed on another instruction set so far.
+    fn warn_of_change(&self, before: &str, tell: &mut dyn FnMut(Event)) {
+        if !before.is_empty() && before != self.isa {
+            tell(Event::Warning(format!(
+                "the run goes on with {} instructions, its checkpoint was made with {before}: its weights will not be, bit for bit, \
+                 those of a run that was never stopped; SIMMIM_ISA={before} in the environment keeps to it",
+                self.isa
+            )));
+        }
+    }
+}
+
 /// How a training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -106,7 +128,7 @@ pub struct Trainer<T = Pretraining> {
     log: Log,
     guard: Guard,
     rollbacks: usize,
-    threads: usize,
+    machine: Machine,
     step: u64,
     best: Option<Best>,
     images: usize,
@@ -141,11 +163,11 @@ impl Trainer {
         run: RunFolder,
         data: Data,
         executor: Box<dyn Executor>,
-        threads: usize,
+        machine: Machine,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let task = Pretraining::new(&recipe, &data, executor)?;
-        Self::with_task(recipe, run, data.train, task, threads, tell)
+        Self::with_task(recipe, run, data.train, task, machine, tell)
     }
 
     /// The model.
@@ -170,15 +192,16 @@ impl<T: Task> Trainer<T> {
         run: RunFolder,
         train: Arc<dyn Source>,
         mut task: T,
-        threads: usize,
+        machine: Machine,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let checkpoints = CheckpointStore::open(&run.checkpoints())?;
-        let mut at = Meta { threads, ..Meta::default() };
+        let mut at = Meta::default();
         if let Some(found) = checkpoints.load_latest()? {
             found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
             task.restore(&run.checkpoints(), found.tensors)?;
             at = found.meta;
+            machine.warn_of_change(&at.isa, tell);
         } else if run.has_results() {
             return Err(TrainError::Run {
                 path: run.root().to_owned(),
@@ -207,7 +230,7 @@ impl<T: Task> Trainer<T> {
             log,
             guard,
             rollbacks,
-            threads,
+            machine,
             step,
             best,
             images,
@@ -470,7 +493,8 @@ impl<T: Task> Trainer<T> {
             step: self.step,
             epoch: at.epoch,
             batch: at.batch_index,
-            threads: self.threads,
+            threads: self.machine.threads,
+            isa: self.machine.isa.clone(),
             recent_losses: self.guard.recent(),
             loss_window: self.log.loss_window(),
             rollbacks: self.rollbacks,

@@ -139,6 +139,13 @@ pub(crate) struct Bench {
     pub(crate) what: BenchWhat,
 }
 
+impl Bench {
+    /// Whether an argument chooses the instruction set.
+    pub(crate) fn names_isa(&self) -> bool {
+        matches!(&self.what, BenchWhat::Step(a) if a.isa.is_some())
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchWhat {
     /// Measure the training step (forward, backward, optimiser) on random images held in memory.
@@ -174,7 +181,7 @@ pub(crate) struct BenchStep {
     /// Parts into which a step is cut (gradient accumulation); 0: chosen by the plan.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) accumulation: usize,
-    /// Instruction set: amx, avx512, avx2 or portable; default: the widest here.
+    /// Instruction set: amx, avx512, avx2 or portable; default: that of SIMMIM_ISA, or the widest here.
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<String>,
     /// Print the time of each operation to standard error.

@@ -13,7 +13,7 @@ Examples:
   simmim pretrain --recipe small_images_64 --data photos --out runs/photos
       train on a folder of images; labels are not needed
   simmim pretrain --out runs/photos --resume
-      go on after an interruption; ends with the same weights as without it
+      go on after an interruption; ends with the same weights as without it (on the same instruction set)
   simmim pretrain --recipe demo --out runs/try --steps 50 --set simmim.mask_ratio=0.8")]
 pub(crate) struct Pretrain {
     #[command(flatten)]

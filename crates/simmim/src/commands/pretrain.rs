@@ -9,7 +9,7 @@ use crate::progress::Progress;
 use simmim_engine::cpu::CpuExecutor;
 use simmim_models::weights::timm_call;
 use simmim_train::{
-    Event, LiveProbe, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
+    Event, LiveProbe, Machine, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
 };
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -40,10 +40,10 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
         RunFolder::create(&out, &recipe.to_toml(), a.overwrite)?
     };
     let executor = CpuExecutor::new(a.threads)?;
-    let threads = executor.threads();
+    let machine = machine(&executor);
     let late = |e: TrainError| if a.resume { e.into() } else { Failure::from(e).after_start() };
     let mut trainer =
-        Trainer::new(recipe, run, data, Box::new(executor), threads, &mut |e| early.show(&e)).map_err(late)?;
+        Trainer::new(recipe, run, data, Box::new(executor), machine.clone(), &mut |e| early.show(&e)).map_err(late)?;
     if let Some(start) = start {
         trainer.set_weights(start)?;
     }
@@ -51,7 +51,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let warnings = probe.iter().flat_map(|p| p.warnings().to_vec()).collect::<Vec<_>>();
     warnings.into_iter().for_each(|w| progress.show(&Event::Warning(w)));
     trainer.set_probe(probe);
-    announce(&trainer, &progress, threads);
+    announce(&trainer, &progress, &machine);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
     progress.finish();
@@ -157,7 +157,12 @@ pub(crate) fn warmup_warning(warmup: u64, total: u64) -> Option<String> {
     })
 }
 
-pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, threads: usize) {
+/// What the steps will be computed on.
+pub(crate) fn machine(executor: &CpuExecutor) -> Machine {
+    Machine { threads: executor.threads(), isa: executor.isa().name().to_owned() }
+}
+
+pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, machine: &Machine) {
     let memory = trainer.task().memory();
     let parameters: usize = trainer.task().parameters().iter().map(simmim_models::ParameterSpec::len).sum();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
@@ -172,10 +177,12 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, threa
     }
     let left = total.saturating_sub(trainer.step());
     progress.say(&format!(
-        "{} images, {parameters} parameters, {left} steps on {threads} thread{}; memory: {:.0} MiB (parameters, gradients, moments) + \
+        "{} images, {parameters} parameters, {left} steps on {} thread{} ({}); memory: {:.0} MiB (parameters, gradients, moments) + \
          {:.0} MiB (activations); run folder {}",
         trainer.images(),
-        if threads == 1 { "" } else { "s" },
+        machine.threads,
+        if machine.threads == 1 { "" } else { "s" },
+        machine.isa,
         mib(memory.states),
         mib(memory.arena + memory.scratch),
         trainer.root().display(),

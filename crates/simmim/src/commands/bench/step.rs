@@ -145,7 +145,7 @@ fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
 
 fn isa(a: &BenchStep) -> Result<Isa, Failure> {
     let Some(name) = &a.isa else { return Ok(Isa::detect()) };
-    Isa::named(name).ok_or_else(|| Failure::no_such_isa(name))
+    Isa::named(name).ok_or_else(|| Failure::no_such_isa("--isa", name))
 }
 
 /// The most memory this process has held, in bytes, where the system tells.
@@ -177,11 +177,12 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
         println!("{result}");
     } else {
         let (batch, parts) = (a.batch, bench.parts);
-        println!("{speed:.1} images/s, {milliseconds:.1} ms a step of {batch} images ({parts} parts)");
+        println!("{speed:.1} images/s, {milliseconds:.1} ms a step of {batch} images ({parts} part{})", plural(parts));
         let rate = |flops: u64| flops as f64 / seconds / 1e9;
         println!(
-            "{:.1} GFLOP/s on {threads} threads, {}; {:.1} as model FLOPs, {}",
+            "{:.1} GFLOP/s on {threads} thread{}, {}; {:.1} as model FLOPs, {}",
             rate(bench.flops),
+            plural(threads),
             isa.name(),
             rate(bench.model_flops),
             shares(1e9 * rate(bench.model_flops), peaks)
@@ -195,4 +196,8 @@ fn shares(flops: f64, peaks: Peaks) -> String {
     let share = |peak: f64| format!("{:.0} % of the {:.1}", 1e2 * flops / peak, peak / 1e9);
     let vectors = format!("{} that vectors reach near the core", share(peaks.vectors));
     peaks.tiles.map_or(vectors.clone(), |tiles| format!("{vectors}, {} of tile registers", share(tiles)))
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }

@@ -7,7 +7,7 @@ mod report;
 
 use crate::arguments::{Compare, CompareMethod, LogFormat};
 use crate::commands::finetune::{Flags, recipe_for};
-use crate::commands::pretrain::{free_folder, on_interrupt, warmup_warning};
+use crate::commands::pretrain::{free_folder, machine, on_interrupt, warmup_warning};
 use crate::commands::weights::Pretrained;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
@@ -372,12 +372,12 @@ impl Bench {
         let root = self.out.join(name);
         let run = RunFolder::create(&root, &recipe.to_toml(), true).map_err(after)?;
         let executor = CpuExecutor::new(self.threads)?;
-        let threads = executor.threads();
+        let machine = machine(&executor);
         let task = FineTuning::new(&recipe, &data, Box::new(executor)).map_err(after)?;
         let train = task.images();
         let mut early = Progress::new(self.format, 0, 0);
         let mut trainer =
-            Trainer::with_task(recipe.clone(), run, train, task, threads, &mut |e| early.show(&e)).map_err(after)?;
+            Trainer::with_task(recipe.clone(), run, train, task, machine, &mut |e| early.show(&e)).map_err(after)?;
         if *arm == Arm::Pretrained {
             let classes = self.data.train.class_names().len();
             trainer.set_weights(self.weights.encoder(&recipe, classes)?)?;

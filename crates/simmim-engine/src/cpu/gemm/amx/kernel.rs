@@ -75,6 +75,43 @@ pub(super) struct Ahead {
     pub(super) stride: usize,
 }
 
+/// Two tiles of `a` from these offsets, times the tiles of `b` that are there. A row that will be written and one that will be read are
+/// asked for.
+macro_rules! with_a {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm4, [{a} + {step} + ",
+            $first,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n",
+            "prefetchw [{w}]\n prefetchw [{w} + 64]\n add {w}, {w_step}\n",
+            "tileloadd tmm5, [{a} + {step} + ",
+            $second,
+            "]\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n",
+            "prefetcht1 [{r}]\n prefetcht1 [{r} + 64]\n add {r}, {r_step}",
+        )
+    };
+}
+
+/// The same with two tiles of `b`.
+macro_rules! with_b {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm6, [{b} + {step} + ",
+            $first,
+            "]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm2, tmm5, tmm6\n",
+            "prefetchw [{w}]\n prefetchw [{w} + 64]\n add {w}, {w_step}\n",
+            "tileloadd tmm7, [{b} + {step} + ",
+            $second,
+            "]\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm3, tmm5, tmm7\n",
+            "prefetcht1 [{r}]\n prefetcht1 [{r} + 64]\n add {r}, {r_step}",
+        )
+    };
+}
+
 /// `sums = a b` for `depth` tiles of terms; `a` and `b` hold [`PACKED`] floats for each. Meanwhile asks for rows that will be written and for
 /// others that will be read.
 ///
@@ -99,83 +136,15 @@ pub(super) fn multiply(_configured: &Tiles, depth: usize, a: &[f32], b: &[f32], 
             "cmovb {run}, {depth}",
             "sub {depth}, {run}",
             "2:",
-            // Third part of b with the first of a.
+            // Third part of b with the first of a; second of b with the first and second of a; first of b with all.
             "tileloadd tmm6, [{b} + {step} + 4096]",
-            "tileloadd tmm4, [{a} + {step}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
             "tileloadd tmm7, [{b} + {step} + 5120]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "prefetchw [{w}]",
-            "prefetchw [{w} + 64]",
-            "add {w}, {w_step}",
-            "tileloadd tmm5, [{a} + {step} + 1024]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "prefetcht1 [{r}]",
-            "prefetcht1 [{r} + 64]",
-            "add {r}, {r_step}",
-            // Second part of b with the first and the second of a.
-            "tileloadd tmm6, [{b} + {step} + 2048]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "prefetchw [{w}]",
-            "prefetchw [{w} + 64]",
-            "add {w}, {w_step}",
-            "tileloadd tmm7, [{b} + {step} + 3072]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "prefetcht1 [{r}]",
-            "prefetcht1 [{r} + 64]",
-            "add {r}, {r_step}",
-            "tileloadd tmm4, [{a} + {step} + 2048]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "prefetchw [{w}]",
-            "prefetchw [{w} + 64]",
-            "add {w}, {w_step}",
-            "tileloadd tmm5, [{a} + {step} + 3072]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "prefetcht1 [{r}]",
-            "prefetcht1 [{r} + 64]",
-            "add {r}, {r_step}",
-            // First part of b with the second, the third and the first of a.
-            "tileloadd tmm6, [{b} + {step}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "prefetchw [{w}]",
-            "prefetchw [{w} + 64]",
-            "add {w}, {w_step}",
-            "tileloadd tmm7, [{b} + {step} + 1024]",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "prefetcht1 [{r}]",
-            "prefetcht1 [{r} + 64]",
-            "add {r}, {r_step}",
-            "tileloadd tmm4, [{a} + {step} + 4096]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "prefetchw [{w}]",
-            "prefetchw [{w} + 64]",
-            "add {w}, {w_step}",
-            "tileloadd tmm5, [{a} + {step} + 5120]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "prefetcht1 [{r}]",
-            "prefetcht1 [{r} + 64]",
-            "add {r}, {r_step}",
-            "tileloadd tmm4, [{a} + {step}]",
-            "tdpbf16ps tmm0, tmm4, tmm6",
-            "tdpbf16ps tmm1, tmm4, tmm7",
-            "prefetchw [{w}]",
-            "prefetchw [{w} + 64]",
-            "add {w}, {w_step}",
-            "tileloadd tmm5, [{a} + {step} + 1024]",
-            "tdpbf16ps tmm2, tmm5, tmm6",
-            "tdpbf16ps tmm3, tmm5, tmm7",
-            "prefetcht1 [{r}]",
-            "prefetcht1 [{r} + 64]",
-            "add {r}, {r_step}",
+            with_a!("0", "1024"),
+            with_b!("2048", "3072"),
+            with_a!("2048", "3072"),
+            with_b!("0", "1024"),
+            with_a!("4096", "5120"),
+            with_a!("0", "1024"),
             "add {a}, 6144",
             "add {b}, 6144",
             // Six rows have been asked for; after the last, the same again, which costs little.
