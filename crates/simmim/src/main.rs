@@ -39,7 +39,7 @@ fn main() -> ExitCode {
         },
         Command::Bench(a) => match a.what {
             BenchWhat::Step(a) => commands::bench::step::run(&a),
-            BenchWhat::Loader(a) => commands::bench::loader::run(&a),
+            BenchWhat::Loader(a) => commands::bench::loader::run(&a, format),
         },
     };
     result.unwrap_or_else(|failure| failure.report(format))

@@ -154,12 +154,29 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("reconstruct --weights w.pth --out nowhere/grid.png", "there is no folder nowhere"),
         ("inspect --batch 0", "at least 1"),
         ("bench step --model resnet50", "unknown model `resnet50`"),
+        ("bench step --steps 0", "at least 1"),
+        ("bench step --batch 4 --accumulation 3", "--accumulation 3"),
     ] {
         let out = simmim(place.path(), arguments);
         assert_eq!(out.status.code(), Some(2), "{arguments}: {}", errors(&out));
         assert!(errors(&out).contains(message), "{arguments}: {}", errors(&out));
         assert!(!place.path().join("x").exists(), "{arguments} left a folder behind");
     }
+}
+
+#[test]
+fn the_loader_benchmark_names_unreadable_images() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("broken.png"), b"\x89PNG\r\n\x1a\nnothing").unwrap();
+    let good = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/pictures/fashion_mnist.png");
+    std::fs::copy(good, place.path().join("good.png")).unwrap();
+    let out = simmim(place.path(), "bench loader --data . --image-size 32 --images 32 --json");
+    assert!(out.status.success(), "{}", errors(&out));
+    assert!(
+        errors(&out).contains("1 image could not be read") && errors(&out).contains("broken.png"),
+        "{}",
+        errors(&out)
+    );
 }
 
 #[test]

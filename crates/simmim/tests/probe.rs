@@ -79,7 +79,7 @@ fn a_probe_rates_every_layer_and_the_baselines_and_keeps_the_features() {
     // A narrower look keeps the wider one's rows, and an unreadable image is told once.
     std::fs::write(place.path().join("train/dark/0.png"), "torn").unwrap();
     let (full, told) = good(place.path(), arguments);
-    assert_eq!(told.matches("1 images could not be read").count(), 1, "{told}");
+    assert_eq!(told.matches("1 image could not be read").count(), 1, "{told}");
     let (narrow, told) = good(place.path(), &format!("{arguments} --method linear --layers 2 --no-baselines"));
     assert!(told.contains("probe.json keeps 7 rows") && narrow.lines().count() < full.lines().count(), "{told}");
     let json: serde_json::Value = serde_json::from_slice(&std::fs::read(run.join("probe.json")).unwrap()).unwrap();
@@ -197,7 +197,7 @@ fn features_go_to_tables_with_path_label_and_vector() {
     std::fs::write(place.path().join("data/dark/broken.png"), "no image").unwrap();
     for out in ["f.npy", "f.csv", "f.parquet"] {
         let (_, told) = good(place.path(), &format!("embed --weights run --data data --out {out} --layer 1 --batch 4"));
-        assert!(told.contains("1 images could not be read") && told.contains("broken.png"), "{told}");
+        assert!(told.contains("1 image could not be read") && told.contains("broken.png"), "{told}");
         assert!(told.contains("6 of 7 images") && told.contains("images/s"), "{told}");
     }
     let npy = npyz::NpyFile::new(&std::fs::read(place.path().join("f.npy")).unwrap()[..]).map(|f| f.shape().to_vec());

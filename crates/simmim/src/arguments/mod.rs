@@ -167,7 +167,7 @@ pub(crate) struct BenchStep {
     #[arg(long, value_name = "N|HxW")]
     pub(crate) image_size: Option<String>,
     /// Images in a step.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     pub(crate) batch: usize,
     /// Threads; 0: one for each core.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -176,7 +176,7 @@ pub(crate) struct BenchStep {
     #[arg(long, value_name = "X", default_value_t = 0.5)]
     pub(crate) mask_ratio: f64,
     /// Steps measured, after two that are not.
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     pub(crate) steps: usize,
     /// Parts into which a step is cut (gradient accumulation); 0: chosen by the plan.
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -2,15 +2,16 @@
 
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
-use crate::arguments::BenchLoader;
+use crate::arguments::{BenchLoader, LogFormat};
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
+use crate::meter::warn_unreadable;
 use simmim_data::{CacheConfig, CacheKind, Loader, LoaderConfig, Position, Source, Transform, demo, source};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub(crate) fn run(a: &BenchLoader) -> Result<ExitCode, Failure> {
+pub(crate) fn run(a: &BenchLoader, format: LogFormat) -> Result<ExitCode, Failure> {
     let images: Arc<dyn Source> = match &a.data {
         Some(path) => source::open(path)?.into(),
         None => Arc::new(demo()?),
@@ -41,6 +42,10 @@ pub(crate) fn run(a: &BenchLoader) -> Result<ExitCode, Failure> {
         loader.recycle(next);
     }
     let speed = (batches * batch) as f64 / start.elapsed().as_secs_f64();
+    // Another image stood in for each: the figure counts reading it.
+    let skipped = loader.skipped();
+    let reasons: Vec<String> = skipped.iter().map(|(name, reason)| format!("{name}: {reason}")).collect();
+    warn_unreadable(format, reasons.len(), reasons.iter().map(String::as_str));
     if a.json {
         println!(
             "{}",

@@ -134,10 +134,13 @@ fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
     }
     let config = SimMimConfig::tutorial(encoder, a.mask_ratio);
     config.validate()?;
-    if a.batch == 0 || a.steps == 0 || (a.accumulation > 0 && !a.batch.is_multiple_of(a.accumulation)) {
+    if a.accumulation > 0 && !a.batch.is_multiple_of(a.accumulation) {
         return Err(Failure::input(
-            "batch and steps are positive, and accumulation divides the batch",
-            "see simmim bench step --help",
+            format!(
+                "--accumulation {}: a batch of {} images cannot be cut into as many equal parts",
+                a.accumulation, a.batch
+            ),
+            "give a number that divides --batch, or leave the choice to the plan",
         ));
     }
     Ok(config)
