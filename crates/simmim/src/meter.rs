@@ -71,6 +71,11 @@ impl Meter {
     }
 }
 
+/// What makes a noun one of so many.
+pub(crate) fn plural(count: usize) -> &'static str {
+    if count == 1 { "" } else { "s" }
+}
+
 /// A sentence for the user.
 pub(crate) fn say(format: LogFormat, event: &str, text: &str) {
     match format {

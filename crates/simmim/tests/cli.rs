@@ -5,8 +5,18 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 fn simmim(folder: &Path, arguments: &str) -> Output {
-    let program = env!("CARGO_BIN_EXE_simmim");
-    Command::new(program).current_dir(folder).args(arguments.split_whitespace()).output().expect("the program starts")
+    command(folder, arguments).output().expect("the program starts")
+}
+
+fn command(folder: &Path, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_simmim"));
+    command.current_dir(folder).args(arguments.split_whitespace());
+    command
+}
+
+/// With an instruction set in the environment; an empty name chooses none.
+fn simmim_on(isa: &str, folder: &Path, arguments: &str) -> Output {
+    command(folder, arguments).env("SIMMIM_ISA", isa).output().expect("the program starts")
 }
 
 fn errors(output: &Output) -> String {
@@ -184,9 +194,7 @@ fn the_environment_chooses_the_instruction_set() {
     let place = tempfile::tempdir().unwrap();
     let bench = |isa: &str| {
         let arguments = "bench step --model vit_tiny_patch16_224 --image-size 32 --batch 2 --steps 1 --json";
-        let program = env!("CARGO_BIN_EXE_simmim");
-        let command = &mut Command::new(program);
-        command.current_dir(place.path()).env("SIMMIM_ISA", isa).args(arguments.split(' ')).output().unwrap()
+        simmim_on(isa, place.path(), arguments)
     };
     let out = bench("portable");
     let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
@@ -203,10 +211,7 @@ fn the_environment_chooses_the_instruction_set() {
 fn a_run_says_when_it_goes_on_with_other_instructions() {
     let place = tempfile::tempdir().unwrap();
     let run = |isa: &str, arguments: &str| {
-        let program = env!("CARGO_BIN_EXE_simmim");
-        let command = &mut Command::new(program);
-        command.current_dir(place.path()).env("SIMMIM_ISA", isa).args(arguments.split_whitespace());
-        let out = command.output().unwrap();
+        let out = simmim_on(isa, place.path(), arguments);
         assert!(out.status.success(), "{arguments}: {}", errors(&out));
         errors(&out)
     };
@@ -215,6 +220,6 @@ fn a_run_says_when_it_goes_on_with_other_instructions() {
     let said = run("portable", "pretrain --out run --resume --steps 3");
     assert!(!said.contains("instructions"), "{said}");
     let said = run("", "pretrain --out run --resume --steps 4");
-    let widest = simmim_engine::cpu::Isa::detect().name() != "portable";
+    let widest = simmim_engine::cpu::Isa::available()[0].name() != "portable";
     assert_eq!(said.contains("its checkpoint was made with portable"), widest, "{said}");
 }

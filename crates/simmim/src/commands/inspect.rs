@@ -4,6 +4,7 @@
 
 use crate::arguments::Inspect;
 use crate::diagnostics::Failure;
+use crate::meter::plural;
 use simmim_engine::Program;
 use simmim_engine::autodiff::differentiate;
 use simmim_models::simmim::{Build, Variant, simmim_graph};
@@ -69,7 +70,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     println!(
         "memory       {:.1} MiB arena ({parts} part{} of {} images), {:.1} MiB states with moments",
         mib(program.arena_bytes()),
-        if parts == 1 { "" } else { "s" },
+        plural(parts),
         batch / parts,
         mib(2 * program.state_bytes())
     );

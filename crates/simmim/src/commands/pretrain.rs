@@ -5,6 +5,7 @@
 use crate::arguments::{LogFormat, Pretrain};
 use crate::commands::{quoted, weights};
 use crate::diagnostics::Failure;
+use crate::meter::plural;
 use crate::progress::Progress;
 use simmim_engine::cpu::CpuExecutor;
 use simmim_models::weights::timm_call;
@@ -181,7 +182,7 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, machi
          {:.0} MiB (activations); run folder {}",
         trainer.images(),
         machine.threads,
-        if machine.threads == 1 { "" } else { "s" },
+        plural(machine.threads),
         machine.isa,
         mib(memory.states),
         mib(memory.arena + memory.scratch),

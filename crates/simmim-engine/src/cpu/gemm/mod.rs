@@ -525,7 +525,11 @@ mod tests {
                                 }
                             }
                         });
-                        assert_close(&c, &truth, &what);
+                        if tiles(isa, case.e).is_some() {
+                            assert_close(&c, &truth, &what);
+                        } else {
+                            assert!(c == rows, "{what}: the pool's product differs with {threads} threads");
+                        }
                         assert!(
                             *first.get_or_insert(c.clone()) == c,
                             "{what}: the product differs with {threads} threads"

@@ -5,7 +5,7 @@
 use crate::arguments::{BenchLoader, LogFormat};
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
-use crate::meter::warn_unreadable;
+use crate::meter::{plural, warn_unreadable};
 use simmim_data::{CacheConfig, CacheKind, Loader, LoaderConfig, Position, Source, Transform, demo, source};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub(crate) fn run(a: &BenchLoader, format: LogFormat) -> Result<ExitCode, Failur
             serde_json::json!({ "images_per_second": speed, "threads": threads, "images": batches * batch })
         );
     } else {
-        println!("{speed:.1} images/s on {threads} threads");
+        println!("{speed:.1} images/s on {threads} thread{}", plural(threads));
     }
     Ok(ExitCode::SUCCESS)
 }

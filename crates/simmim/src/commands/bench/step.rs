@@ -9,6 +9,7 @@
 use crate::arguments::BenchStep;
 use crate::commands::parse_size;
 use crate::diagnostics::Failure;
+use crate::meter::plural;
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::cpu::gemm::Peaks;
 use simmim_engine::cpu::{CpuExecutor, Isa};
@@ -199,8 +200,4 @@ fn shares(flops: f64, peaks: Peaks) -> String {
     let share = |peak: f64| format!("{:.0} % of the {:.1}", 1e2 * flops / peak, peak / 1e9);
     let vectors = format!("{} that vectors reach near the core", share(peaks.vectors));
     peaks.tiles.map_or(vectors.clone(), |tiles| format!("{vectors}, {} of tile registers", share(tiles)))
-}
-
-fn plural(count: usize) -> &'static str {
-    if count == 1 { "" } else { "s" }
 }

@@ -1,7 +1,7 @@
 //! The micro-kernel on the tile registers: a block of 32 x 32 sums, from operands split in three.
 //!
 //! A tile register holds 16 rows of 64 bytes. Four of the eight hold sums, two a row of tiles of `a`, two a column of tiles of `b`: the
-//! parts follow each other such that of 24 multiplications only 14 wait for a load.
+//! parts follow each other such that 24 multiplications take 14 loads.
 
 #![allow(unsafe_code, reason = "tile instructions, which Rust has as assembly only; an Isa proves that they are there")]
 
@@ -32,16 +32,16 @@ impl Sums {
 }
 
 /// The shapes of the tile registers of this thread, given back when dropped: a thread that holds tiles costs more to suspend.
-pub(super) struct Tiles(std::marker::PhantomData<*mut ()>);
+pub(super) struct Configured(std::marker::PhantomData<*mut ()>);
 
 thread_local! {
     static CONFIGURED: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Tiles {
+impl Configured {
     /// # Panics
     /// If the thread holds tiles already, of which the shapes would be lost with these: a fault of the caller.
-    pub(super) fn configure(_proof: TileRegisters) -> Self {
+    pub(super) fn new(_proof: TileRegisters) -> Self {
         assert!(!CONFIGURED.replace(true), "tiles are in use on this thread");
         #[repr(align(64))]
         struct Shapes([u8; 64]);
@@ -58,7 +58,7 @@ impl Tiles {
     }
 }
 
-impl Drop for Tiles {
+impl Drop for Configured {
     fn drop(&mut self) {
         // SAFETY: tiles are configured only where the instruction is there.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
@@ -118,7 +118,7 @@ macro_rules! with_b {
 /// # Panics
 /// If they are shorter: a fault of the caller.
 #[inline(always)]
-pub(super) fn multiply(_configured: &Tiles, depth: usize, a: &[f32], b: &[f32], ahead: [Ahead; 2], sums: &mut Sums) {
+pub(super) fn multiply(_tiles: &Configured, depth: usize, a: &[f32], b: &[f32], ahead: [Ahead; 2], sums: &mut Sums) {
     assert!(depth > 0 && a.len() >= depth * PACKED && b.len() >= depth * PACKED, "packed operands too short");
     // SAFETY: tiles are configured; the loop reads `depth` times `PACKED` floats of each operand, and the stores write 16 rows of
     // 64 bytes, 128 bytes apart, from four corners of `sums`.
@@ -184,7 +184,7 @@ pub(super) fn multiply(_configured: &Tiles, depth: usize, a: &[f32], b: &[f32], 
 /// # Panics
 /// If the block is larger: a fault of the caller.
 #[inline(always)]
-pub(super) fn finish(_configured: &Tiles, sums: &Sums, ending: &Ending<'_>, c: &mut BlockMut<'_>) {
+pub(super) fn finish(_tiles: &Configured, sums: &Sums, ending: &Ending<'_>, c: &mut BlockMut<'_>) {
     // SAFETY: where there are tiles, there is AVX-512.
     unsafe { finish_avx512(sums, ending, c) };
 }

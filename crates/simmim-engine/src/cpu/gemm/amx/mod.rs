@@ -15,7 +15,7 @@ use super::kernel::LINE;
 use super::{Cut, Extents, Place, Product, shifted};
 use crate::cpu::BlockMut;
 use crate::cpu::dispatch::TileRegisters;
-use kernel::{Ahead, BLOCK, DEPTH, PACKED, Sums, Tiles};
+use kernel::{Ahead, BLOCK, Configured, DEPTH, PACKED, Sums};
 use split::{Layout, pack};
 use std::ops::Range;
 
@@ -71,7 +71,7 @@ pub(super) fn part<const N: usize>(
     // Tiles that lie across cache lines are read at half the speed.
     let skipped = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
     let (packed_b, packed_a) = scratch[skipped..].split_at_mut(packed(cut.chunk, cut.cols));
-    let tiles = Tiles::configure(proof);
+    let tiles = Configured::new(proof);
     let mut sums = Sums::zero();
     let tiles_of_rows = Even::new(rows.len(), BLOCK, BLOCK);
     let group = if p.packs_rows() { GROUP } else { 1 };
@@ -113,7 +113,7 @@ pub(super) fn near(proof: TileRegisters, k: usize, times: usize) -> usize {
     // Two ones in bfloat16; zeros take less power, and the clock may rise.
     let memory = vec![f32::from_bits(0x3f80_3f80); 2 * depth * PACKED + LINE];
     let (a, b) = memory[memory.as_ptr().align_offset(4 * LINE).min(LINE)..].split_at(depth * PACKED);
-    let (tiles, mut sums) = (Tiles::configure(proof), Sums::zero());
+    let (tiles, mut sums) = (Configured::new(proof), Sums::zero());
     let ahead = Ahead { start: a.as_ptr(), stride: 0 };
     for _ in 0..times {
         kernel::multiply(&tiles, depth, a, b, [ahead; 2], &mut sums);
@@ -194,8 +194,8 @@ mod tests {
     fn tiles_are_not_configured_twice() {
         // Where there are none, the message alone.
         let Some(proof) = TileRegisters::ask() else { panic!("tiles are in use") };
-        let _first = Tiles::configure(proof);
-        let _second = Tiles::configure(proof);
+        let _first = Configured::new(proof);
+        let _second = Configured::new(proof);
     }
 
     #[test]

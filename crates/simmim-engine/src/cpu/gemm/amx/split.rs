@@ -267,7 +267,6 @@ fn transpose(rows: [__m512; SIDE]) -> [__m512; SIDE] {
 
 #[cfg(test)]
 mod tests {
-
     use super::*;
     use simmim_random::{Purpose, Stream};
 
