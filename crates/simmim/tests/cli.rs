@@ -46,6 +46,8 @@ fn a_run_leaves_what_the_readme_says_and_its_loss_falls() {
     let loss = |i: usize| lines[i]["loss"].as_f64().unwrap();
     assert!(lines.len() == 30 && loss(29) < 0.8 * loss(0), "{} to {}", loss(0), loss(29));
     assert!(lines[29]["val_loss"].is_number() && lines[0]["val_loss"].is_null());
+    let waits = lines.iter().map(|line| line["data_wait"].as_f64().unwrap());
+    assert!(waits.into_iter().all(|share| (0.0..=1.0).contains(&share)));
 
     let again = simmim(place.path(), "pretrain --out run --steps 3");
     assert_eq!(again.status.code(), Some(2));
@@ -182,6 +184,8 @@ fn the_loader_benchmark_names_unreadable_images() {
     std::fs::copy(good, place.path().join("good.png")).unwrap();
     let out = simmim(place.path(), "bench loader --data . --image-size 32 --images 32 --json");
     assert!(out.status.success(), "{}", errors(&out));
+    let found: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert!(found["images_per_second"].as_f64().unwrap() > 0.0, "{found}");
     assert!(
         errors(&out).contains("1 image could not be read") && errors(&out).contains("broken.png"),
         "{}",
