@@ -11,10 +11,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::DataError;
 use crate::loader::lock;
+use simmim_files::AtomicFile;
 
 /// Where decoded pixels are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -227,9 +228,6 @@ const SEAL: usize = 16;
 /// The seal, then length, time (seconds, nanoseconds), form, channels, width, height, orientation, length of the path.
 const FIXED: usize = SEAL + 8 + 8 + 4 + 6 * 4;
 const EXTENSION: &str = "pixels";
-const UNFINISHED: &str = "unfinished";
-/// Unfinished files of this age are remains of a run that was killed.
-const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// What an entry on disk is found by.
 struct Key {
@@ -307,25 +305,16 @@ fn read_entry(
     same.then_some((layout, start..length))
 }
 
-/// Writes an entry aside and renames it, so that readers meet a whole one or none.
+/// Writes an entry so that readers meet a whole one or none.
 fn write_entry(place: &Path, head: &[u8], pixels: &[u8]) -> std::io::Result<()> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let aside = place.with_extension(format!("{}-{number}.{UNFINISHED}", std::process::id()));
     if let Some(folder) = place.parent() {
         fs::create_dir_all(folder)?;
     }
-    let write = || {
-        let mut file = File::create(&aside)?;
-        file.write_all(head)?;
-        file.write_all(pixels)?;
-        drop(file);
-        // Not synced: after a loss of power the checksum tells, and the pixels are made anew.
-        fs::rename(&aside, place)
-    };
-    write().inspect_err(|_| {
-        let _ = fs::remove_file(&aside);
-    })
+    let mut file = AtomicFile::create(place)?;
+    file.write_all(head)?;
+    file.write_all(pixels)?;
+    // After a loss of power the checksum tells, and the pixels are made anew.
+    file.commit_unsynced()
 }
 
 /// Bytes of all entries in a folder. Removes what killed runs left unfinished.
@@ -339,9 +328,7 @@ fn disk_usage(folder: &Path) -> Result<u64, DataError> {
             let (path, Ok(metadata)) = (file.path(), file.metadata()) else { continue };
             if path.extension().is_some_and(|e| e == EXTENSION) {
                 used += metadata.len();
-            } else if path.extension().is_some_and(|e| e == UNFINISHED)
-                && metadata.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|d| d > ABANDONED))
-            {
+            } else if simmim_files::is_abandoned(&path, &metadata) {
                 let _ = fs::remove_file(path);
             }
         }

@@ -10,6 +10,7 @@ pub use transfer::{classifier_to_timm, encoder_for_classifier, match_classifier}
 use crate::error::ModelError;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use simmim_files::AtomicFile;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -100,7 +101,7 @@ fn half_to_f32(h: u16) -> f32 {
 /// several open, and equal runs should give equal files.
 const METADATA_KEY: &str = "simmim";
 
-/// Writes a safetensors file: aside, synced, then renamed, so that a reader never sees half of it.
+/// Writes a safetensors file, which appears at `path` whole or not at all.
 ///
 /// # Errors
 /// [`ModelError::Io`].
@@ -138,24 +139,18 @@ fn write_tensors<E: From<ModelError>>(
 ) -> Result<(), E> {
     let source = RefCell::new(Source { fetch, failure: None });
     let tensors = shapes.into_iter().map(|(name, shape)| (name.clone(), Streamed { name, shape, source: &source }));
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".part");
-    let aside = Path::new(&aside);
     let metadata = description.map(|text| HashMap::from([(METADATA_KEY.to_owned(), text)]));
-    // The writer makes files for their owner alone; the result is to have the permissions of any other file here.
-    let usual = std::fs::File::create(aside).and_then(|f| f.metadata()).map_err(io(aside))?.permissions();
-    let written = safetensors::serialize_to_file(tensors, metadata, aside);
+    let file = AtomicFile::create(path).map_err(io(path))?.close();
+    let written = safetensors::serialize_to_file(tensors, metadata, file.path());
     if let Some(failure) = source.into_inner().failure {
         return Err(failure);
     }
     match written {
-        Err(SafeTensorError::IoError(e)) => return Err(io(aside)(e).into()),
+        Err(SafeTensorError::IoError(e)) => return Err(io(path)(e).into()),
         Err(e) => return Err(format(path, e.to_string()).into()),
         Ok(()) => {}
     }
-    std::fs::File::open(aside).and_then(|f| f.sync_all()).map_err(io(aside))?;
-    std::fs::set_permissions(aside, usual).map_err(io(aside))?;
-    Ok(std::fs::rename(aside, path).map_err(io(path))?)
+    Ok(file.commit().map_err(io(path))?)
 }
 
 /// Where [`Streamed`] tensors come from, and the first failure there: the writer itself knows no failing tensors.
@@ -230,6 +225,7 @@ mod tests {
         });
         assert!(failed.unwrap_err().to_string().contains("gone"));
         assert_eq!(std::fs::read(&path).unwrap(), before);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left");
     }
 
     #[test]
