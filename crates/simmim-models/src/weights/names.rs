@@ -78,9 +78,7 @@ pub(super) fn pick(
     let (mut missing, mut misshapen, mut found) = (Vec::new(), Vec::new(), Vec::new());
     for spec in specs {
         match weights.remove(&spec.name) {
-            Some(t) if t.shape == spec.shape || (t.data.len() == spec.len() && spec.shape.len() == 4) => {
-                found.push((spec.name.clone(), t.data));
-            }
+            Some(t) if same_layout(&t.shape, &spec.shape) => found.push((spec.name.clone(), t.data)),
             Some(t) => {
                 misshapen.push(format!("{} ({:?} in the file, {:?} in the model)", spec.name, t.shape, spec.shape))
             }
@@ -94,6 +92,15 @@ pub(super) fn pick(
     } else {
         Err(ModelError::Mismatch { path: path.to_owned(), missing, unexpected, misshapen })
     }
+}
+
+/// Whether two shapes mean the same elements in the same order: a convolution of size one is a linear layer.
+fn same_layout(file: &[usize], model: &[usize]) -> bool {
+    let linear = |shape: &[usize]| match *shape {
+        [out, inputs, 1, 1] => vec![out, inputs],
+        _ => shape.to_vec(),
+    };
+    linear(file) == linear(model)
 }
 
 /// timm's layer scale to the official names.
@@ -219,6 +226,26 @@ mod tests {
             let found = match_parameters(Path::new("x"), &config.parameters(), weights, false).unwrap();
             let norm = found.iter().find(|(name, _)| name == "encoder.norm.weight").unwrap();
             assert_eq!(norm.1, whole["encoder.norm.weight"].data);
+        }
+    }
+
+    #[test]
+    fn a_kernel_in_another_order_is_refused_and_a_linear_layer_for_one_of_size_one_taken() {
+        let config = config();
+        let specs = config.parameters();
+        let with = |name: &str, shape: &[usize]| {
+            let mut weights = full(&config);
+            weights.get_mut(name).unwrap().shape = shape.to_vec();
+            match_parameters(Path::new("x"), &specs, weights, true).map_err(|e| e.to_string())
+        };
+        let (kernel, head) = ("encoder.patch_embed.proj.weight", "decoder.0.weight");
+        for shape in [&[12, 8, 8, 3][..], &[8, 8, 3, 12], &[12, 192], &[12, 3, 64], &[12, 192, 1, 1]] {
+            let error = with(kernel, shape).unwrap_err();
+            assert!(error.contains(&format!("{kernel} ({shape:?} in the file")), "{error}");
+        }
+        assert!(with(head, &[192, 12]).is_ok());
+        for shape in [&[12, 192][..], &[12, 192, 1, 1], &[192, 1, 12, 1]] {
+            assert!(with(head, shape).unwrap_err().contains(head), "{shape:?}");
         }
     }
 
