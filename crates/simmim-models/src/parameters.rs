@@ -1,5 +1,6 @@
 //! What a parameter is called, its shape, how it starts and whether it decays.
 
+use crate::vit::sincos_positions;
 use simmim_random::{Purpose, Stream};
 
 /// How a parameter starts.
@@ -25,6 +26,15 @@ pub enum Init {
     Uniform {
         /// The bound.
         bound: f32,
+    },
+    /// The table of positions of [`sincos_positions`].
+    SinCos {
+        /// Rows of the patch grid.
+        rows: usize,
+        /// Columns of the patch grid.
+        cols: usize,
+        /// Whether a row of zeros for the class token comes first.
+        class_token: bool,
     },
 }
 
@@ -75,14 +85,19 @@ impl ParameterSpec {
     #[must_use]
     pub fn initial(&self, seed: u64) -> Vec<f32> {
         let mut stream = Stream::for_name(seed, Purpose::Init, &self.name);
-        let mut draw = || match self.init {
-            Init::Constant(value) => value,
-            Init::Normal { std } => stream.normal() as f32 * std,
+        let mut draw =
+            |value: &mut dyn FnMut(&mut Stream) -> f32| (0..self.len()).map(|_| value(&mut stream)).collect();
+        match self.init {
+            Init::Constant(value) => vec![value; self.len()],
+            Init::Normal { std } => draw(&mut |stream| stream.normal() as f32 * std),
             Init::TruncatedNormal { std, cut, scale } => {
-                stream.truncated_normal(f64::from(std), -f64::from(cut), f64::from(cut)) as f32 * scale
+                let (std, cut) = (f64::from(std), f64::from(cut));
+                draw(&mut |stream| stream.truncated_normal(std, -cut, cut) as f32 * scale)
             }
-            Init::Uniform { bound } => stream.range(-f64::from(bound), f64::from(bound)) as f32,
-        };
-        (0..self.len()).map(|_| draw()).collect()
+            Init::Uniform { bound } => draw(&mut |stream| stream.range(-f64::from(bound), f64::from(bound)) as f32),
+            Init::SinCos { rows, cols, class_token } => {
+                sincos_positions(rows, cols, self.shape[self.shape.len() - 1], class_token)
+            }
+        }
     }
 }

@@ -7,7 +7,7 @@ use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::{Executor, Program};
 use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
-use simmim_models::{Area, Loss, Mode, Position, QkvBias, SimMimConfig, Target, VitConfig};
+use simmim_models::{Area, Loss, Mode, Position, PositionInit, QkvBias, SimMimConfig, Target, VitConfig};
 use simmim_random::{Purpose, Stream};
 
 const BATCH: usize = 4;
@@ -23,6 +23,7 @@ fn encoder() -> VitConfig {
         mlp_ratio: 4.0,
         class_token: true,
         position: Position::Absolute,
+        position_init: PositionInit::Normal,
         layer_scale: None,
         drop_path: 0.0,
         qkv_bias: QkvBias::Full,

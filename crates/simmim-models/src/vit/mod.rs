@@ -4,11 +4,13 @@ mod graph;
 mod parameters;
 mod presets;
 mod relative;
+mod sincos;
 
 pub(crate) use graph::{Blocks, Rows, embedded_tokens};
 pub use graph::{EncoderOutputs, encoder_graph};
 pub(crate) use parameters::{InitStyle, specs};
 pub use relative::relative_position_index;
+pub use sincos::sincos_positions;
 
 use crate::error::ModelError;
 
@@ -23,6 +25,15 @@ pub enum Position {
     Relative,
     /// Not at all.
     None,
+}
+
+/// How learned absolute positions start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PositionInit {
+    /// Small normal numbers, as in timm and in the official SimMIM code.
+    Normal,
+    /// The two-dimensional sines and cosines of MAE (He et al., arXiv 2111.06377), which stay learned.
+    SinCos,
 }
 
 /// Bias of the `qkv` layer.
@@ -57,6 +68,8 @@ pub struct VitConfig {
     pub class_token: bool,
     /// Positions.
     pub position: Position,
+    /// How absolute positions start.
+    pub position_init: PositionInit,
     /// Initial value of LayerScale; none without it.
     pub layer_scale: Option<f32>,
     /// Drop path rate of the last block; it grows linearly from 0 at the first.
@@ -108,6 +121,12 @@ impl VitConfig {
         (self.embed_dim as f64 * self.mlp_ratio) as usize
     }
 
+    /// Whether there are absolute positions that start as sines and cosines.
+    #[must_use]
+    pub(crate) fn starts_as_sincos(&self) -> bool {
+        self.position == Position::Absolute && self.position_init == PositionInit::SinCos
+    }
+
     /// Drop path rate of a block, counted from 0.
     #[must_use]
     pub fn drop_path_of(&self, block: usize) -> f32 {
@@ -147,6 +166,12 @@ impl VitConfig {
                     self.mlp_dim()
                 ),
                 "set model.depth, model.channels and model.mlp_ratio",
+            ));
+        }
+        if self.starts_as_sincos() && !self.embed_dim.is_multiple_of(4) {
+            return Err(ModelError::geometry(
+                format!("sine-cosine positions need a width that is a multiple of 4, found {}", self.embed_dim),
+                "set model.embed_dim to a multiple of 4, or model.position_init to \"normal\"",
             ));
         }
         if !(0.0..1.0).contains(&self.drop_path) {

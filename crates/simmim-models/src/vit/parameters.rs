@@ -54,7 +54,10 @@ pub(crate) fn specs(c: &VitConfig, prefix: &str, style: InitStyle) -> Vec<Parame
         add("cls_token", &[1, 1, dim], style.class_token());
     }
     if c.position == Position::Absolute {
-        add("pos_embed", &[1, c.tokens(), dim], style.weight(1.0));
+        let (rows, cols) = c.grid();
+        let table = Init::SinCos { rows, cols, class_token: c.class_token };
+        let init = if c.starts_as_sincos() { table } else { style.weight(1.0) };
+        add("pos_embed", &[1, c.tokens(), dim], init);
     }
     let (weight, bias) = style.patch_projection(c.patch_values());
     add("patch_embed.proj.weight", &[dim, c.channels, c.patch_size.0, c.patch_size.1], weight);

@@ -1,6 +1,6 @@
 //! timm's names.
 
-use super::{Position, QkvBias, VitConfig};
+use super::{Position, PositionInit, QkvBias, VitConfig};
 use crate::error::ModelError;
 
 /// Name, width, blocks, heads (Dosovitskiy et al., arXiv 2010.11929, table 1; Touvron et al., arXiv 2012.12877, table 1).
@@ -31,6 +31,7 @@ pub(super) fn parse(name: &str) -> Result<VitConfig, ModelError> {
         mlp_ratio: 4.0,
         class_token: true,
         position: Position::Absolute,
+        position_init: PositionInit::Normal,
         layer_scale: None,
         drop_path: 0.0,
         qkv_bias: QkvBias::Full,

@@ -1,8 +1,8 @@
 //! From a recipe to what models, data and the loop take.
 
 use super::{
-    AreaKind, Augment, CacheKind, FineTune, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind, PositionKind,
-    QkvBiasKind, Recipe, ScheduleKind, Statistic, TargetKind, wrong,
+    AreaKind, Augment, CacheKind, FineTune, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind,
+    PositionInitKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind, Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};
@@ -13,7 +13,8 @@ use simmim_data::{
 };
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::{
-    Area, ClassifierConfig, Loss, Mode, ModelError, Pool, Position, QkvBias, SimMimConfig, Target, VitConfig,
+    Area, ClassifierConfig, Loss, Mode, ModelError, Pool, Position, PositionInit, QkvBias, SimMimConfig, Target,
+    VitConfig,
 };
 use toml::Value;
 
@@ -80,6 +81,10 @@ impl Recipe {
                 PositionKind::SharedRelative => Position::SharedRelative,
                 PositionKind::Relative => Position::Relative,
                 PositionKind::None => Position::None,
+            },
+            position_init: match m.position_init {
+                PositionInitKind::Normal => PositionInit::Normal,
+                PositionInitKind::Sincos => PositionInit::SinCos,
             },
             layer_scale: (m.layer_scale != 0.0).then_some(m.layer_scale as f32),
             drop_path: m.drop_path as f32,

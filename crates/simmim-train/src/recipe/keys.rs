@@ -12,6 +12,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("model.mlp_ratio", "width of the MLP as a multiple of embed_dim"),
     ("model.class_token", "whether the encoder has a class token"),
     ("model.position", "absolute, shared_relative, relative or none"),
+    (
+        "model.position_init",
+        "how absolute positions start: normal, or sincos (MAE's table); they are learned either way",
+    ),
     ("model.layer_scale", "initial value of LayerScale; 0: without"),
     ("model.drop_path", "drop path rate of the last block, growing linearly from 0"),
     ("model.qkv_bias", "full, no_key (queries and values only) or none"),

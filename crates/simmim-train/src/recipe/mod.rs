@@ -11,8 +11,8 @@ mod validate;
 pub use keys::{KEYS, meaning};
 pub use schema::{
     AreaKind, Augment, CacheKind, Checkpoint, Data, Every, FineTune, Guard, InterpolationKind, Log, LossKind, MaskKind,
-    ModeKind, Model, Optimizer, PoolKind, PositionKind, Probe, QkvBiasKind, Reaction, Recipe, Schedule, ScheduleKind,
-    SimMim, Statistic, TargetKind, Train,
+    ModeKind, Model, Optimizer, PoolKind, PositionInitKind, PositionKind, Probe, QkvBiasKind, Reaction, Recipe,
+    Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
 };
 
 use crate::error::TrainError;

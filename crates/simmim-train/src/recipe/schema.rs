@@ -41,7 +41,7 @@ section!(
     /// The encoder.
     Model {
         name: String, image_size: [usize; 2], patch_size: [usize; 2], channels: usize, embed_dim: usize, depth: usize,
-        num_heads: usize, mlp_ratio: f64, class_token: bool, position: PositionKind, layer_scale: f64, drop_path: f64,
+        num_heads: usize, mlp_ratio: f64, class_token: bool, position: PositionKind, position_init: PositionInitKind, layer_scale: f64, drop_path: f64,
         qkv_bias: QkvBiasKind, final_norm: bool,
     }
 );
@@ -124,6 +124,10 @@ macro_rules! choice {
 choice!(
     /// `model.position`.
     PositionKind { Absolute, SharedRelative, Relative, None }
+);
+choice!(
+    /// `model.position_init`.
+    PositionInitKind { Normal, Sincos }
 );
 choice!(
     /// `model.qkv_bias`.
