@@ -5,9 +5,9 @@
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use simmim_engine::cpu::CpuExecutor;
-use simmim_engine::graph::{Graph, TensorType, ValueId, ValueKind};
+use simmim_engine::graph::{Graph, TensorType, ValueId};
 use simmim_engine::ops::*;
-use simmim_engine::{Executor, Program};
+use simmim_engine::{Executor, InputSlot, Program};
 use simmim_random::{Purpose, Stream};
 use std::time::{Duration, Instant};
 
@@ -53,15 +53,15 @@ impl Bench {
         }
         let mut stream = Stream::new(0, Purpose::Test, 0, 0);
         let mut draw = |len: usize| (0..len).map(|_| stream.normal() as f32).collect::<Vec<f32>>();
-        let inputs: Vec<(String, Vec<f32>)> =
-            self.graph.of_kind(&ValueKind::Input).map(|(_, v)| (v.name.clone(), draw(v.ty.len()))).collect();
         let mut executor = CpuExecutor::new(0).unwrap();
         let id = executor.load(Program::compile(&self.graph).unwrap()).unwrap();
+        let inputs: Vec<(InputSlot, Vec<f32>)> =
+            self.graph.inputs().map(|(_, v)| (executor.input(id, &v.name).unwrap(), draw(v.ty.len()))).collect();
         c.bench_function(name, |b| {
             b.iter_custom(|runs| {
                 let mut total = Duration::ZERO;
                 for _ in 0..runs {
-                    inputs.iter().for_each(|(name, data)| executor.write(id, name, data).unwrap());
+                    inputs.iter().for_each(|(slot, data)| executor.write(*slot, data).unwrap());
                     let start = Instant::now();
                     executor.run(id).unwrap();
                     total += start.elapsed();
@@ -148,6 +148,7 @@ fn loss_and_update(c: &mut Criterion) {
     let op = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, lr_scale: 1.0 };
     Bench::new(&[&weight, &weight, &weight, &weight, &[3], &[1]]).run(c, "adamw", op);
     Bench::new(&[&weight, &weight, &[1]]).run(c, "moving_average", MovingAverage);
+    Bench::new(&[&[1]]).run(c, "drain", Drain);
     Bench::new(&[]).run(c, "zero", Zero { shape: vec![HIDDEN, DIM] });
 }
 

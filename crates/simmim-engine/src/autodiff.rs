@@ -164,11 +164,8 @@ pub fn differentiate_states(
             node.inputs.iter().for_each(|v| reached[v.index()] = true);
         }
     }
-    let parameters: Vec<ValueId> = graph
-        .of_kind(&ValueKind::State)
-        .map(|(id, _)| id)
-        .filter(|v| reached[v.index()] && wanted[v.index()])
-        .collect();
+    let parameters: Vec<ValueId> =
+        graph.states().map(|(id, _)| id).filter(|v| reached[v.index()] && wanted[v.index()]).collect();
     let mut gradients: Vec<Option<ValueId>> = vec![None; wanted.len()];
     for &parameter in &parameters {
         let name = format!("{GRADIENT_PREFIX}{}", graph.value(parameter).name);

@@ -1,5 +1,7 @@
 //! What can go wrong when a graph is built, planned or run.
 
+use crate::graph::DType;
+
 /// An error of the engine.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -18,6 +20,18 @@ pub enum EngineError {
         /// What was given.
         found: Vec<usize>,
     },
+    /// An operation was given an input of another element type.
+    #[error("{op}: input {input} holds {found}, expected {expected}")]
+    DType {
+        /// The operation's name.
+        op: &'static str,
+        /// Which input.
+        input: usize,
+        /// What would fit.
+        expected: DType,
+        /// What was given.
+        found: DType,
+    },
     /// An operation was given the wrong number of inputs.
     #[error("{op}: {found} inputs, expected {expected}")]
     Arity {
@@ -28,6 +42,14 @@ pub enum EngineError {
         /// How many were given.
         found: usize,
     },
+    /// An operation would define a value without elements, or one that no memory can hold.
+    #[error("{op}: a result of shape {shape:?} is empty or larger than any memory")]
+    ImpossibleResult {
+        /// The operation's name.
+        op: &'static str,
+        /// The shape of the result.
+        shape: Vec<usize>,
+    },
     /// A gradient was asked for an operation that has none.
     #[error("{op} has no backward rule for its input {input}")]
     NoBackward {
@@ -37,7 +59,7 @@ pub enum EngineError {
         input: usize,
     },
     /// No value or state of that name.
-    #[error("the program has no {kind} named `{name}`; it has: {known}")]
+    #[error("there is no {kind} named `{name}`; there are: {known}")]
     Unknown {
         /// Input, output or state.
         kind: &'static str,
@@ -56,8 +78,40 @@ pub enum EngineError {
         /// The length given.
         found: usize,
     },
+    /// Data of another element type than the value it is written to.
+    #[error("`{name}` holds {expected}, {found} was given")]
+    ValueType {
+        /// The value.
+        name: String,
+        /// Its element type.
+        expected: DType,
+        /// The element type given.
+        found: DType,
+    },
+    /// An index that leads out of what it points into.
+    #[error("index {index} in `{name}` is not in 0..{bound}")]
+    Index {
+        /// The input or constant that holds it.
+        name: String,
+        /// The index.
+        index: i32,
+        /// The first one that is too large.
+        bound: usize,
+    },
+    /// A program was to run before all of its inputs were written.
+    #[error("input `{input}` was not written since the last run")]
+    NotWritten {
+        /// The input.
+        input: String,
+    },
+    /// An output was to be read after something else took its place.
+    #[error("output `{output}` is gone: something was written, loaded or run since its program ran")]
+    Overwritten {
+        /// The output.
+        output: String,
+    },
     /// A state was declared twice with different shapes.
-    #[error("state `{name}` was loaded with shape {expected:?} and is now declared with {found:?}")]
+    #[error("state `{name}` has shape {expected:?} and is declared again with {found:?}")]
     StateShape {
         /// The state.
         name: String,
@@ -74,7 +128,20 @@ pub enum EngineError {
         /// How much.
         bytes: usize,
     },
-    /// A graph that breaks an invariant; a fault of the program, not of its user.
-    #[error("invalid graph: {0}")]
+    /// A graph or a program that breaks an invariant; a fault of the code that built it, not of a user.
+    #[error("internal fault: {0}")]
     Invalid(String),
+}
+
+impl EngineError {
+    /// What the user can do.
+    #[must_use]
+    pub fn help(&self) -> Option<String> {
+        match self {
+            Self::OutOfMemory { .. } => {
+                Some("take a smaller batch, or cut a step into more parts (train.accumulation)".to_owned())
+            }
+            _ => None,
+        }
+    }
 }

@@ -1,11 +1,105 @@
 //! What runs programs. Nothing above this interface names a device's types.
+//!
+//! A step of training looks the same on every device:
+//!
+//! ```text
+//! load the programs once, resolve their inputs and outputs to slots once
+//! for each part of a step:  write or stage the inputs, run        (neither waits for the device)
+//! once a step:              run the update, read loss and norm    (reading waits)
+//! ```
 
 use crate::error::EngineError;
-use crate::plan::Program;
+use crate::graph::{DType, Element};
+use crate::plan::{Output, Program};
+use std::marker::PhantomData;
 
 /// Names a program loaded into an executor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ProgramId(pub(crate) usize);
+pub struct ProgramId(usize);
+
+impl ProgramId {
+    /// For executors: names the `number`-th program that was loaded.
+    #[must_use]
+    pub fn new(number: usize) -> Self {
+        Self(number)
+    }
+
+    /// Its number, counted from 0 in the order of loading.
+    #[must_use]
+    pub fn number(self) -> usize {
+        self.0
+    }
+}
+
+/// An input of a loaded program, found by its name once ([`Executor::input`], [`Executor::index_input`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct InputSlot<T: Element = f32> {
+    program: ProgramId,
+    number: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element> InputSlot<T> {
+    fn find(program: ProgramId, among: &Program, name: &str) -> Result<Self, EngineError> {
+        let names = || among.inputs().iter().map(|i| i.name.as_str());
+        let number = names().position(|n| n == name).ok_or_else(|| unknown("input", name, names()))?;
+        let slot = Self { program, number, element: PhantomData };
+        slot.check(among)?;
+        Ok(slot)
+    }
+
+    /// The program.
+    #[must_use]
+    pub fn program(self) -> ProgramId {
+        self.program
+    }
+
+    /// The number of the input among [`Program::inputs`].
+    #[must_use]
+    pub fn number(self) -> usize {
+        self.number
+    }
+
+    /// For executors: that the slot is one of this program.
+    ///
+    /// # Errors
+    /// [`EngineError::ValueType`], or [`EngineError::Invalid`] for the slot of another executor.
+    pub fn check(self, program: &Program) -> Result<(), EngineError> {
+        let Some(input) = program.inputs().get(self.number) else {
+            return Err(EngineError::Invalid(format!("the program has no input {}", self.number)));
+        };
+        let expected = input.buffer.ty.dtype;
+        if expected == T::DTYPE {
+            return Ok(());
+        }
+        Err(EngineError::ValueType { name: input.name.clone(), expected, found: T::DTYPE })
+    }
+}
+
+/// An output of a loaded program, found by its name once ([`Executor::output`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OutputSlot {
+    program: ProgramId,
+    number: usize,
+}
+
+impl OutputSlot {
+    /// The program.
+    #[must_use]
+    pub fn program(self) -> ProgramId {
+        self.program
+    }
+
+    /// The number of the output among [`Program::outputs`].
+    #[must_use]
+    pub fn number(self) -> usize {
+        self.number
+    }
+}
+
+fn unknown<'a>(kind: &'static str, name: &str, known: impl Iterator<Item = &'a str>) -> EngineError {
+    EngineError::Unknown { kind, name: name.to_owned(), known: known.collect::<Vec<_>>().join(", ") }
+}
 
 /// Memory that an executor holds, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,52 +112,261 @@ pub struct Memory {
     pub scratch: usize,
 }
 
+/// What an executor computes on. Last bits of results depend on it, so checkpoints name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The device: `cpu`, or the name that a card gives itself.
+    pub device: String,
+    /// Threads of the host that compute; 1 where the device does.
+    pub threads: usize,
+    /// Instruction set of the kernels: `avx2`, `avx512`, `amx`, `portable`, or a card's architecture such as `sm_90`.
+    pub isa: String,
+}
+
+/// Time spent in one instruction of a profiled program.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// Name of the operation.
+    pub op: &'static str,
+    /// Shape of its first output.
+    pub shape: Vec<usize>,
+    /// Floating point operations of one run.
+    pub flops: u64,
+    /// Bytes of its inputs and outputs.
+    pub bytes: usize,
+    /// Seconds since profiling began.
+    pub seconds: f64,
+}
+
+/// Floating point operations a second of the whole device where every operand is near. A multiplication and an addition of floats count as
+/// two, whatever computes them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Peaks {
+    /// On vectors, by fused multiply-add where there is one.
+    pub vectors: f64,
+    /// On tile registers or tensor cores, where they are in use.
+    pub tiles: Option<f64>,
+}
+
+impl Peaks {
+    /// The better of both, each by itself.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        let tiles = self.tiles.zip(other.tiles).map(|(a, b)| a.max(b)).or(self.tiles).or(other.tiles);
+        Self { vectors: self.vectors.max(other.vectors), tiles }
+    }
+}
+
+/// What is done with each state that [`Executor::visit_states`] finds: it is given the state's name and its floats.
+pub type Visit<'a> = dyn FnMut(&str, &mut [f32]) -> Result<(), EngineError> + 'a;
+
 /// Runs programs that share states by name.
 ///
-/// All programs share one arena: an output is readable until another program's input is written or a program runs.
+/// All programs share one arena. An input holds what was written to it until any program runs or an input of another program is
+/// written; an output is readable until then, and until a program is loaded.
 pub trait Executor: Send {
-    /// Loads a program. Its states are created as zeros unless a program loaded before has them.
+    /// What it computes on.
+    fn machine(&self) -> Machine;
+
+    /// Memory held now.
+    fn memory(&self) -> Memory;
+
+    /// Loads a program. Its states are created as zeros unless a program loaded before has them. The arena may move: what was
+    /// written to inputs is forgotten and outputs of earlier runs can no longer be read. States stay as they are.
     ///
     /// # Errors
-    /// [`EngineError::StateShape`] where a state exists with another shape, [`EngineError::OutOfMemory`].
+    /// [`EngineError::StateShape`] where a state exists with another shape, [`EngineError::OutOfMemory`]; the executor is as it
+    /// was then.
     fn load(&mut self, program: Program) -> Result<ProgramId, EngineError>;
+
+    /// A loaded program.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] for the id of another executor.
+    fn program(&self, id: ProgramId) -> Result<&Program, EngineError>;
+
+    /// Finds a float input.
+    ///
+    /// # Errors
+    /// [`EngineError::Unknown`], [`EngineError::ValueType`].
+    fn input(&self, program: ProgramId, name: &str) -> Result<InputSlot, EngineError> {
+        InputSlot::find(program, self.program(program)?, name)
+    }
+
+    /// Finds an index input.
+    ///
+    /// # Errors
+    /// [`EngineError::Unknown`], [`EngineError::ValueType`].
+    fn index_input(&self, program: ProgramId, name: &str) -> Result<InputSlot<i32>, EngineError> {
+        InputSlot::find(program, self.program(program)?, name)
+    }
+
+    /// Finds an output.
+    ///
+    /// # Errors
+    /// [`EngineError::Unknown`].
+    fn output(&self, program: ProgramId, name: &str) -> Result<OutputSlot, EngineError> {
+        let names = || self.program(program).map(|p| p.outputs().iter().map(|o| o.name.as_str()));
+        match names()?.position(|n| n == name) {
+            Some(number) => Ok(OutputSlot { program, number }),
+            None => Err(unknown("output", name, names()?)),
+        }
+    }
+
+    /// Lends the memory of the host from which a float input is taken at the next run, to be filled whole; what it holds before is
+    /// undefined. A device gives memory from which it copies without the processor's help.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] for the slot of another executor.
+    fn stage(&mut self, slot: InputSlot) -> Result<&mut [f32], EngineError>;
 
     /// Writes a float input.
     ///
     /// # Errors
-    /// [`EngineError::Unknown`], [`EngineError::Length`].
-    fn write(&mut self, program: ProgramId, input: &str, data: &[f32]) -> Result<(), EngineError>;
+    /// [`EngineError::Length`], and those of [`Executor::stage`].
+    fn write(&mut self, slot: InputSlot, data: &[f32]) -> Result<(), EngineError> {
+        let program = self.program(slot.program)?;
+        slot.check(program)?;
+        let input = &program.inputs()[slot.number];
+        let expected = input.buffer.ty.len();
+        if data.len() != expected {
+            return Err(EngineError::Length { name: input.name.clone(), expected, found: data.len() });
+        }
+        self.stage(slot)?.copy_from_slice(data);
+        Ok(())
+    }
 
     /// Writes an index input.
     ///
     /// # Errors
-    /// [`EngineError::Unknown`], [`EngineError::Length`], [`EngineError::Invalid`] for an index out of bounds.
-    fn write_indices(&mut self, program: ProgramId, input: &str, data: &[i32]) -> Result<(), EngineError>;
+    /// [`EngineError::Length`], [`EngineError::Index`] for one that is out of bounds; nothing is written then.
+    fn write_indices(&mut self, slot: InputSlot<i32>, data: &[i32]) -> Result<(), EngineError>;
 
-    /// Runs a program.
+    /// Runs a program, all inputs of which were written since the last run of any program. It may return before the device is
+    /// done; what goes wrong there is then told by a later call.
     ///
     /// # Errors
-    /// Only faults of the device; shapes were checked when the program was built.
+    /// [`EngineError::NotWritten`], faults of the device.
     fn run(&mut self, program: ProgramId) -> Result<(), EngineError>;
 
-    /// Reads a float output of the last run.
+    /// Waits until the device has done all that it was given.
     ///
     /// # Errors
-    /// [`EngineError::Unknown`], [`EngineError::Length`].
-    fn read(&mut self, program: ProgramId, output: &str, into: &mut [f32]) -> Result<(), EngineError>;
+    /// Faults of the device.
+    fn wait(&mut self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Reads an output of the last run, and waits for it.
+    ///
+    /// # Errors
+    /// [`EngineError::Overwritten`] where that is gone, [`EngineError::Length`], faults of the device.
+    fn read(&mut self, slot: OutputSlot, into: &mut [f32]) -> Result<(), EngineError>;
 
     /// Overwrites a state.
     ///
     /// # Errors
-    /// [`EngineError::Unknown`], [`EngineError::Length`].
+    /// [`EngineError::Unknown`], [`EngineError::Length`], faults of the device.
     fn write_state(&mut self, name: &str, data: &[f32]) -> Result<(), EngineError>;
 
-    /// Reads a state.
+    /// Reads a state, and waits for it.
     ///
     /// # Errors
-    /// [`EngineError::Unknown`], [`EngineError::Length`].
+    /// [`EngineError::Unknown`], [`EngineError::Length`], faults of the device.
     fn read_state(&mut self, name: &str, into: &mut [f32]) -> Result<(), EngineError>;
 
-    /// Memory held now.
-    fn memory(&self) -> Memory;
+    /// Gives the floats of every state whose name begins with `prefix` to `visit`, which may change them, in the order in which the
+    /// states came: the same on every rank that loaded the same programs. So ranks sum their gradients.
+    ///
+    /// # Errors
+    /// Those of `visit`, faults of the device.
+    fn visit_states(&mut self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), EngineError>;
+
+    /// Turns the timing of instructions on or off and forgets what was measured.
+    fn set_profile(&mut self, on: bool);
+
+    /// Time spent in each instruction since profiling was turned on.
+    ///
+    /// # Errors
+    /// [`EngineError::Invalid`] for the id of another executor, faults of the device.
+    fn timings(&mut self, program: ProgramId) -> Result<Vec<Timing>, EngineError>;
+
+    /// Measures for about so many seconds what the device reaches at most; none where it is not known.
+    fn peaks(&mut self, _seconds: f64) -> Option<Peaks> {
+        None
+    }
+}
+
+/// For executors: what the arena holds that programs share. A run, a write to another program's input and a load overwrite it. An
+/// input that was not written is refused: it would hold another program's values, and where it should hold indices these would
+/// lead anywhere. So is an output that is gone.
+#[derive(Debug, Default)]
+pub struct ArenaContents {
+    /// The program whose inputs are being written.
+    writing: Option<ProgramId>,
+    /// Which of them were.
+    written: Vec<bool>,
+    /// The program whose outputs can be read.
+    ran: Option<ProgramId>,
+}
+
+impl ArenaContents {
+    /// Notes that an input of a program is written.
+    pub fn write<T: Element>(&mut self, slot: InputSlot<T>, program: &Program) {
+        if self.writing != Some(slot.program) {
+            self.writing = Some(slot.program);
+            self.written.clear();
+            self.written.resize(program.inputs().len(), false);
+        }
+        self.written[slot.number] = true;
+        self.ran = None;
+    }
+
+    /// Notes that the arena may have moved.
+    pub fn forget(&mut self) {
+        (self.writing, self.ran) = (None, None);
+    }
+
+    /// Notes that a program runs.
+    ///
+    /// # Errors
+    /// [`EngineError::NotWritten`] with the first input that was not written.
+    pub fn run(&mut self, id: ProgramId, program: &Program) -> Result<(), EngineError> {
+        let here = self.writing == Some(id);
+        let missing = program.inputs().iter().enumerate().find(|&(number, _)| !(here && self.written[number]));
+        if let Some((_, input)) = missing {
+            return Err(EngineError::NotWritten { input: input.name.clone() });
+        }
+        (self.writing, self.ran) = (None, Some(id));
+        Ok(())
+    }
+
+    /// Checks that an output can be read, and gives it.
+    ///
+    /// # Errors
+    /// [`EngineError::Overwritten`], [`EngineError::Length`], [`EngineError::Invalid`] for the slot of another executor.
+    pub fn read<'p>(&self, slot: OutputSlot, program: &'p Program, len: usize) -> Result<&'p Output, EngineError> {
+        let Some(output) = program.outputs().get(slot.number) else {
+            return Err(EngineError::Invalid(format!("the program has no output {}", slot.number)));
+        };
+        if self.ran != Some(slot.program) {
+            return Err(EngineError::Overwritten { output: output.name.clone() });
+        }
+        let expected = output.buffer.ty.len();
+        if len == expected {
+            return Ok(output);
+        }
+        Err(EngineError::Length { name: output.name.clone(), expected, found: len })
+    }
+}
+
+/// For executors: that indices fit the input they are written to.
+///
+/// # Errors
+/// As [`Executor::write_indices`].
+pub fn check_index_input(slot: InputSlot<i32>, program: &Program, data: &[i32]) -> Result<(), EngineError> {
+    slot.check(program)?;
+    let input = &program.inputs()[slot.number];
+    debug_assert_eq!(input.buffer.ty.dtype, DType::I32);
+    crate::graph::check_indices(&input.name, data, input.buffer.ty.len(), input.bound.unwrap_or(usize::MAX))
 }

@@ -28,14 +28,16 @@
 //! println!("{} bytes for all values of the step", program.arena_bytes());
 //! let mut executor = CpuExecutor::new(1)?;
 //! let step = executor.load(program)?;
+//! let (x, target) = (executor.input(step, "x")?, executor.input(step, "target")?);
+//! let loss = executor.output(step, "loss")?;
 //! executor.write_state("weight", &[1.0, 0.0, -1.0])?;
-//! executor.write(step, "x", &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
-//! executor.write(step, "target", &[0.0, 0.0])?;
+//! executor.write(x, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])?;
+//! executor.write(target, &[0.0, 0.0])?;
 //! executor.run(step)?;
-//! let (mut loss, mut gradient) = ([0.0], [0.0; 3]);
-//! executor.read(step, "loss", &mut loss)?;
+//! let (mut mean, mut gradient) = ([0.0], [0.0; 3]);
+//! executor.read(loss, &mut mean)?;
 //! executor.read_state("grad.weight", &mut gradient)?;
-//! assert_eq!((loss, gradient), ([2.0], [-2.5, -3.5, -4.5]));
+//! assert_eq!((mean, gradient), ([2.0], [-2.5, -3.5, -4.5]));
 //! # Ok::<(), simmim_engine::EngineError>(())
 //! ```
 
@@ -49,7 +51,7 @@ pub mod plan;
 pub mod reference;
 
 pub use error::EngineError;
-pub use executor::{Executor, ProgramId};
-pub use graph::{DType, Graph, TensorType, ValueId};
+pub use executor::{Executor, InputSlot, OutputSlot, ProgramId};
+pub use graph::{DType, Element, Graph, TensorType, ValueId};
 pub use ops::Op;
 pub use plan::Program;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate, differentiate_states};
-use simmim_engine::graph::{Graph, TensorType, ValueId, ValueKind};
+use simmim_engine::graph::{Graph, TensorType, ValueId};
 use simmim_engine::ops::*;
 use simmim_engine::reference::{Tensor, evaluate};
 use simmim_random::{Purpose, Stream};
@@ -24,11 +24,9 @@ fn check_loss(name: &str, mut graph: Graph, loss: ValueId) {
     graph.verify().unwrap();
     let mut stream = Stream::new(11, Purpose::Test, 0, 0);
     let mut given = HashMap::new();
-    for kind in [ValueKind::Input, ValueKind::State] {
-        for (_, v) in forward.of_kind(&kind) {
-            let data = (0..v.ty.len()).map(|_| stream.normal()).collect();
-            given.insert(v.name.clone(), Tensor::floats(v.ty.shape.clone(), data));
-        }
+    for (_, v) in forward.inputs().chain(forward.states()) {
+        let data = (0..v.ty.len()).map(|_| stream.normal()).collect();
+        given.insert(v.name.clone(), Tensor::floats(v.ty.shape.clone(), data));
     }
     let values = evaluate(&graph, &given);
     assert!(!gradients.states.is_empty(), "{name} has no gradients");
@@ -203,7 +201,7 @@ fn frozen_states_have_no_backward() {
     assert_eq!(gradients.states.iter().map(|(s, _)| *s).collect::<Vec<_>>(), [above]);
     let products = g.nodes().iter().filter(|n| matches!(n.op, Op::LinearGradInput(_) | Op::LinearGradWeight(_)));
     assert_eq!(products.count(), 1);
-    assert!(g.find("grad.below", &ValueKind::State).is_none());
+    assert!(g.find_state("grad.below").is_none());
 }
 
 /// One value read by several operations: its gradient is the sum of what each contributes.

@@ -20,15 +20,15 @@ fn run(graph: &Graph, given: &HashMap<String, Tensor>, isa: Isa, threads: usize)
         match &tensor.data {
             Data::F64(data) => {
                 let data: Vec<f32> = data.iter().map(|&v| v as f32).collect();
-                executor.write(id, name, &data).unwrap();
+                executor.write(executor.input(id, name).unwrap(), &data).unwrap();
             }
-            Data::I32(data) => executor.write_indices(id, name, data).unwrap(),
+            Data::I32(data) => executor.write_indices(executor.index_input(id, name).unwrap(), data).unwrap(),
         }
     }
     executor.run(id).unwrap();
     let read = |(name, value): &(String, simmim_engine::ValueId)| {
         let mut out = vec![0.0; graph.ty(*value).len()];
-        executor.read(id, name, &mut out).unwrap();
+        executor.read(executor.output(id, name).unwrap(), &mut out).unwrap();
         out
     };
     graph.outputs().iter().map(read).collect()

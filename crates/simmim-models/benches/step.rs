@@ -6,8 +6,9 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::cpu::CpuExecutor;
 use simmim_engine::{Executor, Program};
+use simmim_models::names::{IMAGES, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
-use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
+use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::{SimMimConfig, VitConfig};
 use simmim_random::{Purpose, Stream};
 
@@ -39,13 +40,15 @@ fn step(c: &mut Criterion) {
             let masks: Vec<Vec<bool>> = (0..batch).map(mask).collect();
             let mut indices = StepIndices::default();
             indices.fill(&config, variant, &masks).unwrap();
+            let slots = StepSlots::find(&executor, program).unwrap();
+            let (images_slot, step) = (executor.input(program, IMAGES).unwrap(), executor.input(update, STEP).unwrap());
             group.throughput(Throughput::Elements(batch as u64));
             group.bench_function(format!("{name}/{batch}/{variant:?}"), |b| {
                 b.iter(|| {
-                    executor.write(program, "images", &images).unwrap();
-                    indices.write(&mut executor, program, &config, variant).unwrap();
+                    executor.write(images_slot, &images).unwrap();
+                    indices.write(&mut executor, &slots).unwrap();
                     executor.run(program).unwrap();
-                    executor.write(update, "step", &[1e-4, 0.1, 0.03]).unwrap();
+                    executor.write(step, &[1e-4, 0.1, 0.03]).unwrap();
                     executor.run(update).unwrap();
                 });
             });

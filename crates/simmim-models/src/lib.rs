@@ -16,6 +16,7 @@
 
 pub mod classifier;
 mod error;
+pub mod names;
 pub mod optimizer;
 mod parameters;
 pub mod simmim;

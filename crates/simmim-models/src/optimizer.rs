@@ -1,16 +1,13 @@
 //! The optimiser's step as a graph.
 
-use crate::classifier::AVERAGE_PREFIX;
+use crate::names::{
+    AVERAGE_DECAY, AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, GRADIENT_NORM, GRADIENT_PREFIX, LOSS, LOSS_SUM,
+    SECOND_MOMENT_PREFIX, STEP,
+};
 use crate::parameters::ParameterSpec;
-use simmim_engine::autodiff::GRADIENT_PREFIX;
 use simmim_engine::graph::TensorType;
-use simmim_engine::ops::{AdamW, GlobalNorm, MovingAverage};
-use simmim_engine::{EngineError, Graph};
-
-/// Prefix of the states that hold first moments.
-pub const FIRST_MOMENT_PREFIX: &str = "exp_avg.";
-/// Prefix of the states that hold second moments.
-pub const SECOND_MOMENT_PREFIX: &str = "exp_avg_sq.";
+use simmim_engine::ops::{AdamW, Add, Drain, GlobalNorm, MovingAverage};
+use simmim_engine::{EngineError, Graph, ValueId};
 
 /// Settings of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -41,8 +38,19 @@ impl AdamWConfig {
     }
 }
 
-/// Global norm, clipping and AdamW for all used parameters. Input `step [3]` (see [`AdamWConfig::step_input`]), output `norm [1]`.
-/// Gradients are zeroed; parameters are left alone where the norm is not finite.
+/// Adds the loss of a part of a step to the state [`LOSS_SUM`], which the update gives out: so a device is asked for the loss once a
+/// step. Comes after differentiation, because nothing is differentiated through a state that changes.
+///
+/// # Errors
+/// As [`Graph::apply`].
+pub fn sum_loss(graph: &mut Graph, loss: ValueId) -> Result<(), EngineError> {
+    let sum = graph.state(LOSS_SUM, &[1]);
+    graph.apply(Add, &[sum, loss]).map(drop)
+}
+
+/// Global norm, clipping and AdamW for all used parameters. Input `step [3]` (see [`AdamWConfig::step_input`]); outputs `norm [1]`
+/// and `loss [1]`, what [`sum_loss`] has summed. Gradients and that sum are zeroed; parameters are left alone where the norm is not
+/// finite.
 ///
 /// # Errors
 /// [`EngineError`] only for an empty list.
@@ -60,8 +68,8 @@ pub fn averaging_update_graph(parameters: &[ParameterSpec], config: &AdamWConfig
 
 fn update(parameters: &[ParameterSpec], config: &AdamWConfig, average: bool) -> Result<Graph, EngineError> {
     let mut graph = Graph::new();
-    let decay = average.then(|| graph.input("decay", TensorType::f32([1])));
-    let step = graph.input("step", TensorType::f32([3]));
+    let decay = average.then(|| graph.input(AVERAGE_DECAY, TensorType::f32([1])));
+    let step = graph.input(STEP, TensorType::f32([3]));
     let used: Vec<&ParameterSpec> = parameters.iter().filter(|p| p.used).collect();
     let gradients: Vec<_> =
         used.iter().map(|p| graph.state(&format!("{GRADIENT_PREFIX}{}", p.name), &p.graph_shape())).collect();
@@ -84,6 +92,9 @@ fn update(parameters: &[ParameterSpec], config: &AdamWConfig, average: bool) -> 
             graph.apply1(MovingAverage, &[average, updated, decay])?;
         }
     }
-    graph.output("norm", norm[0]);
+    let sum = graph.state(LOSS_SUM, &[1]);
+    let drained = graph.apply(Drain, &[sum])?;
+    graph.output(LOSS, drained[1]);
+    graph.output(GRADIENT_NORM, norm[0]);
     Ok(graph)
 }

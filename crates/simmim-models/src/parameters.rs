@@ -51,6 +51,9 @@ pub struct ParameterSpec {
     pub decay: bool,
     /// Whether training changes it; the others are kept as they are and written to files.
     pub used: bool,
+    /// Layer of an encoder, for layer-wise decay: 0 for patch projection, positions and tokens, `i + 1` for block `i`; none for what
+    /// stands above them all or serves all of them (`get_vit_layer` of the official code).
+    pub layer: Option<usize>,
     /// Factor of the learning rate (layer-wise decay).
     pub lr_scale: f32,
 }
@@ -60,7 +63,11 @@ impl ParameterSpec {
         let name = name.into();
         let tokens = ["pos_embed", "cls_token", "mask_token"].iter().any(|t| name.ends_with(t));
         let decay = shape.len() > 1 && !name.ends_with(".bias") && !tokens;
-        Self { name, shape: shape.to_vec(), init, decay, used: true, lr_scale: 1.0 }
+        Self { name, shape: shape.to_vec(), init, decay, used: true, layer: None, lr_scale: 1.0 }
+    }
+
+    pub(crate) fn in_layer(self, layer: usize) -> Self {
+        Self { layer: Some(layer), ..self }
     }
 
     /// Number of values.

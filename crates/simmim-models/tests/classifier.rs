@@ -10,7 +10,8 @@ use serde_json::Value;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate_states};
 use simmim_engine::cpu::CpuExecutor;
 use simmim_engine::{Executor, Program, ProgramId};
-use simmim_models::classifier::{AVERAGE_PREFIX, ClassifierBuild, classifier_graph};
+use simmim_models::classifier::{ClassifierBuild, classifier_graph};
+use simmim_models::names::{AVERAGE_DECAY, AVERAGE_PREFIX, IMAGES, LOGITS, LOSS, STEP, TARGETS};
 use simmim_models::optimizer::{AdamWConfig, averaging_update_graph};
 use simmim_models::weights::{Tensor, Weights, encoder_for_classifier};
 use simmim_models::{ClassifierConfig, ParameterSpec, Pool, Position, VitConfig};
@@ -64,12 +65,13 @@ impl Step {
         let (mut total, mut all) = (0.0, Vec::new());
         let parts = images.chunks(images.len() / self.parts).zip(targets.chunks(targets.len() / self.parts));
         for (images, targets) in parts {
-            self.executor.write(self.step, "images", images).unwrap();
-            self.executor.write(self.step, "targets", targets).unwrap();
+            for (name, data) in [(IMAGES, images), (TARGETS, targets)] {
+                self.executor.write(self.executor.input(self.step, name).unwrap(), data).unwrap();
+            }
             self.executor.run(self.step).unwrap();
             let (mut loss, mut logits) = ([0.0], vec![0.0; BATCH / self.parts * self.classes]);
-            self.executor.read(self.step, "loss", &mut loss).unwrap();
-            self.executor.read(self.step, "logits", &mut logits).unwrap();
+            self.executor.read(self.executor.output(self.step, LOSS).unwrap(), &mut loss).unwrap();
+            self.executor.read(self.executor.output(self.step, LOGITS).unwrap(), &mut logits).unwrap();
             total += loss[0];
             all.extend(logits);
         }
@@ -128,8 +130,9 @@ fn ten_steps_with_layer_decay_are_pytorchs_and_the_average_follows_them() {
             let (loss, _) = step.run(&fixture);
             let truth = fixture.floats["losses10"].1[t];
             assert!((loss / truth - 1.0).abs() < 1e-5, "{name}: loss of step {t} is {loss}, expected {truth}");
-            step.executor.write(update, "step", &adamw.step_input(1e-3, t as u64 + 1)).unwrap();
-            step.executor.write(update, "decay", &[0.75]).unwrap();
+            let executor = &mut step.executor;
+            executor.write(executor.input(update, STEP).unwrap(), &adamw.step_input(1e-3, t as u64 + 1)).unwrap();
+            executor.write(executor.input(update, AVERAGE_DECAY).unwrap(), &[0.75]).unwrap();
             step.executor.run(update).unwrap();
             let now = step.state(&head.name, head.len());
             average.iter_mut().zip(now).for_each(|(a, p)| *a = 0.75 * *a + 0.25 * p);

@@ -6,7 +6,8 @@
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::{Executor, Program};
-use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
+use simmim_models::names::{IMAGES, LOSS};
+use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::{Area, Loss, Mode, Position, PositionInit, QkvBias, SimMimConfig, Target, VitConfig};
 use simmim_random::{Purpose, Stream};
 
@@ -108,22 +109,19 @@ fn step(config: &SimMimConfig, variant: Variant, isa: Isa) -> Step {
     let (height, width) = config.encoder.image_size;
     let images: Vec<f32> =
         (0..BATCH * config.encoder.channels * height * width).map(|_| stream.normal() as f32).collect();
-    executor.write(id, "images", &images).unwrap();
+    executor.write(executor.input(id, IMAGES).unwrap(), &images).unwrap();
     let masks = masks(config, &mut stream);
     let mut indices = StepIndices::default();
     indices.fill(config, variant, &masks).unwrap();
-    indices.write(&mut executor, id, config, variant).unwrap();
-    if config.encoder.drop_path > 0.0 {
-        for block in 1..config.encoder.depth {
-            for branch in ["attn", "mlp"] {
-                let keep: Vec<f32> = (0..BATCH).map(|_| if stream.uniform() < 0.3 { 0.0 } else { 1.25 }).collect();
-                executor.write(id, &format!("keep.{block}.{branch}"), &keep).unwrap();
-            }
-        }
+    let slots = StepSlots::find(&executor, id).unwrap();
+    indices.write(&mut executor, &slots).unwrap();
+    for branch in config.encoder.branches().iter().filter(|b| b.rate > 0.0) {
+        let keep: Vec<f32> = (0..BATCH).map(|_| if stream.uniform() < 0.3 { 0.0 } else { 1.25 }).collect();
+        executor.write(executor.input(id, &branch.input).unwrap(), &keep).unwrap();
     }
     executor.run(id).unwrap();
     let mut loss = [0.0];
-    executor.read(id, "loss", &mut loss).unwrap();
+    executor.read(executor.output(id, LOSS).unwrap(), &mut loss).unwrap();
     let mut gradient = |name: &str, len: usize| {
         let mut data = vec![0.0; len];
         executor.read_state(&format!("{GRADIENT_PREFIX}{name}"), &mut data).unwrap();

@@ -9,8 +9,9 @@ use serde_json::Value;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::CpuExecutor;
 use simmim_engine::{Executor, Program, ProgramId};
+use simmim_models::names::{GRADIENT_NORM, IMAGES, LOSS, PREDICTION, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
-use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
+use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::vit::{EncoderOutputs, encoder_graph};
 use simmim_models::{Area, Loss, Mode, ParameterSpec, SimMimConfig, Target, VitConfig};
 use simmim_testing::{Fixture, relative_error};
@@ -91,11 +92,13 @@ impl Step {
     fn loss(&mut self, fixture: &Fixture) -> f32 {
         let mut indices = StepIndices::default();
         indices.fill(&self.config, self.variant, &masks(fixture, &self.config)).unwrap();
-        self.executor.write(self.step, "images", &fixture.floats["images"].1).unwrap();
-        indices.write(&mut self.executor, self.step, &self.config, self.variant).unwrap();
+        let images = self.executor.input(self.step, IMAGES).unwrap();
+        self.executor.write(images, &fixture.floats["images"].1).unwrap();
+        let slots = StepSlots::find(&self.executor, self.step).unwrap();
+        indices.write(&mut self.executor, &slots).unwrap();
         self.executor.run(self.step).unwrap();
         let mut loss = [0.0];
-        self.executor.read(self.step, "loss", &mut loss).unwrap();
+        self.executor.read(self.executor.output(self.step, LOSS).unwrap(), &mut loss).unwrap();
         loss[0]
     }
 
@@ -141,7 +144,8 @@ fn check_prediction(fixture: &Fixture, step: &mut Step, name: &str) {
         .flat_map(|(row, _)| row.to_vec())
         .collect();
     let mut found = vec![0.0; expected.len()];
-    step.executor.read(step.step, "prediction", &mut found).unwrap();
+    let prediction = step.executor.output(step.step, PREDICTION).unwrap();
+    step.executor.read(prediction, &mut found).unwrap();
     let error = relative_error(&found, &expected);
     assert!(error < 2e-6, "{name}: prediction is off by {error:e}");
 }
@@ -156,10 +160,10 @@ fn ten_clipped_adamw_steps_are_pytorchs() {
             let truth = fixture.floats["losses10"].1[t];
             assert!((loss / truth - 1.0).abs() < 1e-4, "{name}: loss of step {t} is {loss}, expected {truth}");
             let input = step.adamw.step_input(1e-3, t as u64 + 1);
-            step.executor.write(step.update, "step", &input).unwrap();
+            step.executor.write(step.executor.input(step.update, STEP).unwrap(), &input).unwrap();
             step.executor.run(step.update).unwrap();
             let mut norm = [0.0];
-            step.executor.read(step.update, "norm", &mut norm).unwrap();
+            step.executor.read(step.executor.output(step.update, GRADIENT_NORM).unwrap(), &mut norm).unwrap();
             let truth = fixture.floats["grad_norms10"].1[t];
             // A difference that rounding moves across zero flips its whole L1 gradient, so the norm is less smooth than the loss.
             assert!((norm[0] / truth - 1.0).abs() < 5e-3, "{name}: norm of step {t} is {}, expected {truth}", norm[0]);
@@ -218,11 +222,11 @@ fn features_are_timms() {
                     executor.write_state(&state, data).unwrap();
                 }
             }
-            executor.write(id, "images", &fixture.floats["images"].1).unwrap();
+            executor.write(executor.input(id, IMAGES).unwrap(), &fixture.floats["images"].1).unwrap();
             executor.run(id).unwrap();
             for (output, value) in graph.outputs() {
                 let mut found = vec![0.0; graph.ty(*value).len()];
-                executor.read(id, output, &mut found).unwrap();
+                executor.read(executor.output(id, output).unwrap(), &mut found).unwrap();
                 let error = relative_error(&found, &fixture.floats[output].1);
                 assert!(error < 1e-6, "{name} {output}: {error:e}");
             }

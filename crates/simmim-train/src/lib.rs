@@ -49,7 +49,7 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    Classifier, Data, Event, FineTuning, LabelledData, LiveProbe, Machine, Measured, Outcome, Pretraining,
+    Classifier, Data, Device, Event, FineTuning, LabelledData, LiveProbe, Measured, Outcome, Pretraining,
     Reconstruction, Session, StepResult, Summary, Task, Trainer, choose_accumulation, open_data, settle,
     settle_finetuning, training_graph, write_encoder,
 };

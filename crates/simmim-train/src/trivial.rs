@@ -166,7 +166,10 @@ mod tests {
                 let mut session = Session::new(Box::new(CpuExecutor::new(1).unwrap()), c.clone(), 0).unwrap();
                 session.reconstruct(&images, &masks).unwrap();
                 let zero = |name: &str, len: usize| (name.to_owned(), vec![0.0; len]);
-                session.set_weights(vec![zero("decoder.0.weight", 4 * 8), zero("decoder.0.bias", 4)]).unwrap();
+                session
+                    .device_mut()
+                    .set_weights(vec![zero("decoder.0.weight", 4 * 8), zero("decoder.0.bias", 4)])
+                    .unwrap();
                 let expected = session.reconstruct(&images, &masks).unwrap().loss;
                 let losses = TrivialLosses::measure(&c, &images, &masks);
                 for found in [losses.mean_color, losses.visible_neighbors] {

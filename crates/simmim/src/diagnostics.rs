@@ -3,7 +3,6 @@
 use crate::arguments::LogFormat;
 use simmim_data::DataError;
 use simmim_engine::EngineError;
-use simmim_engine::cpu::Isa;
 use simmim_models::ModelError;
 use simmim_train::TrainError;
 use std::process::ExitCode;
@@ -20,15 +19,6 @@ impl Failure {
     /// Wrong arguments or input; nothing was written.
     pub(crate) fn input(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { message: message.into(), help: Some(help.into()), code: 2 }
-    }
-
-    /// An instruction set that this processor does not have.
-    pub(crate) fn no_such_isa(source: &str, name: &str) -> Self {
-        let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-        Self::input(
-            format!("{source}: this processor has no instruction set `{name}`"),
-            format!("it has {}", here.join(", ")),
-        )
     }
 
     /// A failure while running.
@@ -79,7 +69,7 @@ impl From<DataError> for Failure {
 
 impl From<EngineError> for Failure {
     fn from(e: EngineError) -> Self {
-        Self { message: e.to_string(), help: None, code: 1 }
+        Self { message: e.to_string(), help: e.help(), code: 1 }
     }
 }
 

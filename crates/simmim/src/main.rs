@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod device;
 mod diagnostics;
 mod meter;
 mod progress;
@@ -9,7 +10,6 @@ mod progress;
 use arguments::{Arguments, BenchWhat, Command, RecipesAction};
 use clap::Parser;
 use diagnostics::Failure;
-use simmim_engine::cpu::Isa;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -19,8 +19,8 @@ fn main() -> ExitCode {
     let format = arguments.log_format;
     // An argument goes before the environment.
     let chosen = matches!(&arguments.command, Command::Bench(a) if a.names_isa());
-    if let (false, Err(name)) = (chosen, Isa::wished()) {
-        return Failure::no_such_isa(Isa::VARIABLE, &name).report(format);
+    if let (false, Err(failure)) = (chosen, device::check_environment()) {
+        return failure.report(format);
     }
     let result: Result<ExitCode, Failure> = match arguments.command {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),

@@ -2,14 +2,15 @@
 
 #![allow(unsafe_code, reason = "builds the kernels' views of the arena; the plan's verification is the argument")]
 
-use super::arena::{Args, LINE, Located, Memory};
+use super::arena::{Args, Located, Memory};
 use super::{Cpu, Isa, Pool, kernels};
 use crate::error::EngineError;
-use crate::executor::{Executor, Memory as Held, ProgramId};
-use crate::graph::DType;
+use crate::executor::{
+    self, ArenaContents, Executor, InputSlot, Machine, OutputSlot, Peaks, ProgramId, Timing, Visit, check_index_input,
+};
+use crate::graph::TensorType;
 use crate::ops::{Op, Operation};
-use crate::plan::{Buffer, Instruction, Place, Program};
-use std::ops::Range;
+use crate::plan::{self, ALIGNMENT, Buffer, Instruction, Location, Program};
 use std::time::Instant;
 
 /// An instruction with the addresses of its values.
@@ -31,25 +32,10 @@ struct Loaded {
 
 struct State {
     name: String,
-    shape: Vec<usize>,
-    /// Number of its block, and where in it the floats lie.
+    ty: TensorType,
+    /// Number of its block, and the byte of it at which the state begins.
     block: usize,
-    floats: Range<usize>,
-}
-
-/// Time spent in one instruction of a profiled program.
-#[derive(Debug, Clone)]
-pub struct Timing {
-    /// Name of the operation.
-    pub op: &'static str,
-    /// Shape of its first output.
-    pub shape: Vec<usize>,
-    /// Floating point operations of one run.
-    pub flops: u64,
-    /// Bytes of its inputs and outputs.
-    pub bytes: usize,
-    /// Seconds since profiling began.
-    pub seconds: f64,
+    offset: usize,
 }
 
 /// The processor's [`Executor`].
@@ -61,6 +47,7 @@ pub struct CpuExecutor {
     /// The states that one program brought, together: single ones are too small for huge pages.
     blocks: Vec<Memory>,
     programs: Vec<Loaded>,
+    contents: ArenaContents,
     profile: bool,
 }
 
@@ -97,6 +84,7 @@ impl CpuExecutor {
             states: Vec::new(),
             blocks: Vec::new(),
             programs: Vec::new(),
+            contents: ArenaContents::default(),
             profile: false,
         })
     }
@@ -113,81 +101,48 @@ impl CpuExecutor {
         self.cpu.isa
     }
 
-    /// Floating point operations a second that the threads reach on operands that are near; see [`super::gemm::peaks`].
-    #[must_use]
-    pub fn peaks(&self, seconds: f64) -> super::gemm::Peaks {
-        super::gemm::peaks(&self.cpu, seconds)
-    }
-
-    /// Turns the timing of instructions on or off and forgets what was measured.
-    pub fn set_profile(&mut self, on: bool) {
-        self.profile = on;
-        self.programs.iter_mut().for_each(|p| p.seconds.fill(0.0));
-    }
-
-    /// Time spent in each instruction since profiling was turned on.
-    #[must_use]
-    pub fn timings(&self, program: ProgramId) -> Vec<Timing> {
-        let loaded = &self.programs[program.0];
-        let instructions = loaded.program.instructions.iter().zip(&loaded.seconds);
-        instructions
-            .map(|(i, &seconds)| Timing {
-                op: i.op.name(),
-                shape: i.outputs.first().map(|b| b.shape.clone()).unwrap_or_default(),
-                flops: i.flops,
-                bytes: 4 * i.inputs.iter().chain(&i.outputs).map(Buffer::len).sum::<usize>(),
-                seconds,
-            })
-            .collect()
-    }
-
     /// The number of each of a program's states; those that are not known yet start as zeros.
-    fn state_numbers(&mut self, wanted: &[(String, Vec<usize>)]) -> Result<Vec<usize>, EngineError> {
-        let (mut new, mut len) = (Vec::new(), 0);
+    fn state_numbers(&mut self, wanted: &[plan::State]) -> Result<Vec<usize>, EngineError> {
+        let (mut new, mut bytes) = (Vec::new(), 0usize);
         let mut numbers = Vec::with_capacity(wanted.len());
-        for (name, shape) in wanted {
+        for plan::State { name, ty } in wanted {
             if let Some(at) = self.states.iter().position(|s| s.name == *name) {
-                let expected = &self.states[at].shape;
-                if expected != shape {
-                    let (expected, found) = (expected.clone(), shape.clone());
+                let expected = &self.states[at].ty;
+                if expected != ty {
+                    let (expected, found) = (expected.shape.clone(), ty.shape.clone());
                     return Err(EngineError::StateShape { name: name.clone(), expected, found });
                 }
                 numbers.push(at);
             } else {
                 numbers.push(self.states.len() + new.len());
-                let too_large = EngineError::OutOfMemory { what: "the states", bytes: usize::MAX };
-                let size = shape.iter().try_fold(1usize, |size, &d| size.checked_mul(d));
-                let Some(end) = size.and_then(|size| size.checked_add(len)) else { return Err(too_large) };
-                let floats = len..end;
-                let Some(next) = end.checked_next_multiple_of(LINE) else { return Err(too_large) };
-                len = next;
-                new.push(State { name: name.clone(), shape: shape.clone(), block: self.blocks.len(), floats });
+                new.push(State { name: name.clone(), ty: ty.clone(), block: self.blocks.len(), offset: bytes });
+                let end = bytes.checked_add(ty.bytes()).and_then(|end| end.checked_next_multiple_of(ALIGNMENT));
+                bytes = end.ok_or(EngineError::OutOfMemory { what: "the states", bytes: usize::MAX })?;
             }
         }
         if !new.is_empty() {
-            self.blocks.push(Memory::zeroed(len, "the states")?);
+            self.blocks.push(Memory::zeroed(bytes, "the states")?);
             self.states.extend(new);
         }
         Ok(numbers)
     }
 
-    fn start_of(&self, loaded: &Loaded, buffer: &Buffer) -> *mut f32 {
-        match buffer.place {
-            Place::Arena(offset) => self.arena.at(offset),
-            Place::State(n) => {
+    fn start_of(&self, loaded: &Loaded, buffer: &Buffer) -> *mut u8 {
+        match buffer.location {
+            Location::Arena(offset) => self.arena.locate(offset, &buffer.ty),
+            Location::State(n) => {
                 let state = &self.states[loaded.states[n]];
-                self.blocks[state.block].at(state.floats.start)
+                self.blocks[state.block].locate(state.offset, &buffer.ty)
             }
-            Place::Constant(n) => loaded.constants[n].at(0),
+            Location::Constant(n) => loaded.constants[n].locate(0, &buffer.ty),
         }
     }
 
     fn locate(&self, loaded: &Loaded, instruction: &Instruction) -> Ready {
         let located = |buffer: &Buffer, taken: bool| Located {
             start: self.start_of(loaded, buffer),
-            shape: buffer.shape.clone(),
-            len: buffer.len(),
-            dtype: buffer.dtype,
+            ty: buffer.ty.clone(),
+            len: buffer.ty.len(),
             taken,
         };
         // An in-place input is never read by a kernel: its contents stand in the output, copied there if need be.
@@ -205,99 +160,114 @@ impl CpuExecutor {
     fn locate_all(&mut self) {
         for at in 0..self.programs.len() {
             let loaded = &self.programs[at];
-            let ready = loaded.program.instructions.iter().map(|i| self.locate(loaded, i)).collect();
+            let ready = loaded.program.instructions().iter().map(|i| self.locate(loaded, i)).collect();
             self.programs[at].ready = ready;
         }
     }
 
-    fn arena_slice(&mut self, buffer: &Buffer) -> Result<&mut [f32], EngineError> {
-        match buffer.place {
-            Place::Arena(offset) => Ok(&mut self.arena.floats_mut()[offset..offset + buffer.len()]),
-            Place::State(_) | Place::Constant(_) => Err(EngineError::Invalid("an input outside the arena".into())),
-        }
-    }
-
-    fn input(&self, program: ProgramId, name: &str, len: usize, dtype: DType) -> Result<Buffer, EngineError> {
-        let program = &self.programs[program.0].program;
-        let buffer = find("input", &program.inputs, name)?;
-        if buffer.len() != len || buffer.dtype != dtype {
-            return Err(EngineError::Length { name: name.to_owned(), expected: buffer.len(), found: len });
-        }
-        Ok(buffer.clone())
+    fn loaded(&self, id: ProgramId) -> Result<&Loaded, EngineError> {
+        self.programs
+            .get(id.number())
+            .ok_or_else(|| EngineError::Invalid(format!("program {} is of another executor", id.number())))
     }
 
     fn state(&mut self, name: &str, len: usize) -> Result<&mut [f32], EngineError> {
-        let Some(at) = self.states.iter().position(|s| s.name == name) else {
+        let Some(State { ty, block, offset, .. }) = self.states.iter().find(|s| s.name == name) else {
             let known: Vec<&str> = self.states.iter().map(|s| s.name.as_str()).collect();
             return Err(EngineError::Unknown { kind: "state", name: name.to_owned(), known: known.join(", ") });
         };
-        let State { block, floats, .. } = &self.states[at];
-        if floats.len() != len {
-            return Err(EngineError::Length { name: name.to_owned(), expected: floats.len(), found: len });
+        if ty.len() != len {
+            return Err(EngineError::Length { name: name.to_owned(), expected: ty.len(), found: len });
         }
-        Ok(&mut self.blocks[*block].floats_mut()[floats.clone()])
+        Ok(self.blocks[*block].slice_mut(*offset, len))
     }
 }
 
-fn find<'a>(kind: &'static str, among: &'a [(String, Buffer)], name: &str) -> Result<&'a Buffer, EngineError> {
-    among.iter().find(|(n, _)| n == name).map(|(_, b)| b).ok_or_else(|| {
-        let known: Vec<&str> = among.iter().map(|(n, _)| n.as_str()).collect();
-        EngineError::Unknown { kind, name: name.to_owned(), known: known.join(", ") }
-    })
+/// Where an input lies in the arena (`Program` has no other inputs), and its number of elements.
+fn in_arena(buffer: &Buffer) -> Result<(usize, usize), EngineError> {
+    match buffer.location {
+        Location::Arena(offset) => Ok((offset, buffer.ty.len())),
+        Location::State(_) | Location::Constant(_) => Err(EngineError::Invalid("an input outside the arena".into())),
+    }
 }
 
 impl Executor for CpuExecutor {
+    fn machine(&self) -> Machine {
+        Machine { device: "cpu".into(), threads: self.threads(), isa: self.cpu.isa.name().into() }
+    }
+
+    fn memory(&self) -> executor::Memory {
+        let constants = self.programs.iter().flat_map(|p| &p.constants).map(Memory::bytes).sum::<usize>();
+        executor::Memory {
+            arena: self.arena.bytes(),
+            states: constants + self.states.iter().map(|s| s.ty.bytes()).sum::<usize>(),
+            scratch: self.scratch.bytes(),
+        }
+    }
+
     fn load(&mut self, program: Program) -> Result<ProgramId, EngineError> {
-        program.verify()?;
-        let states = self.state_numbers(&program.states)?;
-        let mut constants = Vec::new();
-        for data in &program.constants {
-            let mut memory = Memory::zeroed(data.len(), "constants")?;
-            bytemuck::cast_slice_mut::<f32, i32>(memory.floats_mut()).copy_from_slice(data);
+        // What can fail comes first, and the states last of it, so that a failure leaves no trace.
+        let mut constants = Vec::with_capacity(program.constants().len());
+        for constant in program.constants() {
+            let mut memory = Memory::zeroed(size_of_val(&*constant.data), "constants")?;
+            memory.slice_mut::<i32>(0, constant.data.len()).copy_from_slice(&constant.data);
             constants.push(memory);
         }
-        let scratch = program.instructions.iter().map(|i| kernels::scratch(i, &self.cpu)).max().unwrap_or(0);
-        if scratch > self.scratch.len() {
-            self.scratch = Memory::zeroed(scratch, "working memory")?;
+        let grown =
+            |now: &Memory, bytes: usize, what| (bytes > now.bytes()).then(|| Memory::zeroed(bytes, what)).transpose();
+        let scratch = program.instructions().iter().map(|i| kernels::scratch(i, &self.cpu)).max().unwrap_or(0);
+        let scratch = grown(&self.scratch, scratch.saturating_mul(size_of::<f32>()), "working memory")?;
+        let arena = grown(&self.arena, program.arena_bytes(), "the arena")?;
+        let states = self.state_numbers(program.states())?;
+        if let Some(larger) = scratch {
+            self.scratch = larger;
         }
-        if program.arena_len > self.arena.len() {
-            self.arena = Memory::zeroed(program.arena_len, "the arena")?;
+        if let Some(larger) = arena {
+            self.arena = larger;
         }
-        let seconds = vec![0.0; program.instructions.len()];
+        let seconds = vec![0.0; program.instructions().len()];
         self.programs.push(Loaded { program, states, constants, ready: Vec::new(), seconds });
         self.locate_all();
-        Ok(ProgramId(self.programs.len() - 1))
+        self.contents.forget();
+        Ok(ProgramId::new(self.programs.len() - 1))
     }
 
-    fn write(&mut self, program: ProgramId, input: &str, data: &[f32]) -> Result<(), EngineError> {
-        let buffer = self.input(program, input, data.len(), DType::F32)?;
-        self.arena_slice(&buffer)?.copy_from_slice(data);
+    fn program(&self, id: ProgramId) -> Result<&Program, EngineError> {
+        Ok(&self.loaded(id)?.program)
+    }
+
+    fn stage(&mut self, slot: InputSlot) -> Result<&mut [f32], EngineError> {
+        let program = &self.loaded(slot.program())?.program;
+        slot.check(program)?;
+        let (offset, len) = in_arena(&program.inputs()[slot.number()].buffer)?;
+        self.contents.write(slot, &self.programs[slot.program().number()].program);
+        Ok(self.arena.slice_mut(offset, len))
+    }
+
+    fn write_indices(&mut self, slot: InputSlot<i32>, data: &[i32]) -> Result<(), EngineError> {
+        let program = &self.loaded(slot.program())?.program;
+        check_index_input(slot, program, data)?;
+        let (offset, len) = in_arena(&program.inputs()[slot.number()].buffer)?;
+        self.contents.write(slot, &self.programs[slot.program().number()].program);
+        self.arena.slice_mut(offset, len).copy_from_slice(data);
         Ok(())
     }
 
-    fn write_indices(&mut self, program: ProgramId, input: &str, data: &[i32]) -> Result<(), EngineError> {
-        let buffer = self.input(program, input, data.len(), DType::I32)?;
-        if let Some(&bound) = self.programs[program.0].program.index_bounds.get(input)
-            && let Some(bad) = data.iter().find(|&&i| i < 0 || i as usize >= bound)
-        {
-            return Err(EngineError::Invalid(format!("index {bad} in `{input}`, expected 0..{bound}")));
-        }
-        bytemuck::cast_slice_mut::<f32, i32>(self.arena_slice(&buffer)?).copy_from_slice(data);
-        Ok(())
-    }
-
-    fn run(&mut self, program: ProgramId) -> Result<(), EngineError> {
-        let loaded = &mut self.programs[program.0];
+    fn run(&mut self, id: ProgramId) -> Result<(), EngineError> {
+        self.loaded(id)?;
+        let loaded = &mut self.programs[id.number()];
+        self.contents.run(id, &loaded.program)?;
+        let floats = self.scratch.bytes() / size_of::<f32>();
         for (at, ready) in loaded.ready.iter().enumerate() {
             let start = self.profile.then(Instant::now);
             for &(from, to) in &ready.copies {
                 let (input, output) = (&ready.inputs[from], &ready.outputs[to]);
-                // SAFETY: both hold `len` elements inside memory of this executor and do not overlap (`Program::verify`).
-                unsafe { std::ptr::copy_nonoverlapping(input.start, output.start, output.len) };
+                // SAFETY: both hold as many bytes inside memory of this executor and do not overlap (`Program::verify`).
+                unsafe { std::ptr::copy_nonoverlapping(input.start, output.start, output.ty.bytes()) };
             }
             // SAFETY: (1) addresses were computed by `locate_all` for memory that the executor owns and has not moved since;
-            // (2) `Program::verify` has checked the overlaps when the program was loaded; (3) `&mut self`.
-            let mut args = unsafe { Args::new(&ready.inputs, &ready.outputs, self.scratch.floats_mut()) };
+            // (2) `Program::verify` has checked the overlaps when the program was made; (3) `&mut self`.
+            let mut args = unsafe { Args::new(&ready.inputs, &ready.outputs, self.scratch.slice_mut(0, floats)) };
             kernels::run(&self.cpu, &ready.op, &mut args);
             if let Some(start) = start {
                 loaded.seconds[at] += start.elapsed().as_secs_f64();
@@ -306,20 +276,18 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn read(&mut self, program: ProgramId, output: &str, into: &mut [f32]) -> Result<(), EngineError> {
-        let loaded = &self.programs[program.0];
-        let buffer = find("output", &loaded.program.outputs, output)?;
-        if buffer.len() != into.len() {
-            return Err(EngineError::Length { name: output.to_owned(), expected: buffer.len(), found: into.len() });
-        }
-        match buffer.place {
-            Place::Arena(offset) => into.copy_from_slice(&self.arena.floats()[offset..offset + buffer.len()]),
-            Place::State(n) => {
-                let State { block, floats, .. } = &self.states[loaded.states[n]];
-                into.copy_from_slice(&self.blocks[*block].floats()[floats.clone()]);
+    fn read(&mut self, slot: OutputSlot, into: &mut [f32]) -> Result<(), EngineError> {
+        let loaded = self.loaded(slot.program())?;
+        let output = self.contents.read(slot, &loaded.program, into.len())?;
+        let len = into.len();
+        into.copy_from_slice(match output.buffer.location {
+            Location::Arena(offset) => self.arena.slice(offset, len),
+            Location::State(n) => {
+                let State { block, offset, .. } = &self.states[loaded.states[n]];
+                self.blocks[*block].slice(*offset, len)
             }
-            Place::Constant(_) => return Err(EngineError::Invalid("a constant as an output".into())),
-        }
+            Location::Constant(_) => return Err(EngineError::Invalid("an output of indices".into())),
+        });
         Ok(())
     }
 
@@ -333,10 +301,33 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn memory(&self) -> Held {
-        let constants = self.programs.iter().flat_map(|p| &p.constants).map(Memory::len).sum::<usize>();
-        let states = self.states.iter().map(|s| s.floats.len()).sum::<usize>();
-        Held { arena: 4 * self.arena.len(), states: 4 * (states + constants), scratch: 4 * self.scratch.len() }
+    fn visit_states(&mut self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), EngineError> {
+        for State { name, ty, block, offset } in self.states.iter().filter(|s| s.name.starts_with(prefix)) {
+            visit(name, self.blocks[*block].slice_mut(*offset, ty.len()))?;
+        }
+        Ok(())
+    }
+
+    fn set_profile(&mut self, on: bool) {
+        self.profile = on;
+        self.programs.iter_mut().for_each(|p| p.seconds.fill(0.0));
+    }
+
+    fn peaks(&mut self, seconds: f64) -> Option<Peaks> {
+        Some(super::gemm::peaks(&self.cpu, seconds))
+    }
+
+    fn timings(&mut self, program: ProgramId) -> Result<Vec<Timing>, EngineError> {
+        let loaded = self.loaded(program)?;
+        let instructions = loaded.program.instructions().iter().zip(&loaded.seconds);
+        let timing = |(i, &seconds): (&Instruction, &f64)| Timing {
+            op: i.op.name(),
+            shape: i.outputs.first().map(|b| b.ty.shape.clone()).unwrap_or_default(),
+            flops: i.flops,
+            bytes: i.bytes(),
+            seconds,
+        };
+        Ok(instructions.map(timing).collect())
     }
 }
 
@@ -368,12 +359,95 @@ mod tests {
         let third = executor.load(sum("c", "e", 7)).unwrap();
         let mut found = [0.0; 7];
         for (program, value) in [(first, 21.0), (second, 320.0), (third, 300.0)] {
+            let y = executor.output(program, "y").unwrap();
             executor.run(program).unwrap();
-            executor.read(program, "y", &mut found).unwrap();
+            executor.read(y, &mut found).unwrap();
             assert_eq!(found, [value; 7]);
         }
         executor.read_state("b", &mut found).unwrap();
         assert_eq!(found, [20.0; 7]);
         assert!(executor.write_state("b", &[0.0; 8]).is_err() && executor.read_state("d", &mut found).is_err());
+    }
+
+    /// `y` is the sum of two inputs.
+    fn sum_of_inputs(a: &str, b: &str) -> Program {
+        let mut graph = Graph::new();
+        let inputs = [a, b].map(|name| graph.input(name, TensorType::f32([3])));
+        let y = graph.apply1(Residual::default(), &inputs).unwrap();
+        graph.output("y", y);
+        Program::compile(&graph).unwrap()
+    }
+
+    #[test]
+    fn what_the_arena_no_longer_holds_is_neither_run_on_nor_read() {
+        let mut executor = CpuExecutor::new(1).unwrap();
+        let [first, second] = [("a", "b"), ("c", "d")].map(|(a, b)| executor.load(sum_of_inputs(a, b)).unwrap());
+        let slot = |executor: &CpuExecutor, program, name| executor.input(program, name).unwrap();
+        let (a, b, c) = (slot(&executor, first, "a"), slot(&executor, first, "b"), slot(&executor, second, "c"));
+        let y = executor.output(first, "y").unwrap();
+        let write = |executor: &mut CpuExecutor, slots: &[InputSlot]| {
+            slots.iter().for_each(|&slot| executor.write(slot, &[1.0; 3]).unwrap());
+        };
+        let runs = |executor: &mut CpuExecutor| executor.run(first).map_err(|e| e.to_string());
+        let missing = |name: &str| Err(format!("input `{name}` was not written since the last run"));
+        write(&mut executor, &[a]);
+        assert_eq!(runs(&mut executor), missing("b"));
+        write(&mut executor, &[a, b]);
+        assert_eq!(runs(&mut executor), Ok(()));
+        assert_eq!(runs(&mut executor), missing("a"));
+        let mut found = [0.0; 3];
+        executor.read(y, &mut found).unwrap();
+        assert_eq!(found, [2.0; 3]);
+        write(&mut executor, &[a, b, c]);
+        assert_eq!(runs(&mut executor), missing("a"));
+        assert!(matches!(executor.read(y, &mut found), Err(EngineError::Overwritten { .. })));
+        write(&mut executor, &[a, b]);
+        runs(&mut executor).unwrap();
+        executor.load(sum_of_inputs("e", "f")).unwrap();
+        assert!(matches!(executor.read(y, &mut found), Err(EngineError::Overwritten { .. })));
+        write(&mut executor, &[a, b]);
+        executor.load(sum_of_inputs("g", "h")).unwrap();
+        assert_eq!(runs(&mut executor), missing("a"));
+    }
+
+    #[test]
+    fn slots_are_typed_and_indices_stay_in_bounds() {
+        let mut graph = Graph::new();
+        let (x, index) = (graph.state("x", &[4, 2]), graph.input("index", TensorType::i32([2])));
+        let y = graph.apply1(crate::ops::GatherRows, &[x, index]).unwrap();
+        graph.output("y", y);
+        let mut executor = CpuExecutor::new(1).unwrap();
+        let program = executor.load(Program::compile(&graph).unwrap()).unwrap();
+        let says = |e: EngineError| e.to_string();
+        assert_eq!(executor.input(program, "index").map_err(says), Err("`index` holds i32, f32 was given".into()));
+        assert!(executor.input(program, "z").map_err(says).unwrap_err().ends_with("named `z`; there are: index"));
+        let index = executor.index_input(program, "index").unwrap();
+        for (given, wrong) in
+            [(&[0, 4][..], "index 4 in `index` is not in 0..4"), (&[-1, 0], "index -1"), (&[0], "1 were")]
+        {
+            assert!(executor.write_indices(index, given).map_err(says).unwrap_err().contains(wrong));
+        }
+        assert!(matches!(executor.run(program), Err(EngineError::NotWritten { .. })));
+        executor.write_indices(index, &[3, 0]).unwrap();
+        executor.run(program).unwrap();
+    }
+
+    #[test]
+    fn states_are_visited_by_prefix_in_the_order_in_which_they_came() {
+        let mut executor = CpuExecutor::new(1).unwrap();
+        executor.load(sum("grad.b", "x", 3)).unwrap();
+        executor.load(sum("grad.a", "x", 3)).unwrap();
+        let mut seen = Vec::new();
+        executor
+            .visit_states("grad.", &mut |name, floats| {
+                seen.push(name.to_owned());
+                floats.fill(seen.len() as f32);
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(seen, ["grad.b", "grad.a"]);
+        let mut found = [0.0; 3];
+        executor.read_state("grad.a", &mut found).unwrap();
+        assert_eq!(found, [2.0; 3]);
     }
 }

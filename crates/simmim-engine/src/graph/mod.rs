@@ -5,63 +5,14 @@
 //! all programs loaded into one executor.
 
 mod display;
+mod types;
+
+pub use types::{DType, Element, TensorType, columns, elements};
 
 use crate::error::EngineError;
 use crate::ops::{Op, Operation};
-
-/// Element type of a value. Every type is four bytes wide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DType {
-    /// 32-bit float.
-    F32,
-    /// 32-bit signed integer, for indices.
-    I32,
-}
-
-/// Static shape and element type of a value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorType {
-    /// Extent of each axis, outermost first.
-    pub shape: Vec<usize>,
-    /// Element type.
-    pub dtype: DType,
-}
-
-impl TensorType {
-    /// A float tensor.
-    pub fn f32(shape: impl Into<Vec<usize>>) -> Self {
-        Self { shape: shape.into(), dtype: DType::F32 }
-    }
-
-    /// An index tensor.
-    pub fn i32(shape: impl Into<Vec<usize>>) -> Self {
-        Self { shape: shape.into(), dtype: DType::I32 }
-    }
-
-    /// Number of elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether there are no elements.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Extent of the last axis; 1 for a scalar.
-    #[must_use]
-    pub fn columns(&self) -> usize {
-        self.shape.last().copied().unwrap_or(1)
-    }
-
-    /// Product of all axes but the last.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        if self.columns() == 0 { 0 } else { self.len() / self.columns() }
-    }
-}
+use std::collections::HashSet;
+use std::ops::Not;
 
 /// Names a value of one graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -126,21 +77,24 @@ impl Graph {
         Self::default()
     }
 
-    /// Declares an input that the caller writes before each run.
+    /// Declares an input that the caller writes before each run. Its name is its own among the inputs.
     pub fn input(&mut self, name: impl Into<String>, ty: TensorType) -> ValueId {
         self.push(name.into(), ty, ValueKind::Input)
     }
 
-    /// Declares (or finds again) the float state `name`.
+    /// Declares the float state `name`, or finds it again where it was declared with the same shape. With another shape it is a
+    /// fault, which [`Graph::verify`] finds.
     pub fn state(&mut self, name: &str, shape: &[usize]) -> ValueId {
-        let known = self.values.iter().position(|v| v.kind == ValueKind::State && v.name == name);
+        let known =
+            self.values.iter().position(|v| v.kind == ValueKind::State && v.name == name && v.ty.shape == shape);
         match known {
             Some(at) => ValueId(at as u32),
             None => self.push(name.to_owned(), TensorType::f32(shape), ValueKind::State),
         }
     }
 
-    /// Fixed indices of the given shape.
+    /// Fixed indices of the given shape. Data of another length, or out of the bounds of the operation that reads it, is refused
+    /// where the constant is used ([`Graph::apply`]).
     pub fn constant(&mut self, name: &str, shape: &[usize], data: Vec<i32>) -> ValueId {
         self.push(name.to_owned(), TensorType::i32(shape), ValueKind::Constant(data))
     }
@@ -153,11 +107,17 @@ impl Graph {
     /// Applies an operation and returns what it defines.
     ///
     /// # Errors
-    /// [`EngineError::Shape`] or [`EngineError::Arity`] where the inputs do not fit.
+    /// [`EngineError::Shape`], [`EngineError::DType`] or [`EngineError::Arity`] where the inputs do not fit;
+    /// [`EngineError::Length`] and [`EngineError::Index`] for a constant that does not; [`EngineError::Invalid`] for a value of
+    /// another graph.
     pub fn apply(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>, EngineError> {
         let op = op.into();
+        if let Some(foreign) = inputs.iter().find(|v| v.index() >= self.values.len()) {
+            return Err(EngineError::Invalid(format!("{}: value {} is of another graph", op.name(), foreign.index())));
+        }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
         let defined = op.infer(&types)?;
+        self.check_constants(&op, inputs, &types)?;
         let prefix = if self.scope.is_empty() { String::new() } else { format!("{}.", self.scope) };
         let many = defined.len() > 1;
         let outputs = defined
@@ -222,15 +182,30 @@ impl Graph {
         &self.values[id.index()].ty.shape
     }
 
-    /// The input or state of that name.
+    /// The input of that name.
     #[must_use]
-    pub fn find(&self, name: &str, kind: &ValueKind) -> Option<ValueId> {
-        self.values.iter().position(|v| v.name == name && v.kind == *kind).map(|at| ValueId(at as u32))
+    pub fn find_input(&self, name: &str) -> Option<ValueId> {
+        self.inputs().find(|(_, v)| v.name == name).map(|(id, _)| id)
     }
 
-    /// Names, types and kinds of the values of one kind.
-    pub fn of_kind<'a>(&'a self, kind: &'a ValueKind) -> impl Iterator<Item = (ValueId, &'a Value)> {
-        self.values.iter().enumerate().filter(move |(_, v)| v.kind == *kind).map(|(at, v)| (ValueId(at as u32), v))
+    /// The state of that name.
+    #[must_use]
+    pub fn find_state(&self, name: &str) -> Option<ValueId> {
+        self.states().find(|(_, v)| v.name == name).map(|(id, _)| id)
+    }
+
+    /// The inputs, in the order in which they were declared.
+    pub fn inputs(&self) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.select(|v| v.kind == ValueKind::Input)
+    }
+
+    /// The states, in the order in which they were declared.
+    pub fn states(&self) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.select(|v| v.kind == ValueKind::State)
+    }
+
+    fn select(&self, wanted: impl Fn(&Value) -> bool) -> impl Iterator<Item = (ValueId, &Value)> {
+        self.values.iter().enumerate().filter(move |(_, v)| wanted(v)).map(|(at, v)| (ValueId(at as u32), v))
     }
 
     /// Floating point operations of one run, multiplications and additions counted apart.
@@ -246,35 +221,70 @@ impl Graph {
         node.op.flops(&types(&node.inputs), &types(&node.outputs))
     }
 
-    /// Checks that every node reads only what stands before it, that outputs exist and that the shapes still agree.
+    /// Checks that names are unique, that every node reads only what stands before it, that outputs exist, that constants fit and
+    /// that the shapes still agree.
     ///
     /// # Errors
-    /// [`EngineError::Invalid`] with the first fault.
+    /// [`EngineError::StateShape`] for a state of two shapes, [`EngineError::Invalid`] and those of [`Graph::apply`] with the first
+    /// fault otherwise.
     pub fn verify(&self) -> Result<(), EngineError> {
+        self.verify_names()?;
         let mut defined: Vec<bool> = self.values.iter().map(|v| v.kind != ValueKind::Computed).collect();
         for (at, node) in self.nodes.iter().enumerate() {
-            for &input in &node.inputs {
-                if !defined.get(input.index()).copied().unwrap_or(false) {
-                    return Err(EngineError::Invalid(format!(
-                        "node {at} ({}) reads an undefined value",
-                        node.op.name()
-                    )));
-                }
+            let fault = |what: &str| EngineError::Invalid(format!("node {at} ({}) {what}", node.op.name()));
+            if node.inputs.iter().any(|input| !defined.get(input.index()).copied().unwrap_or(false)) {
+                return Err(fault("reads an undefined value"));
             }
             let types: Vec<TensorType> = node.inputs.iter().map(|&v| self.ty(v).clone()).collect();
             let expected = node.op.infer(&types)?;
+            self.check_constants(&node.op, &node.inputs, &types)?;
             let found: Vec<TensorType> = node.outputs.iter().map(|&v| self.ty(v).clone()).collect();
             if expected != found {
-                return Err(EngineError::Invalid(format!("node {at} ({}) defines {found:?}", node.op.name())));
+                return Err(fault(&format!("defines {found:?}")));
             }
-            for &output in &node.outputs {
-                if std::mem::replace(&mut defined[output.index()], true) {
-                    return Err(EngineError::Invalid(format!("node {at} ({}) redefines a value", node.op.name())));
-                }
+            if node.outputs.iter().any(|output| std::mem::replace(&mut defined[output.index()], true)) {
+                return Err(fault("redefines a value"));
             }
         }
-        if let Some((name, _)) = self.outputs.iter().find(|(_, v)| !defined[v.index()]) {
-            return Err(EngineError::Invalid(format!("output `{name}` is never defined")));
+        match self.outputs.iter().find(|(_, v)| !defined.get(v.index()).copied().unwrap_or(false)) {
+            Some((name, _)) => Err(EngineError::Invalid(format!("output `{name}` is never defined"))),
+            None => Ok(()),
+        }
+    }
+
+    fn verify_names(&self) -> Result<(), EngineError> {
+        let twice = |kind: &str, name: &str| Err(EngineError::Invalid(format!("two {kind}s are named `{name}`")));
+        let mut seen = HashSet::new();
+        for (_, input) in self.inputs() {
+            if !seen.insert(&input.name) {
+                return twice("input", &input.name);
+            }
+        }
+        seen.clear();
+        for (id, state) in self.states() {
+            if !seen.insert(&state.name) {
+                let first = self.find_state(&state.name).unwrap_or(id);
+                return Err(EngineError::StateShape {
+                    name: state.name.clone(),
+                    expected: self.shape(first).to_vec(),
+                    found: state.ty.shape.clone(),
+                });
+            }
+        }
+        seen.clear();
+        match self.outputs.iter().find(|(name, _)| !seen.insert(name)) {
+            Some((name, _)) => twice("output", name),
+            None => Ok(()),
+        }
+    }
+
+    /// Constants have the length of their shape, and their indices lie within the bounds that an operation puts on them.
+    fn check_constants(&self, op: &Op, inputs: &[ValueId], types: &[TensorType]) -> Result<(), EngineError> {
+        for (at, bound) in op.index_bounds(types) {
+            let value = self.value(inputs[at]);
+            if let ValueKind::Constant(data) = &value.kind {
+                check_indices(&value.name, data, value.ty.len(), bound)?;
+            }
         }
         Ok(())
     }
@@ -282,5 +292,16 @@ impl Graph {
     fn push(&mut self, name: String, ty: TensorType, kind: ValueKind) -> ValueId {
         self.values.push(Value { name, ty, kind });
         ValueId((self.values.len() - 1) as u32)
+    }
+}
+
+/// Checks that `data` holds `len` indices in `0..bound`.
+pub(crate) fn check_indices(name: &str, data: &[i32], len: usize, bound: usize) -> Result<(), EngineError> {
+    if data.len() != len {
+        return Err(EngineError::Length { name: name.to_owned(), expected: len, found: data.len() });
+    }
+    match data.iter().find(|&&i| usize::try_from(i).is_ok_and(|i| i < bound).not()) {
+        Some(&index) => Err(EngineError::Index { name: name.to_owned(), index, bound }),
+        None => Ok(()),
     }
 }

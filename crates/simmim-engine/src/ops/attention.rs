@@ -77,7 +77,7 @@ impl AttentionSizes {
     }
 
     fn flops(&self, products: u64) -> u64 {
-        products * 2 * (self.batch * self.queries * self.tokens * self.dim) as u64
+        [self.batch, self.queries, self.tokens, self.dim].iter().fold(2 * products, |n, &d| n.saturating_mul(d as u64))
     }
 }
 
@@ -103,7 +103,7 @@ impl Attention {
     fn check(&self, check: &Check<'_>, inputs: &[TensorType], at: usize) -> Result<AttentionSizes, EngineError> {
         let first = check.rank(at, "qkv or q", 3)?;
         let parts = if self.packing == Packing::Packed { 3 } else { 1 };
-        if self.heads == 0 || first[2] % (parts * self.heads) != 0 {
+        if !self.heads.checked_mul(parts).is_some_and(|heads| heads > 0 && first[2].is_multiple_of(heads)) {
             return check.fail(
                 at,
                 "qkv or q",
@@ -122,11 +122,8 @@ impl Attention {
             if bias[0] != self.heads || bias[2] != sizes.tokens || (!split && bias[1] != sizes.queries) {
                 return check.fail(bias_at, "bias", format!("[{}, positions, {}]", self.heads, sizes.tokens));
             }
-            if split {
-                check.index(bias_at + 1, "query")?;
-                if inputs[bias_at + 1].shape != [sizes.batch, sizes.queries] {
-                    return check.fail(bias_at + 1, "query", format!("[{}, {}]", sizes.batch, sizes.queries));
-                }
+            if split && inputs[bias_at + 1].shape != [sizes.batch, sizes.queries] {
+                return check.fail(bias_at + 1, "query", format!("[{}, {}]", sizes.batch, sizes.queries));
             }
         }
         Ok(sizes)
@@ -266,6 +263,11 @@ impl Operation for AttentionGrad {
     fn in_place(&self) -> Vec<(usize, usize)> {
         let split = usize::from(self.forward.packing == Packing::Split);
         if self.forward.bias { vec![(3 + self.forward.arity(), 1 + split)] } else { Vec::new() }
+    }
+
+    fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
+        let bounds = self.forward.index_bounds(&inputs[3..]);
+        bounds.into_iter().map(|(at, bound)| (at + 3, bound)).collect()
     }
 
     fn flops(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {

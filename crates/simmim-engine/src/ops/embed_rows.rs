@@ -74,8 +74,20 @@ impl EmbedRows {
         if self.mask_token { self.tokens } else { 0 }
     }
 
+    /// Rows of `pos_embed`.
+    fn positions(&self) -> usize {
+        self.offset.saturating_add(self.tokens)
+    }
+
     fn check_parameters(&self, check: &Check<'_>, first: usize, dim: usize) -> Result<(), EngineError> {
         let [mask, cls, pos] = self.parameters(first);
+        if self.positions() > isize::MAX as usize {
+            return check.fail(
+                1,
+                "index",
+                format!("positions that can be counted, not {} + {}", self.offset, self.tokens),
+            );
+        }
         if let Some(at) = mask {
             check.len(at, "mask_token", dim)?;
         }
@@ -83,7 +95,7 @@ impl EmbedRows {
             check.len(at, "cls_token", dim)?;
         }
         if let Some(at) = pos {
-            check.len(at, "pos_embed", (self.offset + self.tokens) * dim)?;
+            check.len(at, "pos_embed", self.positions().saturating_mul(dim))?;
         }
         Ok(())
     }
@@ -97,12 +109,12 @@ impl Operation for EmbedRows {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         let check = Check::new(self.name(), inputs, 2 + self.parameter_count())?;
         let patches = check.rank(0, "patches", 3)?;
-        check.index(1, "index")?;
         if inputs[1].shape != patches[..2] {
             return check.fail(1, "index", format!("{:?}", &patches[..2]));
         }
         self.check_parameters(&check, 2, patches[2])?;
-        let rows = patches[0] * patches[1] + self.templates() + usize::from(self.cls_token);
+        let rows =
+            (patches[0] * patches[1]).saturating_add(self.templates()).saturating_add(usize::from(self.cls_token));
         Ok(vec![TensorType::f32([rows, patches[2]])])
     }
 
@@ -151,12 +163,16 @@ impl Operation for EmbedRowsGrad {
         let f = &self.forward;
         let check = Check::new(self.name(), inputs, 2 + f.parameter_count())?;
         let grad = check.rank(0, "grad_rows", 2)?;
-        check.index(1, "index")?;
-        check.len(0, "grad_rows", (inputs[1].len() + f.templates() + usize::from(f.cls_token)) * grad[1])?;
+        let rows = inputs[1].len().saturating_add(f.templates()).saturating_add(usize::from(f.cls_token));
         f.check_parameters(&check, 2, grad[1])?;
+        check.len(0, "grad_rows", rows.saturating_mul(grad[1]))?;
         let mut patches = inputs[1].shape.clone();
         patches.push(grad[1]);
         Ok(std::iter::once(TensorType::f32(patches)).chain(inputs[2..].iter().cloned()).collect())
+    }
+
+    fn index_bounds(&self, _inputs: &[TensorType]) -> Vec<(usize, usize)> {
+        vec![(1, self.forward.tokens)]
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

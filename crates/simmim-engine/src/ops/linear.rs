@@ -41,6 +41,11 @@ impl RowRange {
     fn of(range: Option<Self>, total: usize) -> Self {
         range.unwrap_or(Self { start: 0, len: total })
     }
+
+    /// The first row after it.
+    fn end(self) -> usize {
+        self.start.saturating_add(self.len)
+    }
 }
 
 /// `y = x W^T + b`, then GELU when asked. Inputs: `x`, `weight`, and `bias` when `bias` is set.
@@ -94,15 +99,11 @@ pub fn gelu_derivative(z: f64) -> f64 {
 }
 
 fn with_columns(shape: &[usize], columns: usize) -> Vec<usize> {
-    let mut shape = shape.to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = columns;
-    }
-    shape
+    shape.iter().take(shape.len().saturating_sub(1)).copied().chain([columns]).collect()
 }
 
 fn product_flops(rows: usize, outputs: usize, inputs: usize) -> u64 {
-    2 * rows as u64 * outputs as u64 * inputs as u64
+    2u64.saturating_mul(rows as u64).saturating_mul(outputs as u64).saturating_mul(inputs as u64)
 }
 
 impl Operation for Linear {
@@ -114,8 +115,8 @@ impl Operation for Linear {
         let check = Check::new(self.name(), inputs, 2 + usize::from(self.bias))?;
         let weight = check.rank(1, "weight", 2)?;
         let rows = RowRange::of(self.rows, weight[0]);
-        if rows.start + rows.len > weight[0] {
-            return check.fail(1, "weight", format!("at least {} rows", rows.start + rows.len));
+        if rows.end() > weight[0] {
+            return check.fail(1, "weight", format!("at least {} rows", rows.end()));
         }
         if inputs[0].columns() != weight[1] || inputs[0].shape.is_empty() {
             return check.fail(0, "x", format!("[..., {}]", weight[1]));
@@ -196,7 +197,7 @@ impl Operation for LinearGradInput {
         let check = Check::new(self.name(), inputs, 2 + usize::from(self.accumulate || self.gelu))?;
         let weight = check.rank(1, "weight", 2)?;
         let rows = RowRange::of(self.rows, weight[0]);
-        if inputs[0].columns() != rows.len || rows.start + rows.len > weight[0] {
+        if inputs[0].columns() != rows.len || rows.end() > weight[0] {
             return check.fail(0, "grad_pre", format!("[..., {}]", rows.len));
         }
         let shape = with_columns(&inputs[0].shape, weight[1]);
@@ -244,7 +245,7 @@ impl Operation for LinearGradWeight {
         let check = Check::new(self.name(), inputs, 3 + usize::from(self.bias))?;
         let weight = check.rank(2, "grad_weight", 2)?;
         let rows = RowRange::of(self.rows, weight[0]);
-        if inputs[0].columns() != rows.len || rows.start + rows.len > weight[0] {
+        if inputs[0].columns() != rows.len || rows.end() > weight[0] {
             return check.fail(0, "grad_pre", format!("[..., {}]", rows.len));
         }
         if inputs[1].columns() != weight[1] || inputs[1].rows() != inputs[0].rows() {

@@ -8,6 +8,7 @@ mod adamw;
 mod add;
 mod attention;
 mod cross_entropy;
+mod drain;
 mod embed_rows;
 mod gather_rows;
 mod global_norm;
@@ -26,6 +27,7 @@ pub use adamw::AdamW;
 pub use add::Add;
 pub use attention::{Attention, AttentionGrad, AttentionSizes, Packing};
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
+pub use drain::Drain;
 pub use embed_rows::{EmbedRows, EmbedRowsGrad};
 pub use gather_rows::{GatherRows, ScatterAddRows};
 pub use global_norm::GlobalNorm;
@@ -66,7 +68,7 @@ pub trait Operation {
         0
     }
 
-    /// `(input, bound)`: the indices in that input must lie in `0..bound`.
+    /// `(input, bound)`: that input holds indices, which must lie in `0..bound`. All other inputs hold floats.
     fn index_bounds(&self, _inputs: &[TensorType]) -> Vec<(usize, usize)> {
         Vec::new()
     }
@@ -100,7 +102,13 @@ macro_rules! operations {
                 match self { $(Self::$name(op) => op.name()),* }
             }
             fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
-                match self { $(Self::$name(op) => op.infer(inputs)),* }
+                check_possible(self.name(), inputs)?;
+                let outputs = match self { $(Self::$name(op) => op.infer(inputs)),* }?;
+                check_types(self, inputs)?;
+                match outputs.iter().find(|ty| !ty.is_possible()) {
+                    Some(ty) => Err(EngineError::ImpossibleResult { op: self.name(), shape: ty.shape.clone() }),
+                    None => Ok(outputs),
+                }
             }
             fn in_place(&self) -> Vec<(usize, usize)> {
                 match self { $(Self::$name(op) => op.in_place()),* }
@@ -139,6 +147,7 @@ operations!(
     AttentionGrad,
     CrossEntropy,
     CrossEntropyGrad,
+    Drain,
     EmbedRows,
     EmbedRowsGrad,
     GatherRows,
@@ -166,7 +175,33 @@ operations!(
     Zero,
 );
 
-/// Checks of inputs, shared by the operations.
+/// Every input has elements and fits an address space, so that no operation has to think of empty tensors and sizes do not wrap.
+fn check_possible(op: &'static str, inputs: &[TensorType]) -> Result<(), EngineError> {
+    match inputs.iter().position(|ty| !ty.is_possible()) {
+        Some(input) => Err(EngineError::Shape {
+            op,
+            input,
+            role: "an operand",
+            expected: "elements, and no more than memory can hold".into(),
+            found: inputs[input].shape.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Every operand has the element type that the operation takes: indices where it says so, floats otherwise.
+fn check_types(op: &Op, inputs: &[TensorType]) -> Result<(), EngineError> {
+    let indices = op.index_bounds(inputs);
+    for (input, ty) in inputs.iter().enumerate() {
+        let expected = if indices.iter().any(|&(at, _)| at == input) { DType::I32 } else { DType::F32 };
+        if ty.dtype != expected {
+            return Err(EngineError::DType { op: op.name(), input, expected, found: ty.dtype });
+        }
+    }
+    Ok(())
+}
+
+/// Checks of inputs, shared by the operations. Element types are checked for all operations alike ([`check_types`]).
 pub(crate) struct Check<'a> {
     op: &'static str,
     inputs: &'a [TensorType],
@@ -198,34 +233,17 @@ impl<'a> Check<'a> {
 
     /// Input `at` must have exactly this shape.
     pub(crate) fn shape(&self, at: usize, role: &'static str, shape: &[usize]) -> Result<(), EngineError> {
-        if self.inputs[at].shape == shape && self.inputs[at].dtype == DType::F32 {
-            Ok(())
-        } else {
-            self.fail(at, role, format!("f32 {shape:?}"))
-        }
+        if self.inputs[at].shape == shape { Ok(()) } else { self.fail(at, role, format!("{shape:?}")) }
     }
 
-    /// Input `at` must hold this many floats, in any shape.
+    /// Input `at` must hold this many elements, in any shape.
     pub(crate) fn len(&self, at: usize, role: &'static str, len: usize) -> Result<(), EngineError> {
-        if self.inputs[at].len() == len && self.inputs[at].dtype == DType::F32 {
-            Ok(())
-        } else {
-            self.fail(at, role, format!("{len} floats"))
-        }
+        if self.inputs[at].len() == len { Ok(()) } else { self.fail(at, role, format!("{len} elements")) }
     }
 
-    /// Input `at` must be indices.
-    pub(crate) fn index(&self, at: usize, role: &'static str) -> Result<(), EngineError> {
-        if self.inputs[at].dtype == DType::I32 { Ok(()) } else { self.fail(at, role, "i32 indices") }
-    }
-
-    /// Input `at` must be a non-empty float tensor of this rank.
+    /// Input `at` must have this rank.
     pub(crate) fn rank(&self, at: usize, role: &'static str, rank: usize) -> Result<&'a [usize], EngineError> {
-        let ty = &self.inputs[at];
-        if ty.shape.len() == rank && ty.dtype == DType::F32 && !ty.is_empty() {
-            Ok(&ty.shape)
-        } else {
-            self.fail(at, role, format!("f32 of {rank} axes"))
-        }
+        let shape = &self.inputs[at].shape;
+        if shape.len() == rank { Ok(shape) } else { self.fail(at, role, format!("{rank} axes")) }
     }
 }

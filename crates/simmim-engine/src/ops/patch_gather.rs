@@ -44,7 +44,6 @@ impl Operation for PatchGather {
         if height == 0 || width == 0 || images[2] % height != 0 || images[3] % width != 0 {
             return check.fail(0, "images", format!("height and width multiples of {height} and {width}"));
         }
-        check.index(1, "index")?;
         if inputs[1].shape.len() != 2 || inputs[1].shape[0] != images[0] {
             return check.fail(1, "index", format!("[{}, patches]", images[0]));
         }

@@ -37,9 +37,12 @@ impl Operation for RelativeBias {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         let check = Check::new(self.name(), inputs, 2)?;
         let table = check.rank(0, "table", 2)?;
-        check.index(1, "index")?;
         let [queries, keys] = inputs[1].shape[..] else { return check.fail(1, "index", "[queries, keys]") };
         Ok(vec![TensorType::f32([table[1], queries, keys])])
+    }
+
+    fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
+        vec![(1, inputs[0].rows())]
     }
 
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
@@ -67,9 +70,12 @@ impl Operation for RelativeBiasGrad {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         let check = Check::new(self.name(), inputs, 3)?;
         let table = check.rank(2, "grad_table", 2)?;
-        check.index(1, "index")?;
-        check.len(0, "grad_bias", table[1] * inputs[1].len())?;
+        check.len(0, "grad_bias", table[1].saturating_mul(inputs[1].len()))?;
         Ok(vec![inputs[2].clone()])
+    }
+
+    fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
+        vec![(1, inputs[2].rows())]
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

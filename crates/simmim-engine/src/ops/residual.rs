@@ -41,6 +41,15 @@ pub struct ResidualGrad {
     pub keep: bool,
 }
 
+/// The rows of `x` are as many equal groups as `keep` has elements.
+fn check_keep(check: &Check<'_>, at: usize, x: &TensorType) -> Result<(), EngineError> {
+    if x.rows().is_multiple_of(check.inputs[at].len()) {
+        Ok(())
+    } else {
+        check.fail(at, "keep", format!("as many elements as divide {} rows", x.rows()))
+    }
+}
+
 impl Operation for Residual {
     fn name(&self) -> &'static str {
         "residual"
@@ -53,10 +62,7 @@ impl Operation for Residual {
             check.len(2, "gamma", inputs[0].columns())?;
         }
         if self.keep {
-            let at = 2 + usize::from(self.gamma);
-            if inputs[at].is_empty() || !inputs[0].rows().is_multiple_of(inputs[at].len()) {
-                return check.fail(at, "keep", format!("a divisor of {} rows", inputs[0].rows()));
-            }
+            check_keep(&check, 2 + usize::from(self.gamma), &inputs[0])?;
         }
         Ok(vec![inputs[0].clone()])
     }
@@ -108,6 +114,9 @@ impl Operation for ResidualGrad {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         let check = Check::new(self.name(), inputs, 1 + 3 * usize::from(self.gamma) + usize::from(self.keep))?;
         let mut outputs = vec![inputs[0].clone()];
+        if self.keep {
+            check_keep(&check, 1 + 2 * usize::from(self.gamma), &inputs[0])?;
+        }
         if self.gamma {
             check.len(1, "branch", inputs[0].len())?;
             check.len(2, "gamma", inputs[0].columns())?;

@@ -1,17 +1,17 @@
 //! Prints a program: what runs, and where its values live.
 
-use super::{Buffer, Place, Program};
+use super::{Buffer, Location, Program};
 use crate::ops::Operation;
 use std::fmt;
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let show = |b: &Buffer| {
-            let dims: Vec<String> = b.shape.iter().map(ToString::to_string).collect();
-            let place = match b.place {
-                Place::Arena(offset) => format!("@{offset}"),
-                Place::State(n) => format!("`{}`", self.states[n].0),
-                Place::Constant(n) => format!("const {n}"),
+            let dims: Vec<String> = b.ty.shape.iter().map(ToString::to_string).collect();
+            let place = match b.location {
+                Location::Arena(offset) => format!("@{offset}"),
+                Location::State(n) => format!("`{}`", self.states[n].name),
+                Location::Constant(n) => format!("const {n}"),
             };
             format!("{place}[{}]", dims.join(","))
         };

@@ -1,21 +1,25 @@
 //! Turns a graph into a program: every value gets a place, nothing is allocated while the program runs.
+//!
+//! A [`Program`] can only be made by [`Program::compile`], and only if it passes `verify`: executors, CUDA's among them, may take its
+//! places, types and indices at their word.
 
 mod display;
 mod layout;
+mod verify;
 
 use crate::error::EngineError;
-use crate::graph::{DType, Graph, ValueId, ValueKind};
+use crate::graph::{Graph, TensorType, ValueId, ValueKind};
 use crate::ops::{Op, Operation};
 use layout::{Interval, place};
 use std::collections::HashMap;
 
-/// Floats to which every place in the arena is aligned (64 bytes: a cache line and the widest vector).
-pub const ALIGNMENT: usize = 16;
+/// Bytes to which every place in the arena is aligned: what CUDA's allocator gives, and more than a cache line or the widest vector.
+pub const ALIGNMENT: usize = 256;
 
-/// Where a value lives. Offsets and lengths count four-byte elements.
+/// Where a value lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
-    /// In the arena, from this offset on.
+pub enum Location {
+    /// In the arena, from this byte on.
     Arena(usize),
     /// In the program's state of this number.
     State(usize),
@@ -24,28 +28,12 @@ pub enum Place {
 }
 
 /// A value with its place.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Buffer {
     /// Where it lives.
-    pub place: Place,
-    /// Its shape.
-    pub shape: Vec<usize>,
-    /// Its element type.
-    pub dtype: DType,
-}
-
-impl Buffer {
-    /// Number of elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Whether there are no elements.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+    pub location: Location,
+    /// Its shape and element type.
+    pub ty: TensorType,
 }
 
 /// One operation of a program, with the places of its values.
@@ -64,94 +52,128 @@ pub struct Instruction {
     pub flops: u64,
 }
 
+impl Instruction {
+    /// Bytes of its inputs and outputs.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.inputs.iter().chain(&self.outputs).map(|b| b.ty.bytes()).sum()
+    }
+}
+
+/// An input of a program. It lives in the arena, which all programs of an executor share.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// Its name, unlike that of any other input.
+    pub name: String,
+    /// Where it is written to.
+    pub buffer: Buffer,
+    /// For indices: all of them must lie below this number.
+    pub bound: Option<usize>,
+}
+
+/// An output of a program.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Its name, unlike that of any other output.
+    pub name: String,
+    /// Where it is read from. It holds floats.
+    pub buffer: Buffer,
+}
+
+/// A state that a program touches.
+#[derive(Debug, Clone)]
+pub struct State {
+    /// Its name, by which programs share it.
+    pub name: String,
+    /// Shape and element type.
+    pub ty: TensorType,
+}
+
+/// Fixed indices.
+#[derive(Debug, Clone)]
+pub struct Constant {
+    /// Its name, for messages.
+    pub name: String,
+    /// The indices.
+    pub data: Vec<i32>,
+}
+
 /// A compiled graph.
 #[derive(Debug, Clone)]
 pub struct Program {
-    /// What runs, in order.
-    pub instructions: Vec<Instruction>,
-    /// Elements of the arena.
-    pub arena_len: usize,
-    /// Inputs by name. They share the arena: write them before every run.
-    pub inputs: Vec<(String, Buffer)>,
-    /// Outputs by name, readable until the next run.
-    pub outputs: Vec<(String, Buffer)>,
-    /// States by number: name and shape.
-    pub states: Vec<(String, Vec<usize>)>,
-    /// Constants by number.
-    pub constants: Vec<Vec<i32>>,
-    /// Exclusive upper bound of the indices in each `i32` input, by name.
-    pub index_bounds: HashMap<String, usize>,
+    instructions: Vec<Instruction>,
+    arena_bytes: usize,
+    inputs: Vec<Input>,
+    outputs: Vec<Output>,
+    states: Vec<State>,
+    constants: Vec<Constant>,
 }
 
 impl Program {
     /// Plans a graph.
     ///
     /// # Errors
-    /// [`EngineError::Invalid`] where the graph breaks an invariant.
+    /// As [`Graph::verify`]; [`EngineError::Invalid`] where a state is read after it was changed or an output holds indices;
+    /// [`EngineError::OutOfMemory`] where no memory could hold all values.
     pub fn compile(graph: &Graph) -> Result<Self, EngineError> {
         graph.verify()?;
         let aliases = Aliases::find(graph)?;
         let intervals = aliases.intervals(graph);
-        let (offsets, arena_len) = place(&intervals);
-        let mut planner = Planner::new(graph, &aliases, &intervals, &offsets);
-        let program = planner.program(arena_len);
+        let (offsets, arena_bytes) = place(&intervals);
+        if isize::try_from(arena_bytes).is_err() {
+            return Err(EngineError::OutOfMemory { what: "the arena", bytes: arena_bytes });
+        }
+        let program = Planner::new(graph, &aliases, &intervals, &offsets).program(arena_bytes);
         program.verify()?;
         Ok(program)
+    }
+
+    /// What runs, in order.
+    #[must_use]
+    pub fn instructions(&self) -> &[Instruction] {
+        &self.instructions
+    }
+
+    /// What the caller writes before every run.
+    #[must_use]
+    pub fn inputs(&self) -> &[Input] {
+        &self.inputs
+    }
+
+    /// What the caller may read until the next run.
+    #[must_use]
+    pub fn outputs(&self) -> &[Output] {
+        &self.outputs
+    }
+
+    /// The states that the program touches, by number.
+    #[must_use]
+    pub fn states(&self) -> &[State] {
+        &self.states
+    }
+
+    /// The constants, by number.
+    #[must_use]
+    pub fn constants(&self) -> &[Constant] {
+        &self.constants
     }
 
     /// Bytes of the arena.
     #[must_use]
     pub fn arena_bytes(&self) -> usize {
-        4 * self.arena_len
+        self.arena_bytes
     }
 
     /// Bytes of the states that the program touches.
     #[must_use]
     pub fn state_bytes(&self) -> usize {
-        4 * self.states.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum::<usize>()
+        self.states.iter().fold(0, |sum, state| sum.saturating_add(state.ty.bytes()))
     }
 
     /// Floating point operations of one run.
     #[must_use]
     pub fn flops(&self) -> u64 {
-        self.instructions.iter().map(|i| i.flops).sum()
-    }
-
-    /// Checks what executors rely on: no output of an instruction overlaps another of its values, except where the operation
-    /// works in place, and everything lies inside the arena.
-    ///
-    /// # Errors
-    /// [`EngineError::Invalid`] with the first fault.
-    pub fn verify(&self) -> Result<(), EngineError> {
-        let overlap = |a: &Buffer, b: &Buffer| match (a.place, b.place) {
-            (Place::Arena(x), Place::Arena(y)) => x < y + b.len() && y < x + a.len(),
-            (x, y) => x == y,
-        };
-        for (at, i) in self.instructions.iter().enumerate() {
-            let fault = |what: &str| Err(EngineError::Invalid(format!("instruction {at} ({}): {what}", i.op.name())));
-            let in_place = i.op.in_place();
-            for (o, output) in i.outputs.iter().enumerate() {
-                if let Place::Arena(offset) = output.place
-                    && offset + output.len() > self.arena_len
-                {
-                    return fault("an output outside the arena");
-                }
-                if matches!(output.place, Place::Constant(_)) {
-                    return fault("an output over a constant");
-                }
-                for (n, input) in i.inputs.iter().enumerate() {
-                    let allowed =
-                        in_place.contains(&(n, o)) && !i.copies.contains(&(n, o)) && input.place == output.place;
-                    if overlap(input, output) && !allowed {
-                        return fault("an output overlaps an input");
-                    }
-                }
-                if i.outputs[..o].iter().any(|other| overlap(other, output)) {
-                    return fault("two outputs overlap");
-                }
-            }
-        }
-        Ok(())
+        self.instructions.iter().fold(0, |sum, i| sum.saturating_add(i.flops))
     }
 }
 
@@ -197,14 +219,14 @@ impl Aliases {
     /// Lifetime of each buffer that lives in the arena.
     fn intervals(&self, graph: &Graph) -> Vec<Interval> {
         let mut intervals: HashMap<ValueId, Interval> = HashMap::new();
-        for (id, value) in graph.of_kind(&ValueKind::Input) {
-            intervals.insert(id, Interval { root: id, len: value.ty.len(), first: 0, last: 0 });
+        for (id, value) in graph.inputs() {
+            intervals.insert(id, Interval { root: id, bytes: value.ty.bytes(), first: 0, last: 0 });
         }
         for (at, node) in graph.nodes().iter().enumerate() {
             for &output in &node.outputs {
                 let root = self.root[output.index()];
                 if graph.value(root).kind != ValueKind::State {
-                    let new = Interval { root, len: graph.ty(root).len(), first: at, last: at };
+                    let new = Interval { root, bytes: graph.ty(root).bytes(), first: at, last: at };
                     intervals.entry(root).or_insert(new).last = at;
                 }
             }
@@ -229,10 +251,12 @@ impl Aliases {
 struct Planner<'a> {
     graph: &'a Graph,
     aliases: &'a Aliases,
+    /// Offset of each buffer in the arena.
     arena: HashMap<ValueId, usize>,
+    /// Number of each state and each constant.
     numbers: HashMap<ValueId, usize>,
-    states: Vec<(String, Vec<usize>)>,
-    constants: Vec<Vec<i32>>,
+    states: Vec<State>,
+    constants: Vec<Constant>,
 }
 
 impl<'a> Planner<'a> {
@@ -245,11 +269,11 @@ impl<'a> Planner<'a> {
             match &value.kind {
                 ValueKind::State => {
                     planner.numbers.insert(id, planner.states.len());
-                    planner.states.push((value.name.clone(), value.ty.shape.clone()));
+                    planner.states.push(State { name: value.name.clone(), ty: value.ty.clone() });
                 }
                 ValueKind::Constant(data) => {
                     planner.numbers.insert(id, planner.constants.len());
-                    planner.constants.push(data.clone());
+                    planner.constants.push(Constant { name: value.name.clone(), data: data.clone() });
                 }
                 ValueKind::Input | ValueKind::Computed => {}
             }
@@ -260,16 +284,17 @@ impl<'a> Planner<'a> {
     fn buffer(&self, id: ValueId) -> Buffer {
         let root = self.aliases.root[id.index()];
         let number = |id| self.numbers.get(&id).copied().unwrap_or_default();
-        let place = match self.graph.value(root).kind {
-            ValueKind::State => Place::State(number(root)),
-            ValueKind::Constant(_) => Place::Constant(number(root)),
-            ValueKind::Input | ValueKind::Computed => Place::Arena(self.arena.get(&root).copied().unwrap_or_default()),
+        let location = match self.graph.value(root).kind {
+            ValueKind::State => Location::State(number(root)),
+            ValueKind::Constant(_) => Location::Constant(number(root)),
+            ValueKind::Input | ValueKind::Computed => {
+                Location::Arena(self.arena.get(&root).copied().unwrap_or_default())
+            }
         };
-        let ty = self.graph.ty(id);
-        Buffer { place, shape: ty.shape.clone(), dtype: ty.dtype }
+        Buffer { location, ty: self.graph.ty(id).clone() }
     }
 
-    fn program(&mut self, arena_len: usize) -> Program {
+    fn program(self, arena_bytes: usize) -> Program {
         let graph = self.graph;
         let buffers = |ids: &[ValueId]| ids.iter().map(|&v| self.buffer(v)).collect::<Vec<_>>();
         let instructions = graph.nodes().iter().zip(&self.aliases.copies).map(|(node, copies)| Instruction {
@@ -279,26 +304,31 @@ impl<'a> Planner<'a> {
             copies: copies.clone(),
             flops: graph.node_flops(node),
         });
+        let bounds = index_bounds(graph);
+        let input = |(id, value): (ValueId, &crate::graph::Value)| Input {
+            name: value.name.clone(),
+            buffer: self.buffer(id),
+            bound: bounds.get(&id).copied(),
+        };
+        let output = |(name, id): &(String, ValueId)| Output { name: name.clone(), buffer: self.buffer(*id) };
         Program {
             instructions: instructions.collect(),
-            arena_len,
-            inputs: graph.of_kind(&ValueKind::Input).map(|(id, v)| (v.name.clone(), self.buffer(id))).collect(),
-            outputs: graph.outputs().iter().map(|(name, v)| (name.clone(), self.buffer(*v))).collect(),
-            states: std::mem::take(&mut self.states.clone()),
-            constants: self.constants.clone(),
-            index_bounds: index_bounds(graph),
+            arena_bytes,
+            inputs: graph.inputs().map(input).collect(),
+            outputs: graph.outputs().iter().map(output).collect(),
+            states: self.states,
+            constants: self.constants,
         }
     }
 }
 
-/// The tightest bound that any reader puts on each index input.
-fn index_bounds(graph: &Graph) -> HashMap<String, usize> {
-    let mut bounds: HashMap<String, usize> = HashMap::new();
+/// The tightest bound that any reader puts on the indices of each value.
+fn index_bounds(graph: &Graph) -> HashMap<ValueId, usize> {
+    let mut bounds: HashMap<ValueId, usize> = HashMap::new();
     for node in graph.nodes() {
         let types: Vec<_> = node.inputs.iter().map(|&v| graph.ty(v).clone()).collect();
         for (at, bound) in node.op.index_bounds(&types) {
-            let value = graph.value(node.inputs[at]);
-            let entry = bounds.entry(value.name.clone()).or_insert(bound);
+            let entry = bounds.entry(node.inputs[at]).or_insert(bound);
             *entry = bound.min(*entry);
         }
     }
@@ -321,9 +351,9 @@ mod tests {
             value = g.apply1(Add, &[value, value]).unwrap_or(value);
         }
         g.output("y", value);
-        let naive: usize = g.of_kind(&ValueKind::Computed).map(|(_, v)| v.ty.len()).sum();
+        let naive: usize = g.values().iter().filter(|v| v.kind == ValueKind::Computed).map(|v| v.ty.bytes()).sum();
         let program = Program::compile(&g).unwrap();
-        assert!(program.arena_len < naive / 3, "{} of {naive}", program.arena_len);
+        assert!(program.arena_bytes < naive / 3, "{} of {naive}", program.arena_bytes);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A random case of every operation.
 
-use simmim_engine::graph::{Graph, TensorType, ValueId, ValueKind};
+use simmim_engine::graph::{Graph, TensorType, ValueId};
 use simmim_engine::ops::*;
 use simmim_engine::reference::Tensor;
 use simmim_random::Stream;
@@ -16,8 +16,8 @@ pub(crate) struct Case {
 
 /// Random contents for the inputs of a graph; inputs named `positive...` hold no negative numbers.
 pub(crate) fn random_inputs(graph: &Graph, stream: &mut Stream) -> HashMap<String, Tensor> {
-    let inputs = graph.of_kind(&ValueKind::Input);
-    inputs
+    graph
+        .inputs()
         .map(|(_, v)| {
             let mut draw = || {
                 let z = f64::from(stream.normal() as f32);
@@ -388,6 +388,13 @@ fn add(s: &mut Stream) -> Graph {
     b.finish(Add, &inputs)
 }
 
+fn drain(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let shape = [b.size(300), b.size(90)];
+    let inputs = [b.input("sum", &shape)];
+    b.finish(Drain, &inputs)
+}
+
 fn zero(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let shape = vec![b.size(9), b.size(9)];
@@ -430,7 +437,7 @@ pub(crate) fn cases() -> Vec<Case> {
     }
     table!(
         AdamW => adamw, Add => add, Attention => attention, AttentionGrad => attention_grad, CrossEntropy => cross_entropy,
-        CrossEntropyGrad => cross_entropy_grad, EmbedRows => embed_rows,
+        CrossEntropyGrad => cross_entropy_grad, Drain => drain, EmbedRows => embed_rows,
         EmbedRowsGrad => embed_rows_grad, GatherRows => gather_rows, GeluGrad => gelu_grad, GlobalNorm => global_norm,
         LayerNorm => layer_norm, LayerNormGradInput => layer_norm_grad_input,
         LayerNormGradParameters => layer_norm_grad_parameters, Linear => linear, LinearGradInput => linear_grad_input,

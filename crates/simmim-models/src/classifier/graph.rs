@@ -1,7 +1,8 @@
 //! Forward description of a classifier.
 
-use super::{AVERAGE_PREFIX, ClassifierConfig, Pool};
+use super::{ClassifierConfig, Pool};
 use crate::error::ModelError;
+use crate::names::{AVERAGE_PREFIX, IMAGES, LOGITS, LOSS, TARGETS};
 use crate::vit::{Blocks, Position, Rows, embedded_tokens};
 use simmim_engine::graph::TensorType;
 use simmim_engine::ops::{CrossEntropy, LayerNorm, Linear, MeanTokens};
@@ -14,7 +15,7 @@ pub struct ClassifierBuild {
     pub batch: usize,
     /// With a loss against `targets`: the runs whose gradients are added up to one step, by which the loss is divided.
     pub accumulation: Option<usize>,
-    /// Whether drop path is active (inputs `keep.BLOCK.attn` and `keep.BLOCK.mlp`).
+    /// Whether drop path is active (the inputs of [`crate::VitConfig::branches`]).
     pub train: bool,
     /// Whether the moving averages of the parameters are read instead of the parameters.
     pub average: bool,
@@ -45,20 +46,20 @@ pub fn classifier_graph(config: &ClassifierConfig, build: ClassifierBuild) -> Re
     let logits = graph.apply1(Linear { bias: true, ..Linear::default() }, &[x, weight, bias])?;
     let mut result = logits;
     if let Some(accumulation) = build.accumulation {
-        let targets = graph.input("targets", TensorType::f32([build.batch, config.classes]));
+        let targets = graph.input(TARGETS, TensorType::f32([build.batch, config.classes]));
         let scale = (1.0 / (build.batch as f64 * accumulation as f64)) as f32;
         result = graph.apply1(CrossEntropy { scale }, &[logits, targets])?;
-        graph.output("loss", result);
+        graph.output(LOSS, result);
     }
     graph.set_scope("");
-    graph.output("logits", logits);
+    graph.output(LOGITS, logits);
     Ok((graph, result))
 }
 
 /// The encoder up to one vector for each image, `[batch, dim]`.
 fn pooled(graph: &mut Graph, config: &ClassifierConfig, build: ClassifierBuild) -> Result<ValueId, ModelError> {
     let c = config.used_encoder();
-    let images = graph.input("images", TensorType::f32([build.batch, c.channels, c.image_size.0, c.image_size.1]));
+    let images = graph.input(IMAGES, TensorType::f32([build.batch, c.channels, c.image_size.0, c.image_size.1]));
     let chosen = (config.pool == Pool::Cls).then(|| class_rows(graph, config, build.batch));
     let prefix = if build.average { "ema.encoder." } else { "encoder." };
     let mut blocks = Blocks::new(graph, &c, prefix, build.batch, build.train);

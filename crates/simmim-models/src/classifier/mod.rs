@@ -17,9 +17,6 @@ pub enum Pool {
     Cls,
 }
 
-/// Prefix of the states that hold the moving average of the parameters.
-pub const AVERAGE_PREFIX: &str = "ema.";
-
 /// Encoder, pooling and number of classes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassifierConfig {
@@ -74,18 +71,6 @@ impl ClassifierConfig {
         VitConfig { final_norm: self.final_norm(), ..self.encoder.clone() }
     }
 
-    /// The layer of a parameter for layer-wise decay: 0 for patch projection, positions and tokens, `i + 1` for block `i`,
-    /// `depth + 1` for the rest (`get_vit_layer` of the official code).
-    #[must_use]
-    pub fn layer_of(&self, name: &str) -> usize {
-        let Some(name) = name.strip_prefix("encoder.") else { return self.encoder.depth + 1 };
-        if ["cls_token", "mask_token", "pos_embed"].contains(&name) || name.starts_with("patch_embed") {
-            return 0;
-        }
-        let block = name.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
-        block.map_or(self.encoder.depth + 1, |block| block + 1)
-    }
-
     /// All parameters in the order of the layers, the encoder's behind `encoder.`, with the learning rates of layer-wise decay.
     #[must_use]
     pub fn parameters(&self) -> Vec<ParameterSpec> {
@@ -98,9 +83,10 @@ impl ClassifierConfig {
         let head = Init::TruncatedNormal { std: 0.02, cut: 0.02, scale: self.head_scale };
         list.push(ParameterSpec::new("head.weight", &[self.classes, dim], head));
         list.push(ParameterSpec::new("head.bias", &[self.classes], Init::Constant(0.0)));
-        let top = self.encoder.depth + 1;
+        let top = self.encoder.layers() + 1;
         for p in &mut list {
-            p.lr_scale = self.layer_decay.powi((top - self.layer_of(&p.name)) as i32) as f32;
+            let layer = p.layer.unwrap_or(top);
+            p.lr_scale = self.layer_decay.powi((top - layer) as i32) as f32;
             p.used = !(self.freeze && p.name.starts_with("encoder."));
         }
         list

@@ -2,6 +2,10 @@
 
 use super::{Area, Loss, Mode, SimMimConfig, Target};
 use crate::error::ModelError;
+use crate::names::{
+    ASSEMBLE_INDEX, IMAGES, LOSS, PATCH_WEIGHT, PREDICTED_INDEX, PREDICTED_PATCH, PREDICTION, QUERY_INDEX, TARGET,
+    VISIBLE_INDEX,
+};
 use crate::vit::{Blocks, Position, Rows};
 use simmim_engine::graph::TensorType;
 use simmim_engine::ops::{GatherRows, Linear, LossKind, PatchGather, PixelLoss};
@@ -29,7 +33,7 @@ pub struct Build {
     pub variant: Variant,
     /// Runs whose gradients are added up to one step; the loss is divided by it.
     pub accumulation: usize,
-    /// Whether drop path is active (inputs `keep.BLOCK.attn` and `keep.BLOCK.mlp`).
+    /// Whether drop path is active (the inputs of [`crate::VitConfig::branches`]).
     pub train: bool,
     /// Whether `prediction` and `target` are readable.
     pub outputs: bool,
@@ -45,7 +49,7 @@ pub fn simmim_graph(config: &SimMimConfig, build: Build) -> Result<(Graph, Value
     config.validate()?;
     let mut graph = Graph::new();
     let c = &config.encoder;
-    let images = graph.input("images", TensorType::f32([build.batch, c.channels, c.image_size.0, c.image_size.1]));
+    let images = graph.input(IMAGES, TensorType::f32([build.batch, c.channels, c.image_size.0, c.image_size.1]));
     let (encoded, positions) = match build.variant {
         Variant::Fast => fast_encoder(&mut graph, config, build, images)?,
         Variant::Plain => plain_encoder(&mut graph, config, build, images)?,
@@ -59,16 +63,16 @@ pub fn simmim_graph(config: &SimMimConfig, build: Build) -> Result<(Graph, Value
     let weighted = build.variant == Variant::Plain && config.area == Area::Masked;
     let mut inputs = vec![prediction, target];
     if weighted {
-        inputs.push(graph.input("weight", TensorType::f32([build.batch * c.patches()])));
+        inputs.push(graph.input(PATCH_WEIGHT, TensorType::f32([build.batch * c.patches()])));
     }
     let kind = loss_kind(config.loss);
     let scale = (loss_scale(config, build.batch) / build.accumulation as f64) as f32;
     let loss = graph.apply1(PixelLoss { kind, scale, weighted }, &inputs)?;
     graph.set_scope("");
-    graph.output("loss", loss);
+    graph.output(LOSS, loss);
     if build.outputs {
-        graph.output("prediction", prediction);
-        graph.output("target", target);
+        graph.output(PREDICTION, prediction);
+        graph.output(TARGET, target);
     }
     Ok((graph, loss))
 }
@@ -111,12 +115,12 @@ fn fast_encoder(
     let class_token = config.class_token();
     let tokens = c.patches() + usize::from(class_token);
     let predicted = [build.batch, config.predicted_tokens()];
-    let visible = graph.input("visible_index", TensorType::i32([build.batch, config.visible_tokens()]));
-    let assemble = graph.input("assemble_index", TensorType::i32([build.batch, tokens]));
-    let index = graph.input("predicted_index", TensorType::i32(predicted));
-    let positions = graph.input("predicted_patch", TensorType::i32(predicted));
+    let visible = graph.input(VISIBLE_INDEX, TensorType::i32([build.batch, config.visible_tokens()]));
+    let assemble = graph.input(ASSEMBLE_INDEX, TensorType::i32([build.batch, tokens]));
+    let index = graph.input(PREDICTED_INDEX, TensorType::i32(predicted));
+    let positions = graph.input(PREDICTED_PATCH, TensorType::i32(predicted));
     let relative = matches!(c.position, Position::SharedRelative | Position::Relative);
-    let query = relative.then(|| graph.input("query_index", TensorType::i32(predicted)));
+    let query = relative.then(|| graph.input(QUERY_INDEX, TensorType::i32(predicted)));
     let mut blocks = Blocks::new(graph, c, "encoder.", build.batch, build.train);
     let patches = blocks.patches(images, visible)?;
     let rows = blocks.token_rows(patches, visible, true, class_token)?;
@@ -148,7 +152,7 @@ fn plain_encoder(
     let tokens = patches + offset;
     let every = (0..build.batch * patches).map(|i| (i % patches) as i32).collect();
     let every = graph.constant("every_patch", &[build.batch, patches], every);
-    let assemble = graph.input("assemble_index", TensorType::i32([build.batch, tokens]));
+    let assemble = graph.input(ASSEMBLE_INDEX, TensorType::i32([build.batch, tokens]));
     let mut blocks = Blocks::new(graph, c, "encoder.", build.batch, build.train);
     let embedded = blocks.patches(images, every)?;
     let rows = blocks.token_rows(embedded, every, true, class_token)?;

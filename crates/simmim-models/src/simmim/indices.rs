@@ -2,7 +2,8 @@
 
 use super::{Area, SimMimConfig, Variant};
 use crate::error::ModelError;
-use simmim_engine::{EngineError, Executor, ProgramId};
+use crate::names::{ASSEMBLE_INDEX, PATCH_WEIGHT, PREDICTED_INDEX, PREDICTED_PATCH, QUERY_INDEX, VISIBLE_INDEX};
+use simmim_engine::{EngineError, Executor, InputSlot, ProgramId};
 
 /// Indices of one batch. Buffers are reused from step to step.
 #[derive(Debug, Clone, Default)]
@@ -71,31 +72,53 @@ impl StepIndices {
         self.weight.clear();
     }
 
-    /// Writes the inputs that a program of this variant has.
+    /// Writes the inputs that a program has.
     ///
     /// # Errors
     /// As [`Executor::write_indices`].
-    pub fn write(
-        &self,
-        executor: &mut dyn Executor,
-        program: ProgramId,
-        config: &SimMimConfig,
-        variant: Variant,
-    ) -> Result<(), EngineError> {
-        use crate::vit::Position::{Relative, SharedRelative};
-        executor.write_indices(program, "assemble_index", &self.assemble)?;
-        match variant {
-            Variant::Fast => {
-                executor.write_indices(program, "visible_index", &self.visible)?;
-                executor.write_indices(program, "predicted_index", &self.predicted)?;
-                executor.write_indices(program, "predicted_patch", &self.predicted_patch)?;
-                if matches!(config.encoder.position, SharedRelative | Relative) {
-                    executor.write_indices(program, "query_index", &self.query)?;
-                }
+    pub fn write(&self, executor: &mut dyn Executor, slots: &StepSlots) -> Result<(), EngineError> {
+        executor.write_indices(slots.assemble, &self.assemble)?;
+        for (slot, indices) in [
+            (slots.visible, &self.visible),
+            (slots.predicted, &self.predicted),
+            (slots.predicted_patch, &self.predicted_patch),
+            (slots.query, &self.query),
+        ] {
+            if let Some(slot) = slot {
+                executor.write_indices(slot, indices)?;
             }
-            Variant::Plain if config.area == Area::Masked => executor.write(program, "weight", &self.weight)?,
-            Variant::Plain => {}
         }
-        Ok(())
+        slots.weight.map_or(Ok(()), |slot| executor.write(slot, &self.weight))
+    }
+}
+
+/// The inputs of a SimMIM program that [`StepIndices`] fills: which there are depends on how it is described.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSlots {
+    assemble: InputSlot<i32>,
+    visible: Option<InputSlot<i32>>,
+    predicted: Option<InputSlot<i32>>,
+    predicted_patch: Option<InputSlot<i32>>,
+    query: Option<InputSlot<i32>>,
+    weight: Option<InputSlot>,
+}
+
+impl StepSlots {
+    /// Finds them.
+    ///
+    /// # Errors
+    /// [`EngineError::Unknown`] for a program that is none of [`super::simmim_graph`].
+    pub fn find(executor: &dyn Executor, program: ProgramId) -> Result<Self, EngineError> {
+        let inputs = executor.program(program)?.inputs();
+        let there = |name: &str| inputs.iter().any(|i| i.name == name);
+        let index = |name: &str| there(name).then(|| executor.index_input(program, name)).transpose();
+        Ok(Self {
+            assemble: executor.index_input(program, ASSEMBLE_INDEX)?,
+            visible: index(VISIBLE_INDEX)?,
+            predicted: index(PREDICTED_INDEX)?,
+            predicted_patch: index(PREDICTED_PATCH)?,
+            query: index(QUERY_INDEX)?,
+            weight: there(PATCH_WEIGHT).then(|| executor.input(program, PATCH_WEIGHT)).transpose()?,
+        })
     }
 }

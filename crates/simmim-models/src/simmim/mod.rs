@@ -4,7 +4,7 @@ mod graph;
 mod indices;
 
 pub use graph::{Build, TARGET_EPS, Variant, loss_kind, loss_scale, simmim_graph};
-pub use indices::StepIndices;
+pub use indices::{StepIndices, StepSlots};
 
 use crate::error::ModelError;
 use crate::parameters::{Init, ParameterSpec};
@@ -172,7 +172,7 @@ impl SimMimConfig {
         };
         let head = Init::Uniform { bound: 1.0 / (dim as f32).sqrt() };
         let mut list = specs(&self.encoder, "encoder.", style);
-        list.push(ParameterSpec::new("encoder.mask_token", &[1, 1, dim], mask_init));
+        list.push(ParameterSpec::new("encoder.mask_token", &[1, 1, dim], mask_init).in_layer(0));
         list.push(ParameterSpec::new("decoder.0.weight", &[values, dim, 1, 1], head));
         list.push(ParameterSpec::new("decoder.0.bias", &[values], head));
         for p in &mut list {

@@ -1,7 +1,8 @@
 //! Forward description of a vision transformer.
 
-use super::{Position, QkvBias as QkvBiasKind, VitConfig, relative_position_index};
+use super::{BRANCHES, Position, QkvBias as QkvBiasKind, VitConfig, relative_position_index};
 use crate::error::ModelError;
+use crate::names::{IMAGES, NORMED_TOKENS, block_output, kept_branch};
 use simmim_engine::graph::TensorType;
 use simmim_engine::ops::{
     Attention, EmbedRows, GatherRows, LayerNorm, Linear, Packing, PatchGather, QkvBias, RelativeBias, Residual,
@@ -44,7 +45,7 @@ impl<'a> Blocks<'a> {
         batch: usize,
         drop_path: bool,
     ) -> Self {
-        Self { graph, config, prefix, batch, drop_path: drop_path && config.drop_path > 0.0, shared_bias: None }
+        Self { graph, config, prefix, batch, drop_path, shared_bias: None }
     }
 
     fn state(&mut self, name: &str, shape: &[usize]) -> ValueId {
@@ -141,12 +142,13 @@ impl<'a> Blocks<'a> {
 
     fn residual(&mut self, x: ValueId, branch: ValueId, block: usize, gamma: &str, part: &str) -> Result<ValueId> {
         let mut inputs = vec![x, branch];
-        let op = Residual { gamma: self.config.layer_scale.is_some(), keep: self.drop_path && block > 0 };
+        let drops = self.drop_path && self.config.drop_path_of(block) > 0.0;
+        let op = Residual { gamma: self.config.layer_scale.is_some(), keep: drops };
         if op.gamma {
             inputs.push(self.state(&format!("blocks.{block}.{gamma}"), &[self.config.embed_dim]));
         }
         if op.keep {
-            inputs.push(self.graph.input(format!("keep.{block}.{part}"), TensorType::f32([self.batch])));
+            inputs.push(self.graph.input(kept_branch(block, part), TensorType::f32([self.batch])));
         }
         self.graph.apply1(op, &inputs)
     }
@@ -199,20 +201,20 @@ impl<'a> Blocks<'a> {
         let name = |tail: &str| format!("blocks.{block}.{tail}");
         let (dim, mlp) = (self.config.embed_dim, self.config.mlp_dim());
         let branch = self.linear(attended, &name("attn.proj"), dim, false)?;
-        let x = self.residual(x, branch, block, "gamma_1", "attn")?;
+        let x = self.residual(x, branch, block, "gamma_1", BRANCHES[0])?;
         let normed = self.layer_norm(x, &name("norm2"))?;
         let hidden = self.linear(normed, &name("mlp.fc1"), mlp, true)?;
         let branch = self.linear(hidden, &name("mlp.fc2"), dim, false)?;
-        self.residual(x, branch, block, "gamma_2", "mlp")
+        self.residual(x, branch, block, "gamma_2", BRANCHES[1])
     }
 }
 
 /// What [`encoder_graph`] makes readable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EncoderOutputs {
-    /// Tokens after these blocks, counted from 1, as outputs `block.K`.
+    /// Tokens after these blocks, counted from 1, as outputs [`block_output`].
     Blocks(Vec<usize>),
-    /// Tokens after the final norm (after the last block where there is none), as output `norm`.
+    /// Tokens after the final norm (after the last block where there is none), as output [`NORMED_TOKENS`].
     Norm,
     /// Both kinds at once.
     BlocksAndNorm(Vec<usize>),
@@ -241,20 +243,20 @@ pub fn encoder_graph(
     }
     let mut graph = Graph::new();
     let (height, width) = config.image_size;
-    let images = graph.input("images", TensorType::f32([batch, config.channels, height, width]));
+    let images = graph.input(IMAGES, TensorType::f32([batch, config.channels, height, width]));
     let mut blocks = Blocks::new(&mut graph, config, "encoder.", batch, false);
     let mut x = embedded_tokens(&mut blocks, images)?;
     let last = wanted.iter().copied().max().filter(|_| !norm).unwrap_or(config.depth);
     for block in 0..last {
         x = blocks.block(x, block, config.class_token)?;
         if wanted.contains(&(block + 1)) {
-            blocks.graph.output(format!("block.{}", block + 1), x);
+            blocks.graph.output(block_output(block + 1), x);
         }
     }
     if norm {
         blocks.graph.set_scope("");
         let y = if config.final_norm { blocks.layer_norm(x, "norm")? } else { x };
-        graph.output("norm", y);
+        graph.output(NORMED_TOKENS, y);
     }
     Ok(graph)
 }

@@ -13,6 +13,7 @@ pub use relative::relative_position_index;
 pub use sincos::sincos_positions;
 
 use crate::error::ModelError;
+use crate::names::kept_branch;
 
 /// How a transformer knows where its tokens are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,18 @@ pub enum QkvBias {
     NoKey,
     /// None.
     None,
+}
+
+/// The two branches of a block.
+const BRANCHES: [&str; 2] = ["attn", "mlp"];
+
+/// A branch that drop path drops for some samples while training (stochastic depth, Huang et al., arXiv 1603.09382).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Branch {
+    /// The input of the program that says by which factor each sample keeps it, `[batch]`. There is none where `rate` is 0.
+    pub input: String,
+    /// Probability that a sample loses it.
+    pub rate: f32,
 }
 
 /// A vision transformer.
@@ -127,10 +140,24 @@ impl VitConfig {
         self.position == Position::Absolute && self.position_init == PositionInit::SinCos
     }
 
-    /// Drop path rate of a block, counted from 0.
+    /// Number of layers whose outputs are features: the blocks.
     #[must_use]
-    pub fn drop_path_of(&self, block: usize) -> f32 {
-        if self.depth < 2 { self.drop_path } else { self.drop_path * block as f32 / (self.depth - 1) as f32 }
+    pub fn layers(&self) -> usize {
+        self.depth
+    }
+
+    /// Drop path rate of a block, counted from 0.
+    fn drop_path_of(&self, block: usize) -> f32 {
+        if self.depth < 2 { 0.0 } else { self.drop_path * block as f32 / (self.depth - 1) as f32 }
+    }
+
+    /// All branches that drop path can drop, in the order of the layers.
+    #[must_use]
+    pub fn branches(&self) -> Vec<Branch> {
+        let of_block = |block: usize| {
+            BRANCHES.map(|branch| Branch { input: kept_branch(block, branch), rate: self.drop_path_of(block) })
+        };
+        (0..self.depth).flat_map(of_block).collect()
     }
 
     /// Checks that the sizes fit each other.

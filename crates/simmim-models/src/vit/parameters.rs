@@ -47,31 +47,33 @@ impl InitStyle {
 pub(crate) fn specs(c: &VitConfig, prefix: &str, style: InitStyle) -> Vec<ParameterSpec> {
     let dim = c.embed_dim;
     let mut list = Vec::new();
-    let mut add = |name: &str, shape: &[usize], init: Init| {
-        list.push(ParameterSpec::new(format!("{prefix}{name}"), shape, init));
-    };
+    let spec = |name: &str, shape: &[usize], init: Init| ParameterSpec::new(format!("{prefix}{name}"), shape, init);
     if c.class_token {
-        add("cls_token", &[1, 1, dim], style.class_token());
+        list.push(spec("cls_token", &[1, 1, dim], style.class_token()).in_layer(0));
     }
     if c.position == Position::Absolute {
         let (rows, cols) = c.grid();
         let table = Init::SinCos { rows, cols, class_token: c.class_token };
         let init = if c.starts_as_sincos() { table } else { style.weight(1.0) };
-        add("pos_embed", &[1, c.tokens(), dim], init);
+        list.push(spec("pos_embed", &[1, c.tokens(), dim], init).in_layer(0));
     }
     let (weight, bias) = style.patch_projection(c.patch_values());
-    add("patch_embed.proj.weight", &[dim, c.channels, c.patch_size.0, c.patch_size.1], weight);
-    add("patch_embed.proj.bias", &[dim], bias);
+    let kernel = [dim, c.channels, c.patch_size.0, c.patch_size.1];
+    list.push(spec("patch_embed.proj.weight", &kernel, weight).in_layer(0));
+    list.push(spec("patch_embed.proj.bias", &[dim], bias).in_layer(0));
     let entries = table_entries(c.grid().0, c.grid().1, c.class_token);
     if c.position == Position::SharedRelative {
-        add("rel_pos_bias.relative_position_bias_table", &[entries, c.num_heads], Init::Constant(0.0));
+        let name = "rel_pos_bias.relative_position_bias_table";
+        list.push(spec(name, &[entries, c.num_heads], Init::Constant(0.0)));
     }
     for block in 0..c.depth {
-        block_specs(c, block, entries, style, &mut add);
+        block_specs(c, block, entries, style, &mut |name, shape, init| {
+            list.push(spec(name, shape, init).in_layer(block + 1));
+        });
     }
     if c.final_norm {
-        add("norm.weight", &[dim], Init::Constant(1.0));
-        add("norm.bias", &[dim], Init::Constant(0.0));
+        list.push(spec("norm.weight", &[dim], Init::Constant(1.0)));
+        list.push(spec("norm.bias", &[dim], Init::Constant(0.0)));
     }
     list
 }

@@ -5,7 +5,7 @@ use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use serde::{Deserialize, Serialize};
-use simmim_models::classifier::AVERAGE_PREFIX;
+use simmim_models::names::AVERAGE_PREFIX;
 use simmim_models::weights::{self, Weights, classifier_to_timm, match_classifier};
 use std::path::{Path, PathBuf};
 

@@ -3,8 +3,9 @@
 use super::{Features, Layer, Matrix, Pooling};
 use crate::error::TrainError;
 use simmim_data::{DataError, Source, Transform, load_centered};
-use simmim_engine::{Executor, Graph, Program, ProgramId};
+use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
 use simmim_models::VitConfig;
+use simmim_models::names::{IMAGES, NORMED_TOKENS, block_output};
 use simmim_models::vit::{EncoderOutputs, encoder_graph};
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
@@ -22,8 +23,10 @@ type Take<'a> = dyn FnMut(usize, usize, &[f32]) + 'a;
 #[derive(Debug)]
 pub(crate) struct EncoderProgram {
     id: ProgramId,
+    images: InputSlot,
+    /// The tokens of each layer.
+    layers: Vec<OutputSlot>,
     batch: usize,
-    layers: Vec<Layer>,
     tokens: usize,
     dim: usize,
     class: usize,
@@ -43,11 +46,29 @@ impl EncoderProgram {
         Ok(encoder_graph(config, batch, &outputs)?)
     }
 
-    /// Names a program that was compiled from [`EncoderProgram::graph`].
-    pub(crate) fn new(id: ProgramId, config: &VitConfig, layers: &[Layer], batch: usize) -> Self {
+    /// A program that was compiled from [`EncoderProgram::graph`] and loaded.
+    pub(crate) fn new(
+        executor: &dyn Executor,
+        id: ProgramId,
+        config: &VitConfig,
+        layers: &[Layer],
+        batch: usize,
+    ) -> Result<Self, TrainError> {
         let (tokens, dim) = (config.tokens(), config.embed_dim);
-        let buffer = vec![0.0; batch * tokens * dim];
-        Self { id, batch, layers: layers.to_vec(), tokens, dim, class: usize::from(config.class_token), buffer }
+        let output = |layer: &Layer| match layer {
+            Layer::Block(k) => executor.output(id, &block_output(*k)),
+            Layer::Norm => executor.output(id, NORMED_TOKENS),
+        };
+        Ok(Self {
+            id,
+            images: executor.input(id, IMAGES)?,
+            layers: layers.iter().map(output).collect::<Result<_, _>>()?,
+            batch,
+            tokens,
+            dim,
+            class: usize::from(config.class_token),
+            buffer: vec![0.0; batch * tokens * dim],
+        })
     }
 
     pub(crate) fn batch(&self) -> usize {
@@ -68,15 +89,11 @@ impl EncoderProgram {
         pooling: Pooling,
         take: &mut Take<'_>,
     ) -> Result<(), TrainError> {
-        executor.write(self.id, "images", images)?;
+        executor.write(self.images, images)?;
         executor.run(self.id)?;
         let mut mean = vec![0.0; self.dim];
-        for (place, layer) in self.layers.iter().enumerate() {
-            let name = match layer {
-                Layer::Block(k) => format!("block.{k}"),
-                Layer::Norm => "norm".to_owned(),
-            };
-            executor.read(self.id, &name, &mut self.buffer)?;
+        for (place, &layer) in self.layers.iter().enumerate() {
+            executor.read(layer, &mut self.buffer)?;
             for (row, tokens) in self.buffer.chunks_exact(self.tokens * self.dim).take(rows).enumerate() {
                 match pooling {
                     Pooling::None => take(place, row, tokens),
@@ -184,7 +201,7 @@ impl Extractor {
         }
         let batch = plan.batch.max(1);
         let program = Program::compile(&EncoderProgram::graph(encoder, &plan.layers, batch)?)?;
-        let needed: Vec<String> = program.states.iter().map(|(name, _)| name.clone()).collect();
+        let needed: Vec<String> = program.states().iter().map(|state| state.name.clone()).collect();
         let id = executor.load(program)?;
         for name in needed {
             let Some((_, data)) = weights.iter().find(|(known, _)| *known == name) else {
@@ -195,7 +212,7 @@ impl Extractor {
             };
             executor.write_state(&name, data)?;
         }
-        let program = EncoderProgram::new(id, encoder, &plan.layers, batch);
+        let program = EncoderProgram::new(&*executor, id, encoder, &plan.layers, batch)?;
         Ok(Self { executor, program, plan })
     }
 

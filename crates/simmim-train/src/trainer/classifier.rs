@@ -1,27 +1,47 @@
 //! A classifier on a device: the compiled programs of fine-tuning and prediction over one set of parameters.
 
 use super::StepResult;
-use super::device::{Device, Training};
+use super::device::{Device, DropPath, Parts, Update};
+use super::session::unprepared;
 use crate::error::TrainError;
 use simmim_data::{DataError, Source, Transform, load_centered};
 use simmim_engine::autodiff::differentiate_states;
-use simmim_engine::{Executor, Graph, ProgramId};
+use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, ProgramId};
 use simmim_models::classifier::{ClassifierBuild, classifier_graph};
-use simmim_models::optimizer::{AdamWConfig, averaging_update_graph, update_graph};
+use simmim_models::names::{IMAGES, LOGITS, TARGETS};
+use simmim_models::optimizer::{AdamWConfig, averaging_update_graph, sum_loss, update_graph};
 use simmim_models::weights::Weights;
-use simmim_models::{ClassifierConfig, ModelError, ParameterSpec};
-use std::path::Path;
+use simmim_models::{ClassifierConfig, ModelError};
 use std::sync::mpsc::sync_channel;
 
 /// Images of one run of the prediction program.
 pub(super) const PREDICTED: usize = 64;
+
+/// The programs of training.
+#[derive(Debug, Clone)]
+struct Training {
+    parts: Parts,
+    program: ProgramId,
+    images: InputSlot,
+    targets: InputSlot,
+    drop_path: DropPath,
+    update: Update,
+}
+
+/// The program that gives logits.
+#[derive(Debug, Clone, Copy)]
+struct Prediction {
+    program: ProgramId,
+    images: InputSlot,
+    logits: OutputSlot,
+}
 
 /// A classifier on an executor.
 pub struct Classifier {
     device: Device,
     config: ClassifierConfig,
     training: Option<Training>,
-    prediction: Option<ProgramId>,
+    prediction: Option<Prediction>,
     /// Decay of the moving average of the weights; 0 for none.
     ema: f64,
 }
@@ -37,6 +57,7 @@ pub(super) fn finetuning_graph(config: &ClassifierConfig, micro: usize, parts: u
     let parameters = config.parameters();
     let trains = |name: &str| parameters.iter().any(|p| p.used && p.name == name);
     differentiate_states(&mut graph, loss, trains).map_err(ModelError::from)?;
+    sum_loss(&mut graph, loss)?;
     Ok(graph)
 }
 
@@ -57,16 +78,15 @@ impl Classifier {
         &self.config
     }
 
-    /// All parameters.
+    /// The device with the parameters.
     #[must_use]
-    pub fn parameters(&self) -> &[ParameterSpec] {
-        &self.device.parameters
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
-    /// The executor, for its memory.
-    #[must_use]
-    pub fn executor(&self) -> &dyn Executor {
-        &*self.device.executor
+    /// The device with the parameters, to read and overwrite them.
+    pub fn device_mut(&mut self) -> &mut Device {
+        &mut self.device
     }
 
     /// Compiles the training step of `micro * accumulation` images, and with a decay `ema` the moving average of the weights.
@@ -80,72 +100,77 @@ impl Classifier {
         adamw: AdamWConfig,
         ema: f64,
     ) -> Result<(), TrainError> {
-        self.device.averages = ema > 0.0;
         self.ema = ema;
-        let step = self.device.load(&finetuning_graph(&self.config, micro, accumulation)?)?;
-        let parameters = &self.device.parameters;
+        let program = self.device.load(&finetuning_graph(&self.config, micro, accumulation)?)?;
+        let parameters = self.device.parameters();
         let update =
             if ema > 0.0 { averaging_update_graph(parameters, &adamw)? } else { update_graph(parameters, &adamw)? };
-        let update = self.device.load(&update)?;
+        let update = self.device.load_update(&update, adamw)?;
         self.prediction = Some(self.load_prediction()?);
-        self.training = Some(Training { step, update, adamw, micro, accumulation });
+        let executor = self.device.executor();
+        // A frozen encoder drops nothing.
+        let branches = if self.config.freeze { Vec::new() } else { self.config.encoder.branches() };
+        self.training = Some(Training {
+            parts: Parts { micro, count: accumulation },
+            program,
+            images: executor.input(program, IMAGES)?,
+            targets: executor.input(program, TARGETS)?,
+            drop_path: DropPath::find(executor, program, &branches)?,
+            update,
+        });
         self.device.start_averages(true)
     }
 
-    fn load_prediction(&mut self) -> Result<ProgramId, TrainError> {
-        let average = self.device.averages;
+    fn load_prediction(&mut self) -> Result<Prediction, TrainError> {
+        let average = self.device.averages();
         let build = ClassifierBuild { batch: PREDICTED, accumulation: None, train: false, average };
-        self.device.load(&classifier_graph(&self.config, build)?.0)
+        let program = self.device.load(&classifier_graph(&self.config, build)?.0)?;
+        let executor = self.device.executor();
+        Ok(Prediction { program, images: executor.input(program, IMAGES)?, logits: executor.output(program, LOGITS)? })
     }
 
-    /// One optimiser step on `images [batch, channels, height, width]` with soft labels `targets [batch, classes]`; `step` counts
-    /// from 0.
+    /// Adds the gradients of a batch to those so far, and its loss: `images [batch, channels, height, width]` with soft labels
+    /// `targets [batch, classes]`; `step` counts from 0 and chooses, with the seed, the branches that drop path drops. Does not wait
+    /// for the device.
     ///
     /// # Errors
     /// Faults of the device. Call [`Classifier::prepare_training`] first.
-    pub fn train_step(
-        &mut self,
-        images: &[f32],
-        targets: &[f32],
-        seed: u64,
-        step: u64,
-        lr: f64,
-    ) -> Result<StepResult, TrainError> {
-        let Some(t) = self.training else {
-            return Err(TrainError::Internal { what: "training was not prepared".into() });
-        };
-        let (size, classes) = (images.len() / (t.micro * t.accumulation), self.config.classes);
-        let mut total = 0.0;
-        for part in 0..t.accumulation {
-            let range = part * t.micro..(part + 1) * t.micro;
-            let executor = &mut self.device.executor;
-            executor.write(t.step, "images", &images[range.start * size..range.end * size])?;
-            executor.write(t.step, "targets", &targets[range.start * classes..range.end * classes])?;
-            if !self.config.freeze {
-                self.device.write_drop_path(t.step, &self.config.encoder, seed, step, range)?;
-            }
-            self.device.executor.run(t.step)?;
-            total += f64::from(self.device.loss(t.step)?);
+    pub fn accumulate(&mut self, images: &[f32], targets: &[f32], seed: u64, step: u64) -> Result<(), TrainError> {
+        let Some(t) = &self.training else { return Err(unprepared()) };
+        let (size, classes) = (images.len() / t.parts.images(), self.config.classes);
+        let executor = self.device.executor_mut();
+        for range in t.parts.ranges() {
+            executor.write(t.images, &images[range.start * size..range.end * size])?;
+            executor.write(t.targets, &targets[range.start * classes..range.end * classes])?;
+            t.drop_path.write(executor, seed, step, &range)?;
+            executor.run(t.program)?;
         }
-        if self.ema > 0.0 {
-            // The average forgets the start quickly while there is little to average.
-            let decay = self.ema.min((1.0 + step as f64) / (10.0 + step as f64));
-            self.device.executor.write(t.update, "decay", &[decay as f32])?;
-        }
-        Ok(StepResult { loss: total as f32, grad_norm: self.device.update(&t, step, lr)? })
+        Ok(())
+    }
+
+    /// Moves the parameters by the gradients so far, which begin anew, and their averages; `step` counts from 0. Waits for the device.
+    ///
+    /// # Errors
+    /// Faults of the device. Call [`Classifier::prepare_training`] first.
+    pub fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+        let Some(t) = &self.training else { return Err(unprepared()) };
+        // The average forgets the start quickly while there is little to average.
+        let decay = self.ema.min((1.0 + step as f64) / (10.0 + step as f64));
+        self.device.update(&t.update, step, lr, decay)
     }
 
     /// Logits `[count, classes]` of up to [`PREDICTED`] images; of the averaged weights where they are kept.
     fn logits(&mut self, images: &[f32], count: usize) -> Result<Vec<f32>, TrainError> {
-        let program = match self.prediction {
+        let p = match self.prediction {
             Some(known) => known,
             None => self.load_prediction()?,
         };
-        self.prediction = Some(program);
-        self.device.executor.write(program, "images", images)?;
-        self.device.executor.run(program)?;
+        self.prediction = Some(p);
+        let executor = self.device.executor_mut();
+        executor.write(p.images, images)?;
+        executor.run(p.program)?;
         let mut logits = vec![0.0; PREDICTED * self.config.classes];
-        self.device.executor.read(program, "logits", &mut logits)?;
+        executor.read(p.logits, &mut logits)?;
         logits.truncate(count * self.config.classes);
         Ok(logits)
     }
@@ -199,26 +224,5 @@ impl Classifier {
     /// Faults of the device.
     pub fn weights(&mut self) -> Result<Weights, TrainError> {
         self.device.weights(true)
-    }
-
-    /// Overwrites parameters, and starts their averages there.
-    ///
-    /// # Errors
-    /// Unknown names, other lengths, faults of the device.
-    pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
-        self.device.set_weights(weights)?;
-        self.device.start_averages(true)
-    }
-
-    pub(super) fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        self.device.checkpoint_shapes()
-    }
-
-    pub(super) fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
-        self.device.read_tensor(name)
-    }
-
-    pub(super) fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError> {
-        self.device.restore(path, tensors)
     }
 }

@@ -1,36 +1,107 @@
 //! Parameters on a device, whatever they are trained for: loading programs, files and checkpoints, the optimiser's step.
 
+use super::StepResult;
 use crate::error::TrainError;
-use simmim_engine::{Executor, Graph, Program, ProgramId};
-use simmim_models::classifier::AVERAGE_PREFIX;
-use simmim_models::optimizer::{AdamWConfig, FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX};
+use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
+use simmim_models::names::{
+    AVERAGE_DECAY, AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, GRADIENT_NORM, LOSS, SECOND_MOMENT_PREFIX, STEP,
+};
+use simmim_models::optimizer::AdamWConfig;
+use simmim_models::vit::Branch;
 use simmim_models::weights::{Tensor, Weights};
-use simmim_models::{ModelError, ParameterSpec, VitConfig};
+use simmim_models::{ModelError, ParameterSpec};
 use simmim_random::{Purpose, Stream};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-/// The programs of training.
+/// How a step is cut into parts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Training {
-    pub(super) step: ProgramId,
-    pub(super) update: ProgramId,
-    pub(super) adamw: AdamWConfig,
-    /// Images of one run of `step`.
+pub(super) struct Parts {
+    /// Images of a part.
     pub(super) micro: usize,
-    /// Runs of `step` in an optimiser step.
-    pub(super) accumulation: usize,
+    /// Number of parts.
+    pub(super) count: usize,
+}
+
+impl Parts {
+    /// The places in the batch of each part.
+    pub(super) fn ranges(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.count).map(move |part| part * self.micro..(part + 1) * self.micro)
+    }
+
+    /// Images of the whole step.
+    pub(super) fn images(self) -> usize {
+        self.micro * self.count
+    }
+}
+
+/// The optimiser's program.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Update {
+    program: ProgramId,
+    step: InputSlot,
+    /// Only where moving averages are kept.
+    decay: Option<InputSlot>,
+    loss: OutputSlot,
+    norm: OutputSlot,
+    adamw: AdamWConfig,
+}
+
+/// Inputs of a program that say which samples keep which branch.
+#[derive(Debug, Clone)]
+pub(super) struct DropPath {
+    /// Number of each branch that can be dropped, its rate and its input.
+    dropped: Vec<(usize, f64, InputSlot)>,
+    /// Number of all branches.
+    branches: usize,
+}
+
+impl DropPath {
+    pub(super) fn find(executor: &dyn Executor, program: ProgramId, branches: &[Branch]) -> Result<Self, TrainError> {
+        let dropped = branches.iter().enumerate().filter(|(_, branch)| branch.rate > 0.0);
+        let found = dropped
+            .map(|(number, branch)| Ok((number, f64::from(branch.rate), executor.input(program, &branch.input)?)));
+        Ok(Self { dropped: found.collect::<Result<_, TrainError>>()?, branches: branches.len() })
+    }
+
+    /// Keeps or drops each branch of the samples in `range`: a pure function of (seed, step, place in the batch, branch).
+    pub(super) fn write(
+        &self,
+        executor: &mut dyn Executor,
+        seed: u64,
+        step: u64,
+        range: &Range<usize>,
+    ) -> Result<(), TrainError> {
+        for &(number, rate, slot) in &self.dropped {
+            let draw = |sample: usize| {
+                let place = (sample * self.branches + number) as u64;
+                let kept = Stream::new(seed, Purpose::DropPath, step, place).uniform() >= rate;
+                if kept { (1.0 / (1.0 - rate)) as f32 } else { 0.0 }
+            };
+            executor.stage(slot)?.iter_mut().zip(range.clone()).for_each(|(keep, sample)| *keep = draw(sample));
+        }
+        Ok(())
+    }
 }
 
 /// An executor with the parameters of one model.
-pub(super) struct Device {
-    pub(super) executor: Box<dyn Executor>,
-    pub(super) parameters: Vec<ParameterSpec>,
+pub struct Device {
+    executor: Box<dyn Executor>,
+    parameters: Vec<ParameterSpec>,
     /// Parameters that no program uses, kept for files.
     idle: BTreeMap<String, Vec<f32>>,
     /// Whether moving averages of the parameters are kept.
-    pub(super) averages: bool,
+    averages: bool,
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("machine", &self.executor.machine())
+            .field("memory", &self.executor.memory())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Device {
@@ -40,10 +111,32 @@ impl Device {
         Self { executor, parameters, idle, averages: false }
     }
 
+    /// The executor, for its memory and timings.
+    #[must_use]
+    pub fn executor(&self) -> &dyn Executor {
+        &*self.executor
+    }
+
+    /// The executor, to run what was loaded.
+    pub fn executor_mut(&mut self) -> &mut dyn Executor {
+        &mut *self.executor
+    }
+
+    /// All parameters.
+    #[must_use]
+    pub fn parameters(&self) -> &[ParameterSpec] {
+        &self.parameters
+    }
+
+    /// Whether moving averages of the parameters are kept.
+    pub(super) fn averages(&self) -> bool {
+        self.averages
+    }
+
     /// Loads a program; parameters that come to the device with it move there.
     pub(super) fn load(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
         let program = Program::compile(graph)?;
-        let names: Vec<String> = program.states.iter().map(|(name, _)| name.clone()).collect();
+        let names: Vec<String> = program.states().iter().map(|state| state.name.clone()).collect();
         let id = self.executor.load(program)?;
         for name in names {
             if let Some(data) = self.idle.remove(&name) {
@@ -53,47 +146,29 @@ impl Device {
         Ok(id)
     }
 
-    /// The loss of the last run.
-    pub(super) fn loss(&mut self, program: ProgramId) -> Result<f32, TrainError> {
-        let mut loss = [0.0];
-        self.executor.read(program, "loss", &mut loss)?;
-        Ok(loss[0])
+    /// Loads the optimiser's program. Moving averages are kept from now on where it has an input for their decay; they start with
+    /// [`Device::start_averages`].
+    pub(super) fn load_update(&mut self, graph: &Graph, adamw: AdamWConfig) -> Result<Update, TrainError> {
+        self.averages = graph.find_input(AVERAGE_DECAY).is_some();
+        let program = self.load(graph)?;
+        let executor = &*self.executor;
+        let decay = self.averages.then(|| executor.input(program, AVERAGE_DECAY)).transpose()?;
+        let (loss, norm) = (executor.output(program, LOSS)?, executor.output(program, GRADIENT_NORM)?);
+        Ok(Update { program, step: executor.input(program, STEP)?, decay, loss, norm, adamw })
     }
 
-    /// Moves the parameters by the gradients so far; `step` counts from 0. Returns the gradients' norm.
-    pub(super) fn update(&mut self, t: &Training, step: u64, lr: f64) -> Result<f32, TrainError> {
-        self.executor.write(t.update, "step", &t.adamw.step_input(lr, step + 1))?;
-        self.executor.run(t.update)?;
-        let mut norm = [0.0];
-        self.executor.read(t.update, "norm", &mut norm)?;
-        Ok(norm[0])
-    }
-
-    /// Keeps or drops each branch of each sample: a pure function of (seed, step, place in the batch, branch).
-    pub(super) fn write_drop_path(
-        &mut self,
-        program: ProgramId,
-        encoder: &VitConfig,
-        seed: u64,
-        step: u64,
-        range: Range<usize>,
-    ) -> Result<(), TrainError> {
-        if encoder.drop_path <= 0.0 {
-            return Ok(());
+    /// Moves the parameters by the gradients so far, and their averages, where there are any, with `decay`; `step` counts from 0.
+    /// Waits for the device.
+    pub(super) fn update(&mut self, u: &Update, step: u64, lr: f64, decay: f64) -> Result<StepResult, TrainError> {
+        self.executor.write(u.step, &u.adamw.step_input(lr, step + 1))?;
+        if let Some(slot) = u.decay {
+            self.executor.write(slot, &[decay as f32])?;
         }
-        for block in 1..encoder.depth {
-            let rate = f64::from(encoder.drop_path_of(block));
-            for (part, name) in ["attn", "mlp"].into_iter().enumerate() {
-                let draw = |sample: usize| {
-                    let place = ((sample * encoder.depth + block) * 2 + part) as u64;
-                    let kept = Stream::new(seed, Purpose::DropPath, step, place).uniform() >= rate;
-                    if kept { (1.0 / (1.0 - rate)) as f32 } else { 0.0 }
-                };
-                let keep: Vec<f32> = range.clone().map(draw).collect();
-                self.executor.write(program, &format!("keep.{block}.{name}"), &keep)?;
-            }
-        }
-        Ok(())
+        self.executor.run(u.program)?;
+        let (mut loss, mut norm) = ([0.0], [0.0]);
+        self.executor.read(u.loss, &mut loss)?;
+        self.executor.read(u.norm, &mut norm)?;
+        Ok(StepResult { loss: loss[0], grad_norm: norm[0] })
     }
 
     /// All parameters under the official names; their moving averages instead where `average` asks for them and they are kept.
@@ -109,9 +184,18 @@ impl Device {
             .collect()
     }
 
-    /// Overwrites parameters.
-    pub(super) fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
-        for (name, data) in weights {
+    /// Overwrites parameters, such as those that [`simmim_models::weights::match_parameters`] found in a file, and starts their
+    /// averages there.
+    ///
+    /// # Errors
+    /// Unknown names, other lengths, faults of the device.
+    pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
+        self.write_tensors(weights)?;
+        self.start_averages(true)
+    }
+
+    fn write_tensors(&mut self, tensors: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
+        for (name, data) in tensors {
             match self.idle.get_mut(&name) {
                 Some(place) => *place = data,
                 None => self.executor.write_state(&name, &data)?,
@@ -133,7 +217,8 @@ impl Device {
     }
 
     /// Name and shape of everything a checkpoint holds: all parameters, and moments and averages of those that change.
-    pub(super) fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
+    #[must_use]
+    pub fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
         let prefixes: &[&str] = &[FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX, AVERAGE_PREFIX];
         let prefixes = &prefixes[..if self.averages { 3 } else { 2 }];
         let used = self.parameters.iter().filter(|p| p.used);
@@ -142,7 +227,10 @@ impl Device {
     }
 
     /// One tensor of [`Device::checkpoint_shapes`].
-    pub(super) fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
+    ///
+    /// # Errors
+    /// [`TrainError::Engine`] for an unknown name, faults of the device.
+    pub fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
         if let Some(data) = self.idle.get(name) {
             return Ok(data.clone());
         }
@@ -154,8 +242,11 @@ impl Device {
         Ok(data)
     }
 
-    /// Brings back what a checkpoint holds; nothing is changed where it does not fit.
-    pub(super) fn restore(&mut self, path: &Path, mut tensors: Weights) -> Result<(), TrainError> {
+    /// Brings back what a checkpoint holds. `path` names it in errors.
+    ///
+    /// # Errors
+    /// [`ModelError::Mismatch`] with every missing, unexpected and misshapen tensor; nothing is changed then.
+    pub fn restore(&mut self, path: &Path, mut tensors: Weights) -> Result<(), TrainError> {
         let (mut missing, mut misshapen, mut found) = (Vec::new(), Vec::new(), Vec::new());
         for (name, shape) in self.checkpoint_shapes() {
             match tensors.remove(&name) {
@@ -166,7 +257,7 @@ impl Device {
         }
         let unexpected: Vec<String> = tensors.into_keys().collect();
         if missing.is_empty() && unexpected.is_empty() && misshapen.is_empty() {
-            self.set_weights(found)?;
+            self.write_tensors(found)?;
             return self.start_averages(false);
         }
         Err(ModelError::Mismatch { path: path.to_owned(), missing, unexpected, misshapen }.into())

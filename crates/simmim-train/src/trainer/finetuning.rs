@@ -2,16 +2,13 @@
 
 use super::classifier::{Classifier, finetuning_graph};
 use super::session::fewest_parts;
-use super::{Event, Measured, StepResult, Task};
+use super::{Device, Event, Measured, StepResult, Task};
 use crate::classify::{ClassifierFile, Scores};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use simmim_data::{Batch, Labelled, Mix, Source, Transform, demo, demo_held_out, source};
 use simmim_engine::Executor;
-use simmim_engine::executor::Memory;
-use simmim_models::ParameterSpec;
-use simmim_models::weights::Weights;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -134,13 +131,25 @@ impl FineTuning {
 }
 
 impl Task for FineTuning {
-    fn train_step(&mut self, batch: &mut Batch, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+    fn device(&self) -> &Device {
+        self.classifier.device()
+    }
+
+    fn device_mut(&mut self) -> &mut Device {
+        self.classifier.device_mut()
+    }
+
+    fn accumulate(&mut self, batch: &mut Batch, step: u64) -> Result<(), TrainError> {
         let (seed, size) = (self.recipe.train.seed, self.transform.size);
         let labels: Vec<usize> = batch.samples.iter().map(|&s| self.train.labels()[s as usize]).collect();
         let mixture = self.mix.draw(seed, batch.epoch, batch.index_in_epoch, size);
         mixture.apply(&mut batch.images, self.transform.values(), size);
         let targets = self.mix.targets(mixture, &labels, self.train.class_names().len());
-        self.classifier.train_step(&batch.images, &targets, seed, step, lr)
+        self.classifier.accumulate(&batch.images, &targets, seed, step)
+    }
+
+    fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+        self.classifier.update(step, lr)
     }
 
     fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
@@ -170,29 +179,5 @@ impl Task for FineTuning {
 
     fn classes(&self) -> &[String] {
         self.train.class_names()
-    }
-
-    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
-        self.classifier.set_weights(weights)
-    }
-
-    fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        self.classifier.checkpoint_shapes()
-    }
-
-    fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
-        self.classifier.read_tensor(name)
-    }
-
-    fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError> {
-        self.classifier.restore(path, tensors)
-    }
-
-    fn parameters(&self) -> &[ParameterSpec] {
-        self.classifier.parameters()
-    }
-
-    fn memory(&self) -> Memory {
-        self.classifier.executor().memory()
     }
 }

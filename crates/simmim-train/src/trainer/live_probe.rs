@@ -52,7 +52,7 @@ impl LiveProbe {
         let task = Task::new(&*sources[0], &*sources[1], (Some(paths[0]), Some(paths[1])))?;
         let encoder = recipe.simmim_config()?.encoder;
         let layer = match p.layer {
-            0 => Layer::Block((2 * encoder.depth).div_ceil(3)),
+            0 => Layer::Block((2 * encoder.layers()).div_ceil(3)),
             number => Layer::of(number, &encoder)?,
         };
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -109,7 +109,7 @@ impl LiveProbe {
                     labels.push(set.labels[place]);
                 }
             };
-            program.run(session.executor_mut(), pixels, range.len(), Pooling::Mean, &mut take)
+            program.run(session.device_mut().executor_mut(), pixels, range.len(), Pooling::Mean, &mut take)
         })?;
         features.rows = labels.len();
         if labels.is_empty() {

@@ -13,6 +13,7 @@ mod task;
 
 pub use classifier::Classifier;
 pub use data::{Data, open_data};
+pub use device::Device;
 pub use finetuning::{FineTuning, LabelledData, settle_finetuning};
 pub use live_probe::LiveProbe;
 pub use pretraining::Pretraining;
@@ -32,6 +33,7 @@ use crate::trivial::TrivialLosses;
 use log::Log;
 use simmim_data::{Loader, LoaderConfig, Position, Source};
 use simmim_engine::Executor;
+use simmim_engine::executor::Machine;
 use simmim_models::weights::{self, Weights};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -63,25 +65,14 @@ pub enum Event {
     Warning(String),
 }
 
-/// What a run's steps are computed on: its checkpoints name it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Machine {
-    /// Threads of the executor.
-    pub threads: usize,
-    /// Instruction set of its kernels, on which the last bits of a sum depend.
-    pub isa: String,
-}
-
-impl Machine {
-    /// Says that the run was computed on another instruction set so far.
-    fn warn_of_change(&self, before: &str, tell: &mut dyn FnMut(Event)) {
-        if !before.is_empty() && before != self.isa {
-            tell(Event::Warning(format!(
-                "the run goes on with {} instructions, its checkpoint was made with {before}: its weights will not be, bit for bit, \
-                 those of a run that was never stopped; SIMMIM_ISA={before} in the environment keeps to it",
-                self.isa
-            )));
-        }
+/// Says that the run was computed on another instruction set so far.
+fn warn_of_change(now: &Machine, before: &str, tell: &mut dyn FnMut(Event)) {
+    if !before.is_empty() && before != now.isa {
+        tell(Event::Warning(format!(
+            "the run goes on with {} instructions, its checkpoint was made with {before}: its weights will not be, bit for bit, \
+             those of a run that was never stopped; SIMMIM_ISA={before} in the environment keeps to it",
+            now.isa
+        )));
     }
 }
 
@@ -128,7 +119,6 @@ pub struct Trainer<T = Pretraining> {
     log: Log,
     guard: Guard,
     rollbacks: usize,
-    machine: Machine,
     step: u64,
     best: Option<Best>,
     images: usize,
@@ -163,11 +153,10 @@ impl Trainer {
         run: RunFolder,
         data: Data,
         executor: Box<dyn Executor>,
-        machine: Machine,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let task = Pretraining::new(&recipe, &data, executor)?;
-        Self::with_task(recipe, run, data.train, task, machine, tell)
+        Self::with_task(recipe, run, data.train, task, tell)
     }
 
     /// The model.
@@ -192,16 +181,15 @@ impl<T: Task> Trainer<T> {
         run: RunFolder,
         train: Arc<dyn Source>,
         mut task: T,
-        machine: Machine,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
         let checkpoints = CheckpointStore::open(&run.checkpoints())?;
         let mut at = Meta::default();
         if let Some(found) = checkpoints.load_latest()? {
             found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
-            task.restore(&run.checkpoints(), found.tensors)?;
+            task.device_mut().restore(&run.checkpoints(), found.tensors)?;
             at = found.meta;
-            machine.warn_of_change(&at.isa, tell);
+            warn_of_change(&task.device().executor().machine(), &at.isa, tell);
         } else if run.has_results() {
             return Err(TrainError::Run {
                 path: run.root().to_owned(),
@@ -230,7 +218,6 @@ impl<T: Task> Trainer<T> {
             log,
             guard,
             rollbacks,
-            machine,
             step,
             best,
             images,
@@ -293,7 +280,7 @@ impl<T: Task> Trainer<T> {
     /// Faults of the device.
     pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
         self.given_weights = true;
-        self.task.set_weights(weights)
+        self.task.device_mut().set_weights(weights)
     }
 
     /// Trains until the end, or until `stop` is set. Then writes a checkpoint, and at the end the encoder, the full model and a
@@ -370,8 +357,9 @@ impl<T: Task> Trainer<T> {
     fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
         let mut batch = self.loader.next_batch()?;
         let lr = self.schedule.at(self.step);
-        let result = self.task.train_step(&mut batch, self.step, lr)?;
+        self.task.accumulate(&mut batch, self.step)?;
         self.loader.recycle(batch);
+        let result = self.task.update(self.step, lr)?;
         self.step += 1;
         if self.judge(result, tell)? {
             return Ok(None);
@@ -476,7 +464,7 @@ impl<T: Task> Trainer<T> {
             });
         };
         let failed = self.step;
-        self.task.restore(&self.run.checkpoints(), found.tensors)?;
+        self.task.device_mut().restore(&self.run.checkpoints(), found.tensors)?;
         self.best = found.meta.best;
         self.step = found.meta.step;
         self.log = Log::open(&self.run, &self.recipe, self.step, found.meta.loss_window)?;
@@ -489,21 +477,22 @@ impl<T: Task> Trainer<T> {
 
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let at = self.loader.position();
+        let machine = self.task.device().executor().machine();
         let meta = Meta {
             step: self.step,
             epoch: at.epoch,
             batch: at.batch_index,
-            threads: self.machine.threads,
-            isa: self.machine.isa.clone(),
+            threads: machine.threads,
+            isa: machine.isa,
             recent_losses: self.guard.recent(),
             loss_window: self.log.loss_window(),
             rollbacks: self.rollbacks,
             best: self.best,
             classes: self.task.classes().to_vec(),
         };
-        let task = &mut self.task;
-        let shapes = task.checkpoint_shapes();
-        self.checkpoints.save(meta, shapes, |name| task.read_tensor(name), self.recipe.checkpoint.keep)?;
+        let device = self.task.device_mut();
+        let shapes = device.checkpoint_shapes();
+        self.checkpoints.save(meta, shapes, |name| device.read_tensor(name), self.recipe.checkpoint.keep)?;
         tell(Event::Checkpoint(self.step));
         Ok(())
     }

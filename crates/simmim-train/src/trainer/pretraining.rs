@@ -1,17 +1,14 @@
 //! The task of pre-training: masks are drawn, hidden patches painted back.
 
 use super::held_out::HeldOut;
-use super::{Data, Event, LiveProbe, Measured, Session, StepResult, Task, write_encoder};
+use super::{Data, Device, Event, LiveProbe, Measured, Session, StepResult, Task, write_encoder};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use crate::trivial::TrivialLosses;
 use simmim_data::{Batch, MaskSpec, mask};
 use simmim_engine::Executor;
-use simmim_engine::executor::Memory;
-use simmim_models::ParameterSpec;
-use simmim_models::weights::{self, Weights};
-use std::path::Path;
+use simmim_models::weights;
 
 /// Pre-training by a recipe.
 pub struct Pretraining {
@@ -48,9 +45,21 @@ impl Pretraining {
 }
 
 impl Task for Pretraining {
-    fn train_step(&mut self, batch: &mut Batch, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+    fn device(&self) -> &Device {
+        self.session.device()
+    }
+
+    fn device_mut(&mut self) -> &mut Device {
+        self.session.device_mut()
+    }
+
+    fn accumulate(&mut self, batch: &mut Batch, step: u64) -> Result<(), TrainError> {
         let masks = self.draw_masks(batch);
-        self.session.train_step(&batch.images, &masks, self.recipe.train.seed, step, lr)
+        self.session.accumulate(&batch.images, &masks, self.recipe.train.seed, step)
+    }
+
+    fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+        self.session.update(step, lr)
     }
 
     fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
@@ -87,33 +96,9 @@ impl Task for Pretraining {
     }
 
     fn write_results(&mut self, run: &RunFolder) -> Result<(), TrainError> {
-        let session = &mut self.session;
-        let shapes = session.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-        weights::write_streamed::<TrainError>(&run.model(), shapes, |name| session.read_tensor(name))?;
-        write_encoder(&run.encoder(), session.weights()?)
-    }
-
-    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
-        self.session.set_weights(weights)
-    }
-
-    fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        self.session.checkpoint_shapes()
-    }
-
-    fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
-        self.session.read_tensor(name)
-    }
-
-    fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError> {
-        self.session.restore(path, tensors)
-    }
-
-    fn parameters(&self) -> &[ParameterSpec] {
-        self.session.parameters()
-    }
-
-    fn memory(&self) -> Memory {
-        self.session.executor().memory()
+        let device = self.session.device_mut();
+        let shapes = device.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        weights::write_streamed::<TrainError>(&run.model(), shapes, |name| device.read_tensor(name))?;
+        write_encoder(&run.encoder(), self.session.weights()?)
     }
 }

@@ -1,16 +1,16 @@
 //! A model on a device: the compiled programs of training and evaluation over one set of parameters.
 
-use super::device::{Device, Training};
+use super::device::{Device, DropPath, Parts, Update};
 use crate::error::TrainError;
 use crate::features::{EncoderProgram, Layer};
 use simmim_engine::autodiff::differentiate;
-use simmim_engine::{Executor, Graph, Program, ProgramId};
-use simmim_models::optimizer::{AdamWConfig, update_graph};
-use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
+use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
+use simmim_models::names::{IMAGES, LOSS, PREDICTION, TARGET};
+use simmim_models::optimizer::{AdamWConfig, sum_loss, update_graph};
+use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::weights::Weights;
-use simmim_models::{ParameterSpec, SimMimConfig};
+use simmim_models::{ModelError, SimMimConfig};
 use std::collections::BTreeMap;
-use std::path::Path;
 
 /// What one optimiser step gave.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,21 +34,56 @@ pub struct Reconstruction {
     pub positions: Vec<i32>,
 }
 
+/// The programs of training.
+#[derive(Debug, Clone)]
+struct Training {
+    parts: Parts,
+    program: ProgramId,
+    images: InputSlot,
+    indices: StepSlots,
+    drop_path: DropPath,
+    update: Update,
+}
+
+/// The program that gives loss, predictions and targets of a batch of one size.
+#[derive(Debug, Clone, Copy)]
+struct Evaluation {
+    program: ProgramId,
+    images: InputSlot,
+    indices: StepSlots,
+    loss: OutputSlot,
+    prediction: OutputSlot,
+    target: OutputSlot,
+}
+
+impl Evaluation {
+    fn load(device: &mut Device, config: &SimMimConfig, batch: usize) -> Result<Self, TrainError> {
+        let build = Build { batch, variant: Variant::Fast, accumulation: 1, train: false, outputs: true };
+        let program = device.load(&simmim_graph(config, build)?.0)?;
+        let executor = device.executor();
+        Ok(Self {
+            program,
+            images: executor.input(program, IMAGES)?,
+            indices: StepSlots::find(executor, program)?,
+            loss: executor.output(program, LOSS)?,
+            prediction: executor.output(program, PREDICTION)?,
+            target: executor.output(program, TARGET)?,
+        })
+    }
+}
+
 /// A SimMIM model on an executor. See the module's documentation.
 pub struct Session {
     device: Device,
     config: SimMimConfig,
     training: Option<Training>,
-    evaluation: BTreeMap<usize, ProgramId>,
+    evaluation: BTreeMap<usize, Evaluation>,
     indices: StepIndices,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session")
-            .field("config", &self.config)
-            .field("memory", &self.device.executor.memory())
-            .finish_non_exhaustive()
+        f.debug_struct("Session").field("config", &self.config).field("device", &self.device).finish_non_exhaustive()
     }
 }
 
@@ -59,7 +94,8 @@ impl std::fmt::Debug for Session {
 pub fn training_graph(config: &SimMimConfig, micro: usize, accumulation: usize) -> Result<Graph, TrainError> {
     let build = Build { batch: micro, variant: Variant::Fast, accumulation, train: true, outputs: false };
     let (mut graph, loss) = simmim_graph(config, build)?;
-    differentiate(&mut graph, loss).map_err(simmim_models::ModelError::from)?;
+    differentiate(&mut graph, loss).map_err(ModelError::from)?;
+    sum_loss(&mut graph, loss)?;
     Ok(graph)
 }
 
@@ -107,28 +143,22 @@ impl Session {
         &self.config
     }
 
-    /// All parameters.
+    /// The device with the parameters.
     #[must_use]
-    pub fn parameters(&self) -> &[ParameterSpec] {
-        &self.device.parameters
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
-    /// The executor, for its memory and timings.
-    #[must_use]
-    pub fn executor(&self) -> &dyn Executor {
-        &*self.device.executor
-    }
-
-    /// The executor, to run what [`Session::encoder_program`] loaded.
-    pub(crate) fn executor_mut(&mut self) -> &mut dyn Executor {
-        &mut *self.device.executor
+    /// The device with the parameters, to read and overwrite them.
+    pub fn device_mut(&mut self) -> &mut Device {
+        &mut self.device
     }
 
     /// Loads the encoder on whole images, over the same parameters.
     pub(crate) fn encoder_program(&mut self, layers: &[Layer], batch: usize) -> Result<EncoderProgram, TrainError> {
         let graph = EncoderProgram::graph(&self.config.encoder, layers, batch)?;
         let id = self.device.load(&graph)?;
-        Ok(EncoderProgram::new(id, &self.config.encoder, layers, batch))
+        EncoderProgram::new(self.device.executor(), id, &self.config.encoder, layers, batch)
     }
 
     /// Compiles the training step: `micro * accumulation` images in as many runs as `accumulation` says.
@@ -141,19 +171,25 @@ impl Session {
         accumulation: usize,
         adamw: AdamWConfig,
     ) -> Result<(), TrainError> {
-        let step = self.device.load(&training_graph(&self.config, micro, accumulation)?)?;
-        let update = self.device.load(&update_graph(&self.device.parameters, &adamw)?)?;
-        self.training = Some(Training { step, update, adamw, micro, accumulation });
+        let program = self.device.load(&training_graph(&self.config, micro, accumulation)?)?;
+        let graph = update_graph(self.device.parameters(), &adamw)?;
+        let update = self.device.load_update(&graph, adamw)?;
+        let executor = self.device.executor();
+        self.training = Some(Training {
+            parts: Parts { micro, count: accumulation },
+            program,
+            images: executor.input(program, IMAGES)?,
+            indices: StepSlots::find(executor, program)?,
+            drop_path: DropPath::find(executor, program, &self.config.encoder.branches())?,
+            update,
+        });
         Ok(())
     }
 
-    /// One optimiser step.
-    ///
-    /// `images [batch, channels, height, width]`, `masks [batch][patches]`; `step` counts from 0, and `samples` name the images
-    /// for drop path.
+    /// One optimiser step: [`Session::accumulate`], then [`Session::update`].
     ///
     /// # Errors
-    /// Masks of the wrong size, faults of the device. Call [`Session::prepare_training`] first.
+    /// As both.
     pub fn train_step(
         &mut self,
         images: &[f32],
@@ -162,22 +198,38 @@ impl Session {
         step: u64,
         lr: f64,
     ) -> Result<StepResult, TrainError> {
-        let Some(t) = self.training else {
-            return Err(TrainError::Internal { what: "training was not prepared".into() });
-        };
-        let size = images.len() / (t.micro * t.accumulation);
-        let mut total = 0.0;
-        for part in 0..t.accumulation {
-            let range = part * t.micro..(part + 1) * t.micro;
-            let executor = &mut *self.device.executor;
-            executor.write(t.step, "images", &images[range.start * size..range.end * size])?;
+        self.accumulate(images, masks, seed, step)?;
+        self.update(step, lr)
+    }
+
+    /// Adds the gradients of a batch to those so far, and its loss. Does not wait for the device.
+    ///
+    /// `images [batch, channels, height, width]`, `masks [batch][patches]`; `step` counts from 0 and chooses, with the seed, the
+    /// branches that drop path drops.
+    ///
+    /// # Errors
+    /// Masks of the wrong size, faults of the device. Call [`Session::prepare_training`] first.
+    pub fn accumulate(&mut self, images: &[f32], masks: &[Vec<bool>], seed: u64, step: u64) -> Result<(), TrainError> {
+        let Some(t) = &self.training else { return Err(unprepared()) };
+        let size = images.len() / t.parts.images();
+        let executor = self.device.executor_mut();
+        for range in t.parts.ranges() {
+            executor.write(t.images, &images[range.start * size..range.end * size])?;
             self.indices.fill(&self.config, Variant::Fast, &masks[range.clone()])?;
-            self.indices.write(executor, t.step, &self.config, Variant::Fast)?;
-            self.device.write_drop_path(t.step, &self.config.encoder, seed, step, range)?;
-            self.device.executor.run(t.step)?;
-            total += f64::from(self.device.loss(t.step)?);
+            self.indices.write(executor, &t.indices)?;
+            t.drop_path.write(executor, seed, step, &range)?;
+            executor.run(t.program)?;
         }
-        Ok(StepResult { loss: total as f32, grad_norm: self.device.update(&t, step, lr)? })
+        Ok(())
+    }
+
+    /// Moves the parameters by the gradients so far, which begin anew; `step` counts from 0. Waits for the device.
+    ///
+    /// # Errors
+    /// Faults of the device. Call [`Session::prepare_training`] first.
+    pub fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+        let Some(t) = &self.training else { return Err(unprepared()) };
+        self.device.update(&t.update, step, lr, 0.0)
     }
 
     /// Loss, predictions and targets of images under given masks; nothing is changed.
@@ -186,26 +238,24 @@ impl Session {
     /// Masks of the wrong size, faults of the device.
     pub fn reconstruct(&mut self, images: &[f32], masks: &[Vec<bool>]) -> Result<Reconstruction, TrainError> {
         let batch = masks.len();
-        let program = match self.evaluation.get(&batch) {
+        let e = match self.evaluation.get(&batch) {
             Some(&known) => known,
             None => {
-                let build = Build { batch, variant: Variant::Fast, accumulation: 1, train: false, outputs: true };
-                let new = self.device.load(&simmim_graph(&self.config, build)?.0)?;
+                let new = Evaluation::load(&mut self.device, &self.config, batch)?;
                 self.evaluation.insert(batch, new);
                 new
             }
         };
-        let executor = &mut *self.device.executor;
-        executor.write(program, "images", images)?;
+        let executor = self.device.executor_mut();
+        executor.write(e.images, images)?;
         self.indices.fill(&self.config, Variant::Fast, masks)?;
-        self.indices.write(executor, program, &self.config, Variant::Fast)?;
-        executor.run(program)?;
-        let mut loss = [0.0];
-        executor.read(program, "loss", &mut loss)?;
+        self.indices.write(executor, &e.indices)?;
+        executor.run(e.program)?;
         let len = batch * self.config.predicted_tokens() * self.config.encoder.patch_values();
-        let (mut prediction, mut target) = (vec![0.0; len], vec![0.0; len]);
-        executor.read(program, "prediction", &mut prediction)?;
-        executor.read(program, "target", &mut target)?;
+        let (mut loss, mut prediction, mut target) = ([0.0], vec![0.0; len], vec![0.0; len]);
+        executor.read(e.loss, &mut loss)?;
+        executor.read(e.prediction, &mut prediction)?;
+        executor.read(e.target, &mut target)?;
         Ok(Reconstruction { loss: loss[0], prediction, target, positions: self.indices.predicted_patch.clone() })
     }
 
@@ -216,34 +266,9 @@ impl Session {
     pub fn weights(&mut self) -> Result<Weights, TrainError> {
         self.device.weights(false)
     }
+}
 
-    /// Overwrites parameters, such as those that [`simmim_models::weights::match_parameters`] found in a file.
-    ///
-    /// # Errors
-    /// Unknown names, other lengths, faults of the device.
-    pub fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
-        self.device.set_weights(weights)
-    }
-
-    /// Name and shape of everything a checkpoint holds: all parameters, and the optimiser's moments of those in use.
-    #[must_use]
-    pub fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        self.device.checkpoint_shapes()
-    }
-
-    /// One tensor of [`Session::checkpoint_shapes`].
-    ///
-    /// # Errors
-    /// [`TrainError::Engine`] for an unknown name, faults of the device.
-    pub fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
-        self.device.read_tensor(name)
-    }
-
-    /// Brings back what a checkpoint holds. `path` names it in errors.
-    ///
-    /// # Errors
-    /// [`simmim_models::ModelError::Mismatch`] with every missing, unexpected and misshapen tensor; nothing is changed then.
-    pub fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError> {
-        self.device.restore(path, tensors)
-    }
+/// A step before its programs.
+pub(super) fn unprepared() -> TrainError {
+    TrainError::Internal { what: "training was not prepared".into() }
 }

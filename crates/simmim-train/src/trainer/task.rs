@@ -1,14 +1,10 @@
 //! What a training is for: the loop asks a task, and knows nothing of masks or classes.
 
-use super::{Event, StepResult};
+use super::{Device, Event, StepResult};
 use crate::error::TrainError;
 use crate::run_folder::RunFolder;
 use crate::trivial::TrivialLosses;
 use simmim_data::Batch;
-use simmim_engine::executor::Memory;
-use simmim_models::ParameterSpec;
-use simmim_models::weights::Weights;
-use std::path::Path;
 
 /// What was measured on held-out images.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -21,11 +17,24 @@ pub struct Measured {
 
 /// A task of the training loop.
 pub trait Task {
-    /// One optimiser step on a batch, which may be changed; `step` counts from 0.
+    /// The device with the parameters.
+    fn device(&self) -> &Device;
+
+    /// The device with the parameters, to read and overwrite them.
+    fn device_mut(&mut self) -> &mut Device;
+
+    /// Adds the gradients of a batch, which may be changed, to those so far; `step` counts from 0. Does not wait for the device.
     ///
     /// # Errors
     /// Faults of the device.
-    fn train_step(&mut self, batch: &mut Batch, step: u64, lr: f64) -> Result<StepResult, TrainError>;
+    fn accumulate(&mut self, batch: &mut Batch, step: u64) -> Result<(), TrainError>;
+
+    /// Moves the parameters by the gradients so far, which begin anew; `step` counts from 0. Waits for the device. Between
+    /// [`Task::accumulate`] and this, ranks would sum their gradients.
+    ///
+    /// # Errors
+    /// Faults of the device.
+    fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError>;
 
     /// Measures on the held-out images; nothing is changed. None where no image could be read.
     ///
@@ -94,31 +103,4 @@ pub trait Task {
     fn classes(&self) -> &[String] {
         &[]
     }
-
-    /// Overwrites parameters before the first step.
-    ///
-    /// # Errors
-    /// Unknown names, faults of the device.
-    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), TrainError>;
-
-    /// Name and shape of everything a checkpoint holds.
-    fn checkpoint_shapes(&self) -> Vec<(String, Vec<usize>)>;
-
-    /// One tensor of [`Task::checkpoint_shapes`].
-    ///
-    /// # Errors
-    /// Faults of the device.
-    fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError>;
-
-    /// Brings back what a checkpoint holds. `path` names it in errors.
-    ///
-    /// # Errors
-    /// Tensors of another model; nothing is changed then.
-    fn restore(&mut self, path: &Path, tensors: Weights) -> Result<(), TrainError>;
-
-    /// All parameters.
-    fn parameters(&self) -> &[ParameterSpec];
-
-    /// Memory held on the device.
-    fn memory(&self) -> Memory;
 }

@@ -1,6 +1,7 @@
 //! Arguments of the commands around classifiers.
 
 use super::RecipeArguments;
+use crate::device::DeviceArguments;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -21,9 +22,8 @@ pub(crate) struct StartOf {
     /// Length of a training in epochs.
     #[arg(long, value_name = "N")]
     pub(crate) epochs: Option<u64>,
-    /// Threads of the training step; 0: one for each core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
 }
 
 #[derive(Debug, Args)]
@@ -87,9 +87,8 @@ pub(crate) struct Evaluate {
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
-    /// Threads; 0: one for each core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
 }
 
 #[derive(Debug, Args)]
@@ -106,9 +105,8 @@ pub(crate) struct Predict {
     /// Table to write: file, class, probability.
     #[arg(long, value_name = "F.csv")]
     pub(crate) out: PathBuf,
-    /// Threads; 0: one for each core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
 }
 
 /// What a comparison does with encoders.

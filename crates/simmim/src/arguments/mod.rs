@@ -10,6 +10,7 @@ pub(crate) use pretrain::Pretrain;
 pub(crate) use probe::{Method, Neighbors, Probe};
 pub(crate) use use_weights::{Embed, Pool, Reconstruct, WeightsOf};
 
+use crate::device::DeviceArguments;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -169,9 +170,8 @@ pub(crate) struct BenchStep {
     /// Images in a step.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     pub(crate) batch: usize,
-    /// Threads; 0: one for each core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
     /// Share of the image that is masked.
     #[arg(long, value_name = "X", default_value_t = 0.5)]
     pub(crate) mask_ratio: f64,

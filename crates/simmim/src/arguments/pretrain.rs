@@ -1,6 +1,7 @@
 //! Arguments of `simmim pretrain`.
 
 use super::RecipeArguments;
+use crate::device::DeviceArguments;
 use clap::Args;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -44,12 +45,8 @@ pub(crate) struct Pretrain {
     /// Length of the training in epochs.
     #[arg(long, value_name = "N")]
     pub(crate) epochs: Option<u64>,
-    /// Where to run: auto or cpu.
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    pub(crate) device: String,
-    /// Threads of the training step; 0: one for each core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
     /// Seed of everything random.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub(crate) seed: Option<u64>,

@@ -1,6 +1,7 @@
 //! Arguments of the commands that use trained weights.
 
 use super::at_least_one;
+use crate::device::DeviceArguments;
 use clap::{Args, ValueEnum};
 use simmim_train::features::Pooling;
 use std::path::PathBuf;
@@ -29,9 +30,8 @@ pub(crate) struct WeightsOf {
     /// Set one value of that recipe.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Threads; 0: one for each core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) threads: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
 }
 
 #[derive(Debug, Args)]

@@ -7,9 +7,9 @@
 )]
 
 use crate::arguments::Evaluate;
+use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
 use simmim_data::{Labelled, Source, demo_held_out, source};
-use simmim_engine::cpu::CpuExecutor;
 use simmim_train::Classifier;
 use simmim_train::classify::{ClassifierFile, Scores, confusion_csv, draw_confusion};
 use std::path::Path;
@@ -17,19 +17,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 /// A classifier ready to predict, with what it was made by.
-pub(crate) fn load(weights: &Path, threads: usize) -> Result<(ClassifierFile, Classifier, usize), Failure> {
+pub(crate) fn load(weights: &Path, device: &DeviceArguments) -> Result<(ClassifierFile, Classifier), Failure> {
     let file = ClassifierFile::read(weights)?;
     let parameters = file.parameters(weights)?;
-    let executor = CpuExecutor::new(threads)?;
-    let threads = executor.threads();
     let config = file.recipe.classifier_config(file.classes.len())?;
-    let mut classifier = Classifier::new(Box::new(executor), config, 0)?;
-    classifier.set_weights(parameters)?;
-    Ok((file, classifier, threads))
+    let mut classifier = Classifier::new(device::open(device)?, config, 0)?;
+    classifier.device_mut().set_weights(parameters)?;
+    Ok((file, classifier))
 }
 
 pub(crate) fn run(a: &Evaluate) -> Result<ExitCode, Failure> {
-    let (file, mut classifier, threads) = load(&a.weights, a.threads)?;
+    let (file, mut classifier) = load(&a.weights, &a.device)?;
     let (images, path): (Arc<dyn Source>, &Path) = match &a.data {
         Some(path) => (source::open(path)?.into(), path),
         None => (Arc::new(demo_held_out()?), Path::new("the demonstration set")),
@@ -46,7 +44,7 @@ pub(crate) fn run(a: &Evaluate) -> Result<ExitCode, Failure> {
     let labels = labelled.labels();
     let all = labelled.spread(0);
     let take = |i: usize, logits: &[f32]| scores.add(labels[i], logits);
-    let bad = classifier.predict(&labelled, &all, &file.recipe.transform(), threads, take)?;
+    let bad = classifier.predict(&labelled, &all, &file.recipe.transform(), a.device.host_threads(), take)?;
     bad.iter().for_each(|(_, e)| eprintln!("warning: left out: {e}"));
     if let Some(out) = &a.out {
         write(&scores, out)?;

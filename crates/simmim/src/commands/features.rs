@@ -2,10 +2,10 @@
 
 use crate::arguments::LogFormat;
 use crate::commands::weights::Encoder;
+use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
 use crate::meter::{Meter, say, warn_unreadable};
 use simmim_data::Source;
-use simmim_engine::cpu::CpuExecutor;
 use simmim_train::features::{Extractor, FeatureCache, Features, Key, Layer, Plan, Pooling};
 
 /// Role of the weights in question.
@@ -20,7 +20,7 @@ pub(crate) struct Maker<'a> {
     /// What the weights are, in file names and progress lines.
     role: &'static str,
     plan: Plan,
-    threads: usize,
+    device: &'a DeviceArguments,
     cache: FeatureCache,
     extractor: Option<Extractor>,
     format: LogFormat,
@@ -33,13 +33,12 @@ impl<'a> Maker<'a> {
         encoder: &'a Encoder,
         (weights, role): (&'a [(String, Vec<f32>)], &'static str),
         (layers, pooling, batch): (Vec<Layer>, Pooling, usize),
-        threads: usize,
+        device: &'a DeviceArguments,
         format: LogFormat,
     ) -> Self {
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let plan = encoder.plan(layers, pooling, batch, if threads == 0 { cores() } else { threads });
+        let plan = encoder.plan(layers, pooling, batch, device.host_threads());
         let cache = FeatureCache::new(encoder.run.as_deref());
-        Self { encoder, weights, role, plan, threads, cache, extractor: None, format, keys: Vec::new() }
+        Self { encoder, weights, role, plan, device, cache, extractor: None, format, keys: Vec::new() }
     }
 
     /// The features of all images of a source. `what` names it in progress lines.
@@ -92,7 +91,7 @@ impl<'a> Maker<'a> {
         let made = match self.extractor.take() {
             Some(known) => known,
             None => {
-                let executor = Box::new(CpuExecutor::new(self.threads)?);
+                let executor = device::open(self.device)?;
                 Extractor::new(executor, &self.encoder.encoder, self.weights, self.plan.clone())?
             }
         };

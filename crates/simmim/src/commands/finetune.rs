@@ -4,11 +4,11 @@
 
 use crate::arguments::{Finetune, LogFormat, StartOf};
 use crate::commands::parse_size;
-use crate::commands::pretrain::{absolute, announce, free_folder, machine, on_interrupt};
+use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt};
 use crate::commands::weights::Pretrained;
+use crate::device;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
-use simmim_engine::cpu::CpuExecutor;
 use simmim_train::{FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, Trainer, settle_finetuning};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -78,20 +78,17 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
     let classes = simmim_data::Source::class_names(&data.train).len();
     let start = weights.map(|w| w.encoder(&recipe, classes)).transpose()?;
     let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
-    let executor = CpuExecutor::new(a.start.threads)?;
-    let machine = machine(&executor);
     let mut early = Progress::new(format, 0, 0);
     let after = |e| Failure::from(e).after_start();
-    let task = FineTuning::new(&recipe, &data, Box::new(executor)).map_err(after)?;
+    let task = FineTuning::new(&recipe, &data, device::open(&a.start.device)?).map_err(after)?;
     let images = task.images();
-    let mut trainer =
-        Trainer::with_task(recipe, run, images, task, machine.clone(), &mut |e| early.show(&e)).map_err(after)?;
+    let mut trainer = Trainer::with_task(recipe, run, images, task, &mut |e| early.show(&e)).map_err(after)?;
     if let Some(start) = start {
         trainer.set_weights(start)?;
     }
     let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
     progress.say(&format!("{classes} classes, {} validation images", simmim_data::Source::len(&data.val)));
-    announce(&trainer, &progress, &machine);
+    announce(&trainer, &progress);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(after)?;
     progress.finish();

@@ -74,7 +74,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         batch / parts,
         mib(2 * program.state_bytes())
     );
-    println!("program      {} operations", program.instructions.len());
+    println!("program      {} operations", program.instructions().len());
     if a.parameters {
         specs
             .iter()

@@ -24,7 +24,7 @@ pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure>
     let layer = Layer::of(a.layer, &model.encoder)?;
     check_pooling(&model, a.pool.pooling(), format)?;
     let how = (vec![layer], a.pool.pooling(), a.batch);
-    let mut maker = Maker::new(&model, (&model.tensors, TRAINED), how, a.weights.threads, format);
+    let mut maker = Maker::new(&model, (&model.tensors, TRAINED), how, &a.weights.device, format);
     let bank = maker.of(&*images, "the data")?;
     let (feature, own) = match &query {
         Query::Member(index) => {
@@ -36,7 +36,7 @@ pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure>
         Query::File(file) => (first(&maker.of_unkept(&**file)?)?.clone(), None),
     };
     let k = a.k.max(1) + usize::from(own.is_some());
-    let pool = Pool::new(a.weights.threads.max(1));
+    let pool = Pool::new(a.weights.device.host_threads());
     let found = nearest(&pool, &normalised(first(&bank)?), &normalised(&feature), k);
     let found: Vec<_> = found.into_iter().flatten().filter(|n| Some(n.row) != own).collect();
     let channels = model.recipe.model.channels;

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Predict) -> Result<ExitCode, Failure> {
-    let (file, mut classifier, threads) = load(&a.weights, a.threads)?;
+    let (file, mut classifier) = load(&a.weights, &a.device)?;
     let images = source::open(&a.data)?;
     let folder = a.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if !folder.is_dir() {
@@ -37,7 +37,7 @@ pub(crate) fn run(a: &Predict) -> Result<ExitCode, Failure> {
             written = table.write_record(&row);
         }
     };
-    let bad = classifier.predict(&*images, &all, &file.recipe.transform(), threads, take)?;
+    let bad = classifier.predict(&*images, &all, &file.recipe.transform(), a.device.host_threads(), take)?;
     written.map_err(|e| Failure::running(e.to_string()))?;
     bad.iter().for_each(|(_, e)| eprintln!("warning: left out: {e}"));
     let bytes = table.into_inner().map_err(|e| Failure::running(e.to_string()))?;

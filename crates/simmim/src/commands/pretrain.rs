@@ -4,13 +4,13 @@
 
 use crate::arguments::{LogFormat, Pretrain};
 use crate::commands::{quoted, weights};
+use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
 use crate::progress::Progress;
-use simmim_engine::cpu::CpuExecutor;
 use simmim_models::weights::timm_call;
 use simmim_train::{
-    Event, LiveProbe, Machine, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
+    Event, LiveProbe, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
 };
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -19,19 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> {
-    if !["auto", "cpu"].contains(&a.device.as_str()) {
-        return Err(Failure::input(
-            format!("there is no device `{}` in this build", a.device),
-            "give --device cpu or auto",
-        ));
-    }
     let (mut recipe, out) = resolve(a)?;
     recipe.for_pretraining()?;
     let data = open_data(&recipe)?;
     settle(&mut recipe, &data)?;
     let config = recipe.simmim_config()?;
     let demo = recipe.data.path.is_empty();
-    let probe = LiveProbe::open(&recipe, a.threads)?;
+    let probe = LiveProbe::open(&recipe, a.device.threads)?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config, format)).transpose()?;
     let mut early = Progress::new(format, 0, 0);
     let run = if a.resume {
@@ -40,11 +34,9 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     } else {
         RunFolder::create(&out, &recipe.to_toml(), a.overwrite)?
     };
-    let executor = CpuExecutor::new(a.threads)?;
-    let machine = machine(&executor);
+    let executor = device::open(&a.device)?;
     let late = |e: TrainError| if a.resume { e.into() } else { Failure::from(e).after_start() };
-    let mut trainer =
-        Trainer::new(recipe, run, data, Box::new(executor), machine.clone(), &mut |e| early.show(&e)).map_err(late)?;
+    let mut trainer = Trainer::new(recipe, run, data, executor, &mut |e| early.show(&e)).map_err(late)?;
     if let Some(start) = start {
         trainer.set_weights(start)?;
     }
@@ -52,7 +44,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let warnings = probe.iter().flat_map(|p| p.warnings().to_vec()).collect::<Vec<_>>();
     warnings.into_iter().for_each(|w| progress.show(&Event::Warning(w)));
     trainer.set_probe(probe);
-    announce(&trainer, &progress, &machine);
+    announce(&trainer, &progress);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
     progress.finish();
@@ -158,14 +150,10 @@ pub(crate) fn warmup_warning(warmup: u64, total: u64) -> Option<String> {
     })
 }
 
-/// What the steps will be computed on.
-pub(crate) fn machine(executor: &CpuExecutor) -> Machine {
-    Machine { threads: executor.threads(), isa: executor.isa().name().to_owned() }
-}
-
-pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress, machine: &Machine) {
-    let memory = trainer.task().memory();
-    let parameters: usize = trainer.task().parameters().iter().map(simmim_models::ParameterSpec::len).sum();
+pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress) {
+    let device = trainer.task().device();
+    let (machine, memory) = (device.executor().machine(), device.executor().memory());
+    let parameters: usize = device.parameters().iter().map(simmim_models::ParameterSpec::len).sum();
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     let parameters = if parameters < 1_000_000 {
         format!("{:.0} thousand", parameters as f64 / 1e3)

@@ -97,7 +97,7 @@ impl Sweep<'_> {
         let methods = Methods { knn: a.method != Method::Linear, linear: a.method != Method::Knn };
         let classes = task.classes.len();
         let prober =
-            Prober::new(a.weights.threads, methods, classes, train.labels.clone(), val.labels.clone(), a.seed)?;
+            Prober::new(a.weights.device.threads, methods, classes, train.labels.clone(), val.labels.clone(), a.seed)?;
         let pixel_transform = pixel_transform(&self.model.recipe.transform());
         let mut report = Report {
             weights: a.weights.weights.display().to_string(),
@@ -147,7 +147,7 @@ impl Sweep<'_> {
     /// Features of training and validation images, and what they follow from.
     fn features(&self, weights: &[(String, Vec<f32>)], role: &'static str) -> Result<TrainAndValFeatures, Failure> {
         let how = (self.layers.to_vec(), self.a.pool.pooling(), self.a.batch);
-        let mut maker = Maker::new(self.model, (weights, role), how, self.a.weights.threads, self.format);
+        let mut maker = Maker::new(self.model, (weights, role), how, &self.a.weights.device, self.format);
         let (train, val) = (maker.of(self.train, "TRAIN")?, maker.of(self.val, "VAL")?);
         Ok((train, val, maker.conditions()))
     }

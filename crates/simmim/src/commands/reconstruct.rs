@@ -4,9 +4,9 @@
 
 use crate::arguments::Reconstruct;
 use crate::commands::{check_output, mask_file, weights};
+use crate::device;
 use crate::diagnostics::Failure;
 use simmim_data::{MaskSpec, load_centered, mask};
-use simmim_engine::cpu::CpuExecutor;
 use simmim_models::weights::{Tensor, Weights, match_parameters, write};
 use simmim_models::{SimMimConfig, Target};
 use simmim_train::{Session, open_data, picture};
@@ -39,8 +39,8 @@ pub(crate) fn run(a: &Reconstruct) -> Result<ExitCode, Failure> {
     mask_file::fit(&mut model.config, &cells)?;
     let (down, right) = model.config.tokens_per_cell();
     let masks: Vec<Vec<bool>> = cells.iter().map(|m| mask::expand(m, spec.rows, spec.cols, down, right)).collect();
-    let mut session = Session::new(Box::new(CpuExecutor::new(a.weights.threads)?), model.config.clone(), 0)?;
-    session.set_weights(tensors)?;
+    let mut session = Session::new(device::open(&a.weights.device)?, model.config.clone(), 0)?;
+    session.device_mut().set_weights(tensors)?;
     let r = session.reconstruct(&images, &masks)?;
     let (mean, std) = model.recipe.statistics();
     picture::draw(&a.out, &model.config, &images, &masks, &r, (&mean, &std))?;

@@ -5,7 +5,7 @@ use crate::commands::parse_size;
 use crate::diagnostics::Failure;
 use crate::meter::say;
 use simmim_data::Source;
-use simmim_models::classifier::AVERAGE_PREFIX;
+use simmim_models::names::{AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX};
 use simmim_models::weights::{
     self, Weights, encoder_for_classifier, head_classes, match_parameters, normalises_pooled,
 };
@@ -79,7 +79,8 @@ fn check_file(path: &Path) -> Result<(), Failure> {
 
 /// A checkpoint without the optimiser's moments.
 fn parameters_of(mut tensors: Weights) -> Weights {
-    tensors.retain(|name, _| !(name.starts_with("exp_avg") || name.starts_with(AVERAGE_PREFIX)));
+    let extra = [FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX, AVERAGE_PREFIX];
+    tensors.retain(|name, _| !extra.iter().any(|prefix| name.starts_with(prefix)));
     tensors
 }
 

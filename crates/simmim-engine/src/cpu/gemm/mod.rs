@@ -27,7 +27,7 @@ use super::{Cpu, Isa};
 use grid::{Costs, Even, grid};
 pub(super) use kernel::prefetch;
 use kernel::{LINE, Rows};
-pub use peak::{Peaks, peaks};
+pub use peak::peaks;
 use std::ops::Range;
 
 /// Longest sum between two visits to the result, where rows of `a` are read in place: a panel of `b` of that length stays near the

@@ -3,29 +3,11 @@
 use super::super::dispatch::IsaKind;
 use super::super::{BlockMut, Cpu};
 use super::kernel::{self, Rows};
+use crate::executor::Peaks;
 use std::time::Instant;
 
 /// Length of the sums: the operands of a tile fit the first-level cache.
 const K: usize = 192;
-
-/// Floating point operations a second of all threads together where every operand is near. A multiplication and an addition of floats count
-/// as two, whatever computes them.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Peaks {
-    /// On vectors, by fused multiply-add where there is one.
-    pub vectors: f64,
-    /// On tile registers, where they are in use.
-    pub tiles: Option<f64>,
-}
-
-impl Peaks {
-    /// The better of both, each by itself.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        let tiles = self.tiles.zip(other.tiles).map(|(a, b)| a.max(b)).or(self.tiles).or(other.tiles);
-        Self { vectors: self.vectors.max(other.vectors), tiles }
-    }
-}
 
 /// Measures the peaks, each for about `seconds`.
 #[must_use]

@@ -21,7 +21,7 @@ fn samples_per_part(op: &Attention, batch: usize) -> usize {
 
 fn sizes_of(op: &Attention, i: &Instruction, first: usize) -> AttentionSizes {
     let split = usize::from(op.packing == Packing::Split);
-    op.sizes(&i.inputs[first].shape, &i.inputs[first + split].shape)
+    op.sizes(&i.inputs[first].ty.shape, &i.inputs[first + split].ty.shape)
 }
 
 /// A head's scores and their gradients and the working memory of products, for one thread, in floats.
@@ -37,7 +37,7 @@ pub(crate) fn scratch(op: &Attention, i: &Instruction, cpu: &Cpu) -> usize {
 
 pub(crate) fn scratch_grad(op: &AttentionGrad, i: &Instruction, cpu: &Cpu) -> usize {
     let s = sizes_of(&op.forward, i, 3);
-    let partial = if op.forward.bias { i.outputs.last().map_or(0, crate::plan::Buffer::len) } else { 0 };
+    let partial = if op.forward.bias { i.outputs.last().map_or(0, |b| b.ty.len()) } else { 0 };
     let partials = (s.batch.div_ceil(samples_per_part(&op.forward, s.batch)) * partial).next_multiple_of(LINE);
     cpu.pool.threads() * head_scratch(&s, 2, cpu.isa) + partials
 }

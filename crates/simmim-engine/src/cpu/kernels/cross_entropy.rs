@@ -11,7 +11,7 @@ use crate::plan::Instruction;
 const LANES: usize = 16;
 
 pub(crate) fn scratch(i: &Instruction) -> usize {
-    i.inputs[0].shape[0]
+    i.inputs[0].ty.shape[0]
 }
 
 pub(crate) fn cross_entropy(cpu: &Cpu, op: &CrossEntropy, args: &mut Args<'_>) {

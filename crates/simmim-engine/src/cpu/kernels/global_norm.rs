@@ -28,7 +28,7 @@ pub(crate) fn global_norm(cpu: &Cpu, op: &GlobalNorm, args: &mut Args<'_>) {
 }
 
 pub(crate) fn scratch(i: &crate::plan::Instruction) -> usize {
-    i.inputs.iter().map(|b| b.len().div_ceil(CHUNK)).max().unwrap_or(0)
+    i.inputs.iter().map(|b| b.ty.len().div_ceil(CHUNK)).max().unwrap_or(0)
 }
 
 vectorised! {

@@ -90,8 +90,8 @@ vectorised! {
 }
 
 pub(crate) fn scratch_grad_parameters(i: &Instruction) -> usize {
-    let dim = i.outputs[0].len();
-    i.inputs[0].len().div_ceil(dim * PARTIAL_ROWS) * 2 * dim
+    let dim = i.outputs[0].ty.len();
+    i.inputs[0].ty.len().div_ceil(dim * PARTIAL_ROWS) * 2 * dim
 }
 
 pub(crate) fn layer_norm_grad_parameters(cpu: &Cpu, args: &mut Args<'_>) {

@@ -15,21 +15,21 @@ fn range_of(rows: Option<RowRange>, total: usize) -> (usize, usize) {
 }
 
 pub(crate) fn scratch(op: &Linear, i: &Instruction, cpu: &Cpu) -> usize {
-    let [total, k] = [0, 1].map(|d| i.inputs[1].shape[d]);
+    let [total, k] = [0, 1].map(|d| i.inputs[1].ty.shape[d]);
     let (_, n) = range_of(op.rows, total);
-    product_scratch(cpu, Extents { m: i.inputs[0].len() / k, n, k })
+    product_scratch(cpu, Extents { m: i.inputs[0].ty.len() / k, n, k })
 }
 
 pub(crate) fn scratch_grad_input(op: &LinearGradInput, i: &Instruction, cpu: &Cpu) -> usize {
-    let [total, n] = [0, 1].map(|d| i.inputs[1].shape[d]);
+    let [total, n] = [0, 1].map(|d| i.inputs[1].ty.shape[d]);
     let (_, k) = range_of(op.rows, total);
-    product_scratch(cpu, Extents { m: i.inputs[0].len() / k, n, k })
+    product_scratch(cpu, Extents { m: i.inputs[0].ty.len() / k, n, k })
 }
 
 pub(crate) fn scratch_grad_weight(op: &LinearGradWeight, i: &Instruction, cpu: &Cpu) -> usize {
-    let [total, n] = [0, 1].map(|d| i.outputs[0].shape[d]);
+    let [total, n] = [0, 1].map(|d| i.outputs[0].ty.shape[d]);
     let (_, m) = range_of(op.rows, total);
-    let rows = i.inputs[0].len() / m;
+    let rows = i.inputs[0].ty.len() / m;
     let sums = if op.bias { rows.div_ceil(PARTIAL_ROWS) * m } else { 0 };
     product_scratch(cpu, Extents { m, n, k: rows }).max(sums)
 }

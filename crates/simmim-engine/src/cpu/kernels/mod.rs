@@ -4,6 +4,7 @@ pub(crate) mod adamw;
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod cross_entropy;
+pub(crate) mod drain;
 pub(crate) mod embed_rows;
 pub(crate) mod gather_rows;
 pub(crate) mod global_norm;
@@ -47,6 +48,7 @@ pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
         Op::AttentionGrad(op) => attention::attention_grad(cpu, op, args),
         Op::CrossEntropy(op) => cross_entropy::cross_entropy(cpu, op, args),
         Op::CrossEntropyGrad(op) => cross_entropy::cross_entropy_grad(cpu, op, args),
+        Op::Drain(_) => drain::drain(args),
         Op::EmbedRows(op) => embed_rows::embed_rows(cpu, op, args),
         Op::EmbedRowsGrad(op) => embed_rows::embed_rows_grad(cpu, op, args),
         Op::GatherRows(_) => gather_rows::gather_rows(cpu, args),
@@ -91,6 +93,7 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
         Op::AdamW(_)
         | Op::Add(_)
         | Op::CrossEntropyGrad(_)
+        | Op::Drain(_)
         | Op::EmbedRows(_)
         | Op::EmbedRowsGrad(_)
         | Op::GatherRows(_)

@@ -7,8 +7,8 @@ use crate::ops::{LossKind, PixelLoss, PixelLossGrad};
 use crate::plan::Instruction;
 
 pub(crate) fn scratch(i: &Instruction) -> usize {
-    let columns = *i.inputs[0].shape.last().unwrap_or(&1);
-    i.inputs[0].len() / columns.max(1)
+    let columns = *i.inputs[0].ty.shape.last().unwrap_or(&1);
+    i.inputs[0].ty.len() / columns.max(1)
 }
 
 pub(crate) fn pixel_loss(cpu: &Cpu, op: &PixelLoss, args: &mut Args<'_>) {

@@ -38,7 +38,7 @@ vectorised! {
 
 pub(crate) fn scratch_grad(i: &Instruction) -> usize {
     if i.outputs.len() == 2 {
-        i.inputs[0].len().div_ceil(i.outputs[1].len() * PARTIAL_ROWS) * i.outputs[1].len()
+        i.inputs[0].ty.len().div_ceil(i.outputs[1].ty.len() * PARTIAL_ROWS) * i.outputs[1].ty.len()
     } else {
         0
     }

@@ -8,14 +8,15 @@
 
 use crate::arguments::BenchStep;
 use crate::commands::parse_size;
+use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
 use simmim_engine::autodiff::differentiate;
-use simmim_engine::cpu::gemm::Peaks;
-use simmim_engine::cpu::{CpuExecutor, Isa};
-use simmim_engine::{Executor, Program, ProgramId};
+use simmim_engine::executor::Peaks;
+use simmim_engine::{Executor, InputSlot, Program, ProgramId};
+use simmim_models::names::{IMAGES, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
-use simmim_models::simmim::{Build, StepIndices, Variant, simmim_graph};
+use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::{SimMimConfig, VitConfig};
 use simmim_random::{Purpose, Stream};
 use simmim_train::{choose_accumulation, training_graph};
@@ -31,9 +32,12 @@ const PEAK_SECONDS: f64 = 0.3;
 /// The programs of a step, and one part's input: standard normal images, each with a mask of its own.
 struct Bench {
     config: SimMimConfig,
-    executor: CpuExecutor,
+    executor: Box<dyn Executor>,
     part: ProgramId,
+    part_images: InputSlot,
+    part_indices: StepSlots,
     update: ProgramId,
+    update_step: InputSlot,
     parts: usize,
     /// What the step needs, and what the model needs where nothing is left out.
     flops: u64,
@@ -44,7 +48,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(config: SimMimConfig, a: &BenchStep, isa: Isa) -> Result<Self, Failure> {
+    fn new(config: SimMimConfig, a: &BenchStep) -> Result<Self, Failure> {
         let parts = if a.accumulation == 0 { choose_accumulation(&config, a.batch)? } else { a.accumulation };
         let micro = a.batch / parts;
         let graph = training_graph(&config, micro, parts)?;
@@ -53,7 +57,7 @@ impl Bench {
         let (mut plain, loss) = simmim_graph(&config, build)?;
         differentiate(&mut plain, loss)?;
         let model_flops = plain.flops() * parts as u64;
-        let mut executor = CpuExecutor::with_isa(a.threads, isa)?;
+        let mut executor = device::open_with(&a.device, a.isa.as_deref())?;
         let part = executor.load(Program::compile(&graph)?)?;
         let specs = config.parameters();
         let update = executor.load(Program::compile(&update_graph(&specs, &AdamWConfig::default())?)?)?;
@@ -69,19 +73,33 @@ impl Bench {
             mask
         };
         let masks = (0..micro).map(&mut draw).collect();
-        let indices = StepIndices::default();
-        Ok(Self { config, executor, part, update, parts, flops, model_flops, images, masks, indices })
+        Ok(Self {
+            part_images: executor.input(part, IMAGES)?,
+            part_indices: StepSlots::find(&*executor, part)?,
+            update_step: executor.input(update, STEP)?,
+            indices: StepIndices::default(),
+            config,
+            executor,
+            part,
+            update,
+            parts,
+            flops,
+            model_flops,
+            images,
+            masks,
+        })
     }
 
     fn step(&mut self, step: u64) -> Result<(), Failure> {
         for _ in 0..self.parts {
-            self.executor.write(self.part, "images", &self.images)?;
+            self.executor.write(self.part_images, &self.images)?;
             self.indices.fill(&self.config, Variant::Fast, &self.masks)?;
-            self.indices.write(&mut self.executor, self.part, &self.config, Variant::Fast)?;
+            self.indices.write(&mut *self.executor, &self.part_indices)?;
             self.executor.run(self.part)?;
         }
-        self.executor.write(self.update, "step", &AdamWConfig::default().step_input(1e-4, step))?;
-        Ok(self.executor.run(self.update)?)
+        self.executor.write(self.update_step, &AdamWConfig::default().step_input(1e-4, step))?;
+        self.executor.run(self.update)?;
+        Ok(self.executor.wait()?)
     }
 
     /// Median of the measured steps in seconds.
@@ -102,10 +120,10 @@ impl Bench {
     }
 
     /// Time, GFLOP/s and GB/s of each operation and shape of its first result, over all its places in the step.
-    fn profile(&self, steps: usize) {
+    fn profile(&mut self, steps: usize) -> Result<(), Failure> {
         let mut by_op: BTreeMap<(&str, Vec<usize>), (f64, u64, usize)> = BTreeMap::new();
         for (program, runs) in [(self.part, self.parts), (self.update, 1)] {
-            for t in self.executor.timings(program) {
+            for t in self.executor.timings(program)? {
                 let entry = by_op.entry((t.op, t.shape)).or_default();
                 let seconds = t.seconds / steps as f64;
                 *entry = (entry.0 + seconds, entry.1 + t.flops * runs as u64, entry.2 + t.bytes * runs);
@@ -125,6 +143,7 @@ impl Bench {
             let (ms, share) = (each * 1e3, 100.0 * seconds / total);
             eprintln!("{op:26} {shape:18} {ms:>9.3} {share:>6.1}% {gflops:>9.1} {gbytes:>8.1}");
         }
+        Ok(())
     }
 }
 
@@ -147,11 +166,6 @@ fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
     Ok(config)
 }
 
-fn isa(a: &BenchStep) -> Result<Isa, Failure> {
-    let Some(name) = &a.isa else { return Ok(Isa::detect()) };
-    Isa::named(name).ok_or_else(|| Failure::no_such_isa("--isa", name))
-}
-
 /// The most memory this process has held, in bytes, where the system tells.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -160,23 +174,22 @@ fn peak_memory() -> Option<u64> {
 }
 
 pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
-    let isa = isa(a)?;
-    let mut bench = Bench::new(config(a)?, a, isa)?;
+    let mut bench = Bench::new(config(a)?, a)?;
     // Before and after, because a shared machine is not equally fast all the time.
     let before = bench.executor.peaks(PEAK_SECONDS);
     let seconds = bench.measure(a.steps, a.profile)?;
-    let peaks = before.max(bench.executor.peaks(PEAK_SECONDS));
-    let (memory, threads) = (bench.executor.memory(), bench.executor.threads());
+    let peaks = before.zip(bench.executor.peaks(PEAK_SECONDS)).map(|(before, after)| before.max(after));
+    let (memory, machine) = (bench.executor.memory(), bench.executor.machine());
     let (speed, milliseconds) = (a.batch as f64 / seconds, seconds * 1e3);
     if a.profile {
-        bench.profile(a.steps);
+        bench.profile(a.steps)?;
     }
     if a.json {
         let result = serde_json::json!({
-            "model": a.model, "batch": a.batch, "accumulation": bench.parts, "threads": threads, "isa": isa.name(),
+            "model": a.model, "batch": a.batch, "accumulation": bench.parts, "device": machine.device, "threads": machine.threads, "isa": machine.isa,
             "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
-            "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops, "model_flops_per_step": bench.model_flops, "peak_flops": peaks.vectors,
-            "tile_peak_flops": peaks.tiles,
+            "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops, "model_flops_per_step": bench.model_flops, "peak_flops": peaks.map(|p| p.vectors),
+            "tile_peak_flops": peaks.and_then(|p| p.tiles),
         });
         println!("{result}");
     } else {
@@ -184,12 +197,13 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
         println!("{speed:.1} images/s, {milliseconds:.1} ms a step of {batch} images ({parts} part{})", plural(parts));
         let rate = |flops: u64| flops as f64 / seconds / 1e9;
         println!(
-            "{:.1} GFLOP/s on {threads} thread{}, {}; {:.1} as model FLOPs, {}",
+            "{:.1} GFLOP/s on {} thread{}, {}; {:.1} as model FLOPs{}",
             rate(bench.flops),
-            plural(threads),
-            isa.name(),
+            machine.threads,
+            plural(machine.threads),
+            machine.isa,
             rate(bench.model_flops),
-            shares(1e9 * rate(bench.model_flops), peaks)
+            peaks.map(|peaks| format!(", {}", shares(1e9 * rate(bench.model_flops), peaks))).unwrap_or_default()
         );
     }
     Ok(ExitCode::SUCCESS)

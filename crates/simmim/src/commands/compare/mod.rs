@@ -7,14 +7,14 @@ mod report;
 
 use crate::arguments::{Compare, CompareMethod, LogFormat};
 use crate::commands::finetune::{Flags, recipe_for};
-use crate::commands::pretrain::{free_folder, machine, on_interrupt, warmup_warning};
+use crate::commands::pretrain::{free_folder, on_interrupt, warmup_warning};
 use crate::commands::weights::Pretrained;
+use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
 use probes::Probes;
 use serde::{Deserialize, Serialize};
 use simmim_data::{Labelled, Source, Subset};
-use simmim_engine::cpu::CpuExecutor;
 use simmim_train::classify::{Arm, ArmResult, Comparison, Method, RateTrial};
 use simmim_train::probe::split;
 use simmim_train::{Event, FineTuning, LabelledData, Recipe, RunFolder, TrainError, Trainer, settle_finetuning};
@@ -48,7 +48,7 @@ struct Bench {
     weights: Pretrained,
     data: LabelledData,
     out: PathBuf,
-    threads: usize,
+    device: DeviceArguments,
     lr: Vec<f64>,
     scratch_lr: Vec<f64>,
     format: LogFormat,
@@ -193,8 +193,8 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     };
     let (lr, scratch_lr) = (rates("--lr", &a.lr)?, rates("--scratch-lr", &a.scratch_lr)?);
     let out = a.out.clone().unwrap_or_else(|| free_folder("compare"));
-    let (threads, stop) = (a.start.threads, on_interrupt());
-    Ok(Bench { recipe, weights, data, out, threads, lr, scratch_lr, format, stop })
+    let (device, stop) = (a.start.device.clone(), on_interrupt());
+    Ok(Bench { recipe, weights, data, out, device, lr, scratch_lr, format, stop })
 }
 
 /// The images of every share and seed.
@@ -371,13 +371,11 @@ impl Bench {
         }
         let root = self.out.join(name);
         let run = RunFolder::create(&root, &recipe.to_toml(), true).map_err(after)?;
-        let executor = CpuExecutor::new(self.threads)?;
-        let machine = machine(&executor);
-        let task = FineTuning::new(&recipe, &data, Box::new(executor)).map_err(after)?;
+        let task = FineTuning::new(&recipe, &data, device::open(&self.device)?).map_err(after)?;
         let train = task.images();
         let mut early = Progress::new(self.format, 0, 0);
         let mut trainer =
-            Trainer::with_task(recipe.clone(), run, train, task, machine, &mut |e| early.show(&e)).map_err(after)?;
+            Trainer::with_task(recipe.clone(), run, train, task, &mut |e| early.show(&e)).map_err(after)?;
         if *arm == Arm::Pretrained {
             let classes = self.data.train.class_names().len();
             trainer.set_weights(self.weights.encoder(&recipe, classes)?)?;

@@ -50,7 +50,7 @@ fn weights_of(a: &Compare) -> WeightsOf {
         model: if run.is_some() { None } else { model },
         image_size: None,
         set: Vec::new(),
-        threads: a.start.threads,
+        device: a.start.device.clone(),
     }
 }
 
@@ -88,7 +88,7 @@ impl Probes {
         let (mut banks, mut images, mut val_images) = (Vec::new(), Vec::new(), Vec::new());
         for (arm, tensors, role) in [(Arm::Pretrained, &model.tensors, TRAINED), (Arm::Random, &random, RANDOM)] {
             let how = (layers.clone(), Pooling::Mean, BATCH);
-            let mut maker = Maker::new(&model, (tensors, role), how, a.start.threads, format);
+            let mut maker = Maker::new(&model, (tensors, role), how, &a.start.device, format);
             let (train, val) = (maker.of(&data.train, "TRAIN")?, maker.of(&data.val, "VAL")?);
             let readable = |f: &Features, all: &[usize]| {
                 all.iter().copied().filter(|i| f.images.binary_search(i).is_ok()).collect::<Vec<_>>()
@@ -111,7 +111,7 @@ impl Probes {
             val_labels: labels(data.val.labels(), &val_images),
             images,
             classes: data.train.class_names().len(),
-            threads: a.start.threads,
+            threads: a.start.device.threads,
         })
     }
 

@@ -7,10 +7,10 @@ mod table;
 
 use crate::arguments::{Embed, LogFormat};
 use crate::commands::{check_output, weights};
+use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::{Meter, warn_unreadable};
 use simmim_data::{Source, source};
-use simmim_engine::cpu::CpuExecutor;
 use simmim_train::features::{Extractor, Layer, Pooling};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,9 +66,9 @@ pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
     model.announce(format);
     let layer = Layer::of(a.layer, &model.encoder)?;
     let pooling = a.pool.pooling();
-    let executor = CpuExecutor::new(a.weights.threads)?;
-    let plan = model.plan(vec![layer], pooling, a.batch, executor.threads());
-    let mut extractor = Extractor::new(Box::new(executor), &model.encoder, &model.tensors, plan)?;
+    let executor = device::open(&a.weights.device)?;
+    let plan = model.plan(vec![layer], pooling, a.batch, a.weights.device.host_threads());
+    let mut extractor = Extractor::new(executor, &model.encoder, &model.tensors, plan)?;
     let shape = match pooling {
         Pooling::None => vec![model.encoder.tokens(), model.encoder.embed_dim],
         _ => vec![model.encoder.embed_dim],

@@ -1,0 +1,73 @@
+//! Opens what the steps are computed on: the one place above the engine that names an executor.
+
+use crate::diagnostics::Failure;
+use clap::Args;
+use simmim_engine::Executor;
+use simmim_engine::cpu::{CpuExecutor, Isa};
+
+/// Which device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceName {
+    /// The best there is.
+    Auto,
+    /// The processor.
+    Cpu,
+}
+
+fn device_name(text: &str) -> Result<DeviceName, String> {
+    match text {
+        "auto" => Ok(DeviceName::Auto),
+        "cpu" => Ok(DeviceName::Cpu),
+        other => Err(format!("there is no device `{other}` in this build; give auto or cpu")),
+    }
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DeviceArguments {
+    /// Where to compute: auto or cpu.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_name)]
+    pub(crate) device: DeviceName,
+    /// Threads that compute; 0: one for each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) threads: usize,
+}
+
+impl DeviceArguments {
+    /// Threads of the host: for reading images, and for what is computed outside of programs.
+    pub(crate) fn host_threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.threads == 0 { cores() } else { self.threads }
+    }
+}
+
+/// Opens a device.
+pub(crate) fn open(a: &DeviceArguments) -> Result<Box<dyn Executor>, Failure> {
+    open_with(a, None)
+}
+
+/// Opens a device, the processor with the instruction set of that name.
+pub(crate) fn open_with(a: &DeviceArguments, isa: Option<&str>) -> Result<Box<dyn Executor>, Failure> {
+    match a.device {
+        DeviceName::Auto | DeviceName::Cpu => {
+            let isa = match isa {
+                Some(name) => Isa::named(name).ok_or_else(|| no_such_isa("--isa", name))?,
+                None => Isa::detect(),
+            };
+            Ok(Box::new(CpuExecutor::with_isa(a.threads, isa)?))
+        }
+    }
+}
+
+/// Checks the instruction set that the environment names.
+pub(crate) fn check_environment() -> Result<(), Failure> {
+    Isa::wished().map(drop).map_err(|name| no_such_isa(Isa::VARIABLE, &name))
+}
+
+fn no_such_isa(source: &str, name: &str) -> Failure {
+    let here: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+    Failure::input(
+        format!("{source}: this processor has no instruction set `{name}`"),
+        format!("it has {}", here.join(", ")),
+    )
+}
