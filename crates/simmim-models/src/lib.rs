@@ -27,4 +27,4 @@ pub use classifier::{ClassifierConfig, Pool};
 pub use error::ModelError;
 pub use parameters::{Init, ParameterSpec};
 pub use simmim::{Area, Loss, Mode, SimMimConfig, Target};
-pub use vit::{Position, PositionInit, QkvBias, VitConfig};
+pub use vit::{Position, PositionInit, QkvBias, VitConfig, WeightInit};

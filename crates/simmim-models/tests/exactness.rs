@@ -8,7 +8,7 @@ use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::{Executor, Program};
 use simmim_models::names::{IMAGES, LOSS};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
-use simmim_models::{Area, Loss, Mode, Position, PositionInit, QkvBias, SimMimConfig, Target, VitConfig};
+use simmim_models::{Area, Loss, Mode, Position, PositionInit, QkvBias, SimMimConfig, Target, VitConfig, WeightInit};
 use simmim_random::{Purpose, Stream};
 
 const BATCH: usize = 4;
@@ -25,6 +25,7 @@ fn encoder() -> VitConfig {
         class_token: true,
         position: Position::Absolute,
         position_init: PositionInit::Normal,
+        weight_init: WeightInit::Normal,
         layer_scale: None,
         drop_path: 0.0,
         qkv_bias: QkvBias::Full,

@@ -37,6 +37,15 @@ pub enum PositionInit {
     SinCos,
 }
 
+/// How the matrices of an encoder start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightInit {
+    /// Small normal numbers of a fixed deviation, as the reproduced implementation has them.
+    Normal,
+    /// Uniform with a deviation that follows from the sizes of the layer (Glorot and Bengio, 2010), as in MAE; the patch projection too.
+    Xavier,
+}
+
 /// Bias of the `qkv` layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkvBias {
@@ -83,6 +92,8 @@ pub struct VitConfig {
     pub position: Position,
     /// How absolute positions start.
     pub position_init: PositionInit,
+    /// How matrices start.
+    pub weight_init: WeightInit,
     /// Initial value of LayerScale; none without it.
     pub layer_scale: Option<f32>,
     /// Drop path rate of the last block; it grows linearly from 0 at the first.

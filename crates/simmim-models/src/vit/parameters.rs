@@ -1,7 +1,7 @@
 //! Parameters of a vision transformer, in the order of its layers.
 
 use super::relative::table_entries;
-use super::{Position, QkvBias, VitConfig};
+use super::{Position, QkvBias, VitConfig, WeightInit};
 use crate::parameters::{Init, ParameterSpec};
 
 /// Whose initial values.
@@ -17,7 +17,16 @@ pub(crate) enum InitStyle {
 const STD: f32 = 0.02;
 
 impl InitStyle {
-    fn weight(self, scale: f32) -> Init {
+    /// The start of a matrix `[out, in]`; `depth_scale` is the official style's factor for the last products of a branch.
+    fn weight(self, c: &VitConfig, [out, inside]: [usize; 2], depth_scale: f32) -> Init {
+        match (c.weight_init, self) {
+            (WeightInit::Xavier, _) => Init::Uniform { bound: (6.0 / (out + inside) as f32).sqrt() },
+            (WeightInit::Normal, Self::Timm) => Self::Timm.normal(1.0),
+            (WeightInit::Normal, Self::Official) => Self::Official.normal(depth_scale),
+        }
+    }
+
+    fn normal(self, scale: f32) -> Init {
         match self {
             // timm cuts at +-2 in absolute terms, a hundred standard deviations away.
             Self::Timm => Init::TruncatedNormal { std: STD, cut: 2.0, scale: 1.0 },
@@ -25,20 +34,22 @@ impl InitStyle {
         }
     }
 
-    fn patch_projection(self, fan_in: usize) -> (Init, Init) {
-        match self {
-            Self::Timm => {
-                let uniform = Init::Uniform { bound: 1.0 / (fan_in as f32).sqrt() };
+    /// Weight and bias of the patch projection.
+    fn patch_projection(self, c: &VitConfig) -> (Init, Init) {
+        let shape = [c.embed_dim, c.patch_values()];
+        match (c.weight_init, self) {
+            (WeightInit::Normal, Self::Timm) => {
+                let uniform = Init::Uniform { bound: 1.0 / (c.patch_values() as f32).sqrt() };
                 (uniform, uniform)
             }
-            Self::Official => (self.weight(1.0), Init::Constant(0.0)),
+            _ => (self.weight(c, shape, 1.0), Init::Constant(0.0)),
         }
     }
 
     fn class_token(self) -> Init {
         match self {
             Self::Timm => Init::Normal { std: 1e-6 },
-            Self::Official => self.weight(1.0),
+            Self::Official => self.normal(1.0),
         }
     }
 }
@@ -54,10 +65,10 @@ pub(crate) fn specs(c: &VitConfig, prefix: &str, style: InitStyle) -> Vec<Parame
     if c.position == Position::Absolute {
         let (rows, cols) = c.grid();
         let table = Init::SinCos { rows, cols, class_token: c.class_token };
-        let init = if c.starts_as_sincos() { table } else { style.weight(1.0) };
+        let init = if c.starts_as_sincos() { table } else { style.normal(1.0) };
         list.push(spec("pos_embed", &[1, c.tokens(), dim], init).in_layer(0));
     }
-    let (weight, bias) = style.patch_projection(c.patch_values());
+    let (weight, bias) = style.patch_projection(c);
     let kernel = [dim, c.channels, c.patch_size.0, c.patch_size.1];
     list.push(spec("patch_embed.proj.weight", &kernel, weight).in_layer(0));
     list.push(spec("patch_embed.proj.bias", &[dim], bias).in_layer(0));
@@ -95,7 +106,7 @@ fn block_specs(
     }
     add("norm1.weight", &[dim], one);
     add("norm1.bias", &[dim], zero);
-    add("attn.qkv.weight", &[3 * dim, dim], style.weight(1.0));
+    add("attn.qkv.weight", &[3 * dim, dim], style.weight(c, [3 * dim, dim], 1.0));
     match c.qkv_bias {
         QkvBias::Full => add("attn.qkv.bias", &[3 * dim], zero),
         QkvBias::NoKey => {
@@ -107,12 +118,39 @@ fn block_specs(
     if c.position == Position::Relative {
         add("attn.relative_position_bias_table", &[entries, c.num_heads], zero);
     }
-    add("attn.proj.weight", &[dim, dim], style.weight(depth_scale));
+    add("attn.proj.weight", &[dim, dim], style.weight(c, [dim, dim], depth_scale));
     add("attn.proj.bias", &[dim], zero);
     add("norm2.weight", &[dim], one);
     add("norm2.bias", &[dim], zero);
-    add("mlp.fc1.weight", &[mlp, dim], style.weight(1.0));
+    add("mlp.fc1.weight", &[mlp, dim], style.weight(c, [mlp, dim], 1.0));
     add("mlp.fc1.bias", &[mlp], zero);
-    add("mlp.fc2.weight", &[dim, mlp], style.weight(depth_scale));
+    add("mlp.fc2.weight", &[dim, mlp], style.weight(c, [dim, mlp], depth_scale));
     add("mlp.fc2.bias", &[dim], zero);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PyTorch's `xavier_uniform_` draws from +-sqrt(6 / (in + out)).
+    #[test]
+    fn xavier_follows_the_sizes_of_every_matrix_and_leaves_the_rest() {
+        let c = VitConfig::preset("vit_tiny_patch8_32").unwrap();
+        let xavier = VitConfig { weight_init: WeightInit::Xavier, ..c.clone() };
+        for style in [InitStyle::Timm, InitStyle::Official] {
+            for (plain, changed) in specs(&c, "", style).into_iter().zip(specs(&xavier, "", style)) {
+                let (out, inside) = (changed.shape[0], changed.shape[1..].iter().product::<usize>());
+                if changed.name.ends_with(".weight") && changed.shape.len() > 1 {
+                    let bound = (6.0 / (out + inside) as f32).sqrt();
+                    assert_eq!(changed.init, Init::Uniform { bound }, "{}", changed.name);
+                    let values = changed.initial(1);
+                    assert!(values.iter().all(|v| v.abs() <= bound) && values.iter().any(|v| v.abs() > 0.9 * bound));
+                } else if changed.name == "patch_embed.proj.bias" {
+                    assert_eq!(changed.init, Init::Constant(0.0));
+                } else {
+                    assert_eq!(changed, plain);
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! timm's names.
 
-use super::{Position, PositionInit, QkvBias, VitConfig};
+use super::{Position, PositionInit, QkvBias, VitConfig, WeightInit};
 use crate::error::ModelError;
 
 /// Name, width, blocks, heads (Dosovitskiy et al., arXiv 2010.11929, table 1; Touvron et al., arXiv 2012.12877, table 1).
@@ -32,6 +32,7 @@ pub(super) fn parse(name: &str) -> Result<VitConfig, ModelError> {
         class_token: true,
         position: Position::Absolute,
         position_init: PositionInit::Normal,
+        weight_init: WeightInit::Normal,
         layer_scale: None,
         drop_path: 0.0,
         qkv_bias: QkvBias::Full,

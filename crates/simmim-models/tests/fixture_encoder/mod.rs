@@ -1,7 +1,7 @@
 //! The encoder that a fixture's configuration describes.
 
 use serde_json::Value;
-use simmim_models::{Position, PositionInit, QkvBias, VitConfig};
+use simmim_models::{Position, PositionInit, QkvBias, VitConfig, WeightInit};
 
 pub(crate) fn pair(v: &Value) -> (usize, usize) {
     (v[0].as_u64().unwrap() as usize, v[1].as_u64().unwrap() as usize)
@@ -26,6 +26,7 @@ pub(crate) fn encoder(c: &Value) -> VitConfig {
             _ => Position::Relative,
         },
         position_init: PositionInit::Normal,
+        weight_init: WeightInit::Normal,
         layer_scale: (scale > 0.0).then_some(scale),
         drop_path: 0.0,
         qkv_bias: if text("qkv_bias") == "full" { QkvBias::Full } else { QkvBias::NoKey },

@@ -2,7 +2,7 @@
 
 use super::{
     AreaKind, Augment, CacheKind, FineTune, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind,
-    PositionInitKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind, Statistic, TargetKind, wrong,
+    PositionInitKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind, Statistic, TargetKind, WeightInitKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};
@@ -14,7 +14,7 @@ use simmim_data::{
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::{
     Area, ClassifierConfig, Loss, Mode, ModelError, Pool, Position, PositionInit, QkvBias, SimMimConfig, Target,
-    VitConfig,
+    VitConfig, WeightInit,
 };
 use toml::Value;
 
@@ -85,6 +85,10 @@ impl Recipe {
             position_init: match m.position_init {
                 PositionInitKind::Normal => PositionInit::Normal,
                 PositionInitKind::Sincos => PositionInit::SinCos,
+            },
+            weight_init: match m.weight_init {
+                WeightInitKind::Normal => WeightInit::Normal,
+                WeightInitKind::Xavier => WeightInit::Xavier,
             },
             layer_scale: (m.layer_scale != 0.0).then_some(m.layer_scale as f32),
             drop_path: m.drop_path as f32,

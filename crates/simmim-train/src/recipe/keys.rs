@@ -16,6 +16,10 @@ pub const KEYS: &[(&str, &str)] = &[
         "model.position_init",
         "how absolute positions start: normal, or sincos (MAE's table); they are learned either way",
     ),
+    (
+        "model.weight_init",
+        "how matrices start: normal (as the mode has it), or xavier (MAE's, by the sizes of a layer)",
+    ),
     ("model.layer_scale", "initial value of LayerScale; 0: without"),
     ("model.drop_path", "drop path rate of the last block, growing linearly from 0"),
     ("model.qkv_bias", "full, no_key (queries and values only) or none"),

@@ -12,7 +12,7 @@ pub use keys::{KEYS, meaning};
 pub use schema::{
     AreaKind, Augment, CacheKind, Checkpoint, Data, Every, FineTune, Guard, InterpolationKind, Log, LossKind, MaskKind,
     ModeKind, Model, Optimizer, PoolKind, PositionInitKind, PositionKind, Probe, QkvBiasKind, Reaction, Recipe,
-    Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train,
+    Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train, WeightInitKind,
 };
 
 use crate::error::TrainError;

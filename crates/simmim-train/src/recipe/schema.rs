@@ -41,7 +41,7 @@ section!(
     /// The encoder.
     Model {
         name: String, image_size: [usize; 2], patch_size: [usize; 2], channels: usize, embed_dim: usize, depth: usize,
-        num_heads: usize, mlp_ratio: f64, class_token: bool, position: PositionKind, position_init: PositionInitKind, layer_scale: f64, drop_path: f64,
+        num_heads: usize, mlp_ratio: f64, class_token: bool, position: PositionKind, position_init: PositionInitKind, weight_init: WeightInitKind, layer_scale: f64, drop_path: f64,
         qkv_bias: QkvBiasKind, final_norm: bool,
     }
 );
@@ -128,6 +128,10 @@ choice!(
 choice!(
     /// `model.position_init`.
     PositionInitKind { Normal, Sincos }
+);
+choice!(
+    /// `model.weight_init`.
+    WeightInitKind { Normal, Xavier }
 );
 choice!(
     /// `model.qkv_bias`.
