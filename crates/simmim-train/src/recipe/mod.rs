@@ -25,6 +25,7 @@ pub const EMBEDDED: &[(&str, &str)] = &[
     ("demo", include_str!("../../../../recipes/demo.toml")),
     ("small_images_32", include_str!("../../../../recipes/small_images_32.toml")),
     ("small_images_64", include_str!("../../../../recipes/small_images_64.toml")),
+    ("small_images_96", include_str!("../../../../recipes/small_images_96.toml")),
     ("tutorial_vit_small_patch32", include_str!("../../../../recipes/tutorial_vit_small_patch32.toml")),
     ("bare", include_str!("../../../../recipes/bare.toml")),
     ("official_vit_base_patch16", include_str!("../../../../recipes/official_vit_base_patch16.toml")),
