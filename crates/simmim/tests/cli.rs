@@ -23,6 +23,7 @@ fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+const TINY: &str = "--set model.embed_dim=24 --set model.num_heads=2 --set model.depth=1";
 const SHORT: &str = "--set train.batch_size=16 --set validate.images=16 --set log.every_steps=1 --set model.depth=2";
 
 #[test]
@@ -158,6 +159,8 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("pretrain --out x --resume", "no run in this folder"),
         ("pretrain --out x --device cuda:0", "no device `cuda:0`"),
         ("pretrain --out x --resume --recipe demo", "cannot be used with"),
+        ("pretrain --out x --minutes 0", "a positive number of minutes"),
+        ("pretrain --out x --minutes 1e-9", "do not suffice for one step"),
         ("pretrain --out notes.txt", "notes.txt is a file"),
         ("embed --weights missing.safetensors --data . --out f.npy", "does not exist"),
         ("embed --weights notes.txt --data . --out f.npy", "name it by --model"),
@@ -226,4 +229,19 @@ fn a_run_says_when_it_goes_on_with_other_instructions() {
     let said = run("", "pretrain --out run --resume --steps 4");
     let widest = simmim_engine::cpu::Isa::available()[0].name() != "portable";
     assert_eq!(said.contains("its checkpoint was made with portable"), widest, "{said}");
+}
+
+#[test]
+fn images_choose_the_recipe_where_none_is_named() {
+    let place = tempfile::tempdir().unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../simmim-data/demo/t10k-images-idx3-ubyte.gz");
+    let out = simmim(place.path(), &format!("pretrain --data {demo} --steps 20 --set validate.images=8 {TINY}"));
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{told}");
+    assert!(told.contains("recipe small_images_32: 1000 images, median of the shorter sides 28 px, gray"), "{told}");
+    let config = std::fs::read_to_string(place.path().join("runs/small_images_32-1/config.toml")).unwrap();
+    // The warm-up of the recipe is meant for its own length.
+    for line in ["channels = 1 ", "steps = 20 ", "warmup_steps = 2 ", "embed_dim = 24 "] {
+        assert!(config.contains(line), "{line}: {config}");
+    }
 }

@@ -3,11 +3,13 @@
 //! A recipe is resolved from the defaults of its model, then what it extends, then its own values, then single values given on
 //! the command line. Unknown keys are errors that name the nearest known one.
 
+mod choose;
 mod convert;
 mod keys;
 mod schema;
 mod validate;
 
+pub use choose::Choice;
 pub use keys::{KEYS, meaning};
 pub use schema::{
     AreaKind, Augment, CacheKind, Checkpoint, Data, Every, FineTune, Guard, InterpolationKind, Log, LossKind, MaskKind,

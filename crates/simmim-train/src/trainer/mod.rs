@@ -26,6 +26,7 @@ use crate::error::TrainError;
 use crate::guard::{Guard, Verdict};
 use crate::metrics::{self, Record};
 use crate::overfitting::{Curve, Overfitting};
+use crate::plateau::Plateau;
 use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::{RunFolder, atomic_write};
 use crate::schedule::LearningRate;
@@ -126,6 +127,7 @@ pub struct Trainer<T = Pretraining> {
     given_weights: bool,
     trivial: Option<TrivialLosses>,
     curve: Curve,
+    plateau: Plateau,
 }
 
 /// Settles what a recipe leaves to the data and the plan: mean and deviation, and the parts of a step. A run's `config.toml` is
@@ -224,6 +226,7 @@ impl<T: Task> Trainer<T> {
             given_weights,
             trivial: None,
             curve,
+            plateau: Plateau::default(),
         })
     }
 
@@ -415,8 +418,10 @@ impl<T: Task> Trainer<T> {
         Ok(measured)
     }
 
-    /// Warns when the held-out loss begins to rise while the training loss falls.
+    /// Warns of a loss that stands still at that of one colour or doubles, and when the held-out loss begins to rise while the
+    /// training loss falls.
     fn watch(&mut self, record: &Record, tell: &mut dyn FnMut(Event)) {
+        self.plateau.add(record, self.trivial.as_ref()).into_iter().for_each(|w| tell(Event::Warning(w)));
         let before = self.curve.overfitting();
         self.curve.add(record);
         if let (None, Some(Overfitting { best, last })) = (before, self.curve.overfitting()) {

@@ -79,7 +79,8 @@ pub(crate) enum Command {
 /// Settings of a recipe, by name, file and single values.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RecipeArguments {
-    /// Recipe: a name from `simmim recipes` or a TOML file.
+    /// Recipe: a name from `simmim recipes` or a TOML file. `pretrain` takes auto too, the default with --data: by the images' size
+    /// and colour.
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) recipe: Option<String>,
     /// Set one value of the recipe, such as `optimizer.lr=1e-4`. May be given several times; the last one wins.

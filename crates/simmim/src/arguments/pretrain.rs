@@ -11,8 +11,8 @@ use std::path::PathBuf;
 Examples:
   simmim pretrain
       train on the embedded demonstration set, about two minutes
-  simmim pretrain --recipe small_images_64 --data photos --out runs/photos
-      train on a folder of images; labels are not needed
+  simmim pretrain --data photos --minutes 15 --out runs/photos
+      train on a folder of images for a quarter of an hour; labels are not needed, the recipe is chosen by the images
   simmim pretrain --out runs/photos --resume
       go on after an interruption; ends with the same weights as without it (on the same instruction set)
   simmim pretrain --recipe demo --out runs/try --steps 50 --set simmim.mask_ratio=0.8")]
@@ -45,6 +45,9 @@ pub(crate) struct Pretrain {
     /// Length of the training in epochs.
     #[arg(long, value_name = "N")]
     pub(crate) epochs: Option<u64>,
+    /// Training length in minutes: a few steps are timed first, and the number of steps follows from them.
+    #[arg(long, value_name = "M", conflicts_with_all = ["steps", "epochs", "resume"], value_parser = minutes)]
+    pub(crate) minutes: Option<f64>,
     #[command(flatten)]
     pub(crate) device: DeviceArguments,
     /// Seed of everything random.
@@ -53,4 +56,12 @@ pub(crate) struct Pretrain {
     /// Checkpoints to keep.
     #[arg(long, value_name = "N")]
     pub(crate) keep: Option<usize>,
+}
+
+/// A positive number of minutes.
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(m) if m > 0.0 && m.is_finite() => Ok(m),
+        _ => Err("give a positive number of minutes".to_owned()),
+    }
 }

@@ -9,6 +9,9 @@ use crate::diagnostics::Failure;
 use crate::meter::plural;
 use crate::progress::Progress;
 use simmim_models::weights::timm_call;
+use simmim_train::pace::seconds_per_step;
+use simmim_train::plateau::{REMEDY, is_near_mean_color};
+use simmim_train::recipe::Choice;
 use simmim_train::{
     Event, LiveProbe, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
 };
@@ -19,15 +22,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> {
-    let (mut recipe, out) = resolve(a)?;
+    let mut early = Progress::new(format, 0, 0);
+    let (mut recipe, out) = resolve(a, &early)?;
     recipe.for_pretraining()?;
     let data = open_data(&recipe)?;
     settle(&mut recipe, &data)?;
+    if let Some(minutes) = a.minutes {
+        let seconds = seconds_per_step(&recipe, device::open(&a.device)?)?;
+        recipe.fit_into(minutes, seconds)?;
+        let (steps, took) = (recipe.schedule.steps, seconds * 1e3);
+        early.say(&format!("{steps} steps fit into {minutes} minutes, at {took:.0} ms each"));
+    }
     let config = recipe.simmim_config()?;
     let demo = recipe.data.path.is_empty();
     let probe = LiveProbe::open(&recipe, a.device.threads)?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config, format)).transpose()?;
-    let mut early = Progress::new(format, 0, 0);
     let run = if a.resume {
         say_what_changes(&out, &recipe, &early)?;
         RunFolder::open(&out)?
@@ -75,8 +84,8 @@ fn say_what_changes(out: &Path, recipe: &Recipe, progress: &Progress) -> Result<
     Ok(())
 }
 
-/// The recipe with the flags on top, and the run folder.
-fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
+/// The recipe with the flags on top, and the run folder. Where the images chose the recipe, says why.
+fn resolve(a: &Pretrain, progress: &Progress) -> Result<(Recipe, PathBuf), Failure> {
     let mut set = a.recipe.set.clone();
     let mut flag = |key: &str, value: Option<String>| set.extend(value.map(|v| format!("{key}={v}")));
     flag("schedule.steps", a.steps.map(|v| v.to_string()));
@@ -95,8 +104,19 @@ fn resolve(a: &Pretrain) -> Result<(Recipe, PathBuf), Failure> {
         }
         return Ok((Recipe::resolve(&out.join("config.toml").display().to_string(), &set)?, out.clone()));
     }
-    let name = a.recipe.recipe.as_deref().unwrap_or("demo");
-    let recipe = Recipe::resolve(name, &set)?;
+    let (mut recipe, name) = match (a.recipe.recipe.as_deref(), &a.data) {
+        (None | Some("auto"), Some(path)) => {
+            let choice = Choice::by(&*simmim_data::source::open(path)?)?;
+            progress.say(&choice.reason);
+            (choice.resolve(&set)?, choice.recipe)
+        }
+        (None | Some("auto"), None) => (Recipe::resolve("demo", &set)?, "demo"),
+        (Some(name), _) => (Recipe::resolve(name, &set)?, name),
+    };
+    // A recipe's warm-up is meant for its own length.
+    if a.steps.is_some() && !a.recipe.set.iter().any(|v| v.trim_start().starts_with("schedule.warmup")) {
+        recipe.shorten_warmup();
+    }
     Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(name))))
 }
 
@@ -213,21 +233,22 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: boo
 /// Whether the loss is what a model that learns should have.
 fn judge(summary: &Summary, last: f32) {
     if let Some(t) = summary.trivial {
-        let below = |trivial: f32| format!("{:.0} % below", (1.0 - last / trivial) * 100.0);
-        if last < t.best() {
-            println!(
-                "that is {} the mean colour ({:.4}) and {} the mean of the visible neighbours ({:.4})",
-                below(t.mean_color),
-                t.mean_color,
-                below(t.visible_neighbors),
-                t.visible_neighbors
-            );
+        let (mean, near) = (t.mean_color, t.visible_neighbors);
+        let percent = |trivial: f32| {
+            let share = (last / trivial - 1.0) * 100.0;
+            format!("{:.0} % {}", share.abs(), if share < 0.0 { "below" } else { "above" })
+        };
+        let compared = format!(
+            "{} the mean colour ({mean:.4}) and {} the mean of the visible neighbours ({near:.4})",
+            percent(mean),
+            percent(near)
+        );
+        if is_near_mean_color(last, &t) {
+            println!("that is hardly better than painting hidden patches in one colour: {compared}; {REMEDY}");
+        } else if last >= t.best() {
+            println!("that is {compared}; train longer");
         } else {
-            println!(
-                "that is no better than painting hidden patches in one colour: mean colour {:.4}, mean of the visible neighbours \
-                 {:.4}; train longer, or try another learning rate",
-                t.mean_color, t.visible_neighbors
-            );
+            println!("that is {compared}");
         }
     }
     if let Some(o) = summary.overfitting {
