@@ -123,6 +123,20 @@ impl Backward<'_> {
         Ok(())
     }
 
+    /// The indices of the `i`-th input, where they are constant.
+    #[must_use]
+    pub fn indices(&self, i: usize) -> Option<&[i32]> {
+        match &self.graph.value(self.node.inputs[i]).kind {
+            ValueKind::Constant(data) => Some(data),
+            ValueKind::Input | ValueKind::State | ValueKind::Computed => None,
+        }
+    }
+
+    /// Fixed indices for what is appended.
+    pub fn constant(&mut self, name: &str, shape: &[usize], data: Vec<i32>) -> ValueId {
+        self.graph.constant(name, shape, data)
+    }
+
     /// Appends an operation.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Plain evaluation in double precision: the truth that kernels and whole models are tested against.
 
-use crate::graph::{Graph, ValueId, ValueKind};
+use crate::graph::{DType, Graph, ValueId, ValueKind};
 use crate::ops::Operation;
 use std::collections::HashMap;
 
@@ -84,6 +84,10 @@ pub fn evaluate(graph: &Graph, given: &HashMap<String, Tensor>) -> Vec<Tensor> {
         .values()
         .iter()
         .map(|v| match &v.kind {
+            ValueKind::Constant(bits) if v.ty.dtype == DType::F32 => {
+                let floats = bits.iter().map(|b| f64::from(f32::from_bits(b.cast_unsigned())));
+                Tensor::floats(v.ty.shape.clone(), floats.collect::<Vec<_>>())
+            }
             ValueKind::Constant(data) => Tensor::indices(v.ty.shape.clone(), data.clone()),
             ValueKind::Input | ValueKind::State if given.contains_key(&v.name) => given[&v.name].clone(),
             _ => Tensor::floats(v.ty.shape.clone(), vec![0.0; v.ty.len()]),

@@ -102,6 +102,45 @@ fn attention() {
 }
 
 #[test]
+fn window_attention() {
+    for case in 0..8 {
+        let (region, bias, pad) = (case & 1 > 0, case & 2 > 0, case & 4 > 0);
+        let tokens = if pad { 6 } else { 8 };
+        let mut g = Graph::new();
+        let mut inputs = vec![g.state("qkv", &[2, tokens, 12])];
+        let index = [5, 0, 6, 2, 1, 3, 7, 4].map(|i: i32| i.min(tokens as i32));
+        inputs.push(g.constant("index", &[2, 4], index.to_vec()));
+        if region {
+            inputs.push(g.constant("region", &[2, 4], vec![0, 1, 0, 0, 2, 2, 2, 2]));
+        }
+        if bias {
+            inputs.push(g.state("bias", &[2, 4, 4]));
+        }
+        if pad {
+            inputs.push(g.state("pad", &[12]));
+        }
+        let y = g.apply1(WindowAttention { heads: 2, scale: 0.6, region, bias, pad }, &inputs).unwrap();
+        check("window_attention", g, y);
+    }
+}
+
+#[test]
+fn cosine_heads_and_pointwise_functions() {
+    let mut g = Graph::new();
+    let x = g.state("x", &[3, 24]);
+    let qkv = g.apply1(Reshape { shape: vec![6, 12] }, &[x]).unwrap();
+    let scale = g.state("scale", &[2, 1, 1]);
+    let y = g.apply1(CosineHeads { heads: 2 }, &[qkv, scale]).unwrap();
+    check("cosine_heads", g, y);
+    for function in [Function::Relu, Function::Sigmoid { scale: 16.0 }] {
+        let mut g = Graph::new();
+        let x = g.state("x", &[3, 7]);
+        let y = g.apply1(Pointwise { function }, &[x]).unwrap();
+        check("pointwise", g, y);
+    }
+}
+
+#[test]
 fn residual() {
     for (gamma, keep) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut g = Graph::new();
@@ -142,6 +181,13 @@ fn gathers_and_bias_tables() {
     let inputs = [g.state("x", &[4, 3]), g.constant("index", &[2, 3], vec![3, 3, 0, 1, 3, 0])];
     let y = g.apply1(GatherRows, &inputs).unwrap();
     check("gather_rows", g, y);
+
+    let mut g = Graph::new();
+    let inputs = [g.state("x", &[2, 3, 2]), g.constant("index", &[3, 2], vec![5, 3, 0, 1, 4, 2])];
+    let y = g.apply1(GatherRows, &inputs).unwrap();
+    let again = g.apply1(GatherRows, &inputs).unwrap();
+    let sum = g.apply1(Residual::default(), &[y, again]).unwrap();
+    check("gather_rows by a permutation", g, sum);
 
     let mut g = Graph::new();
     let inputs = [g.state("table", &[5, 2]), g.constant("index", &[2, 3], vec![4, 4, 0, 1, 2, 0])];

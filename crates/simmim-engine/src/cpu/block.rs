@@ -78,6 +78,18 @@ impl<'a> BlockMut<'a> {
         unsafe { self.lend(rows, cols) }
     }
 
+    /// Cuts the rectangle into `N` of equal width.
+    ///
+    /// # Panics
+    /// If the width is no multiple of `N`: a fault of the caller.
+    #[must_use]
+    pub fn columns<const N: usize>(self) -> [BlockMut<'a>; N] {
+        assert!(self.cols.is_multiple_of(N), "{} columns in {N} parts", self.cols);
+        let each = self.cols / N;
+        // SAFETY: the ranges of columns do not overlap, and `self`, consumed here, lends nothing else; all live as long as its borrow.
+        std::array::from_fn(|i| unsafe { self.lend(0..self.rows, i * each..(i + 1) * each) })
+    }
+
     /// # Safety
     /// No other part that is in use overlaps this one, and `self` outlives the part.
     #[inline(always)]
@@ -98,7 +110,42 @@ pub struct Grid {
     pub cols: Vec<Range<usize>>,
 }
 
+impl Grid {
+    fn assert_apart(&self) {
+        let apart = |ranges: &[Range<usize>]| ranges.windows(2).all(|pair| pair[0].end <= pair[1].start);
+        assert!(apart(&self.rows) && apart(&self.cols), "a grid's ranges overlap");
+    }
+}
+
 impl Pool {
+    /// Calls `f(i, j, a rectangle of each matrix, working memory)` for every range of rows `i` and of columns `j`. Each matrix has a
+    /// shape and a grid of its own; the grids have equally many ranges.
+    ///
+    /// # Panics
+    /// If grids differ in their number of ranges, or ranges overlap or reach beyond a matrix: a fault of the caller.
+    pub fn for_grids<const N: usize>(
+        &self,
+        matrices: &[(BlockMut<'_>, &Grid); N],
+        scratch: &mut [f32],
+        f: impl Fn(usize, usize, [BlockMut<'_>; N], &mut [f32]) + Sync,
+    ) {
+        let Some((_, first)) = matrices.first() else { return };
+        let (rows, cols) = (first.rows.len(), first.cols.len());
+        for (_, grid) in matrices {
+            assert!((grid.rows.len(), grid.cols.len()) == (rows, cols), "grids of different sizes");
+            grid.assert_apart();
+        }
+        self.for_scratch(rows * cols, scratch, |task, scratch| {
+            let (i, j) = (task / cols, task % cols);
+            let parts = matrices.each_ref().map(|(matrix, grid)| {
+                // SAFETY: the ranges of a grid do not overlap (asserted) and each task runs once, so no two tasks share an element; the
+                // matrices stay borrowed until all tasks are done.
+                unsafe { matrix.lend(grid.rows[i].clone(), grid.cols[j].clone()) }
+            });
+            f(i, j, parts, scratch);
+        });
+    }
+
     /// Calls `f(rows, columns, the rectangle of each matrix, working memory)` for every rectangle of a grid. All matrices have
     /// the same shape; the working memory is that of [`Pool::for_scratch`].
     ///
@@ -111,8 +158,7 @@ impl Pool {
         scratch: &mut [f32],
         f: impl Fn(Range<usize>, Range<usize>, [BlockMut<'_>; N], &mut [f32]) + Sync,
     ) {
-        let apart = |ranges: &[Range<usize>]| ranges.windows(2).all(|pair| pair[0].end <= pair[1].start);
-        assert!(apart(&grid.rows) && apart(&grid.cols), "a grid's ranges overlap");
+        grid.assert_apart();
         self.for_scratch(grid.rows.len() * grid.cols.len(), scratch, |task, scratch| {
             let rows = grid.rows[task / grid.cols.len()].clone();
             let cols = grid.cols[task % grid.cols.len()].clone();
@@ -152,6 +198,30 @@ mod tests {
             }
             assert!(other.iter().all(|&v| v == 1.0));
         }
+    }
+
+    #[test]
+    fn matrices_of_different_shapes_are_cut_alike() {
+        let (mut wide, mut flat) = (vec![0.0; 6 * 8], vec![0.0; 4]);
+        let (grid, cells) = (
+            Grid { rows: vec![0..2, 2..6], cols: vec![0..1, 1..4] },
+            Grid { rows: vec![0..1, 1..2], cols: vec![0..1, 1..2] },
+        );
+        let [left, right] = BlockMut::of(&mut wide, 6, 8, 8).columns::<2>();
+        let matrices = [(left, &grid), (right, &grid), (BlockMut::of(&mut flat, 2, 2, 2), &cells)];
+        Pool::new(2).for_grids(&matrices, &mut [], |i, j, [mut left, mut right, mut cell], _| {
+            for row in 0..left.rows() {
+                left.row(row).fill((10 * i + j) as f32);
+                right.row(row).fill((100 + 10 * i + j) as f32);
+            }
+            cell.row(0)[0] = (10 * i + j) as f32;
+        });
+        for (at, &v) in wide.iter().enumerate() {
+            let (row, col) = (at / 8, at % 8);
+            let expected = 100 * (col / 4) + 10 * usize::from(row >= 2) + usize::from(col % 4 >= 1);
+            assert_eq!(v, expected as f32);
+        }
+        assert_eq!(flat, [0.0, 1.0, 10.0, 11.0]);
     }
 
     #[test]

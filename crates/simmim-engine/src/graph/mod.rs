@@ -33,7 +33,7 @@ pub enum ValueKind {
     Input,
     /// A buffer that lives as long as the executor and is shared by name between programs.
     State,
-    /// Fixed indices, known when the graph is built.
+    /// Fixed elements, known when the graph is built: indices, or the bits of floats, as the value's type says.
     Constant(Vec<i32>),
     /// Defined by a node.
     Computed,
@@ -97,6 +97,12 @@ impl Graph {
     /// where the constant is used ([`Graph::apply`]).
     pub fn constant(&mut self, name: &str, shape: &[usize], data: Vec<i32>) -> ValueId {
         self.push(name.to_owned(), TensorType::i32(shape), ValueKind::Constant(data))
+    }
+
+    /// Fixed numbers of the given shape.
+    pub fn constant_floats(&mut self, name: &str, shape: &[usize], data: Vec<f32>) -> ValueId {
+        let bits = data.into_iter().map(|v| v.to_bits().cast_signed()).collect();
+        self.push(name.to_owned(), TensorType::f32(shape), ValueKind::Constant(bits))
     }
 
     /// Prefix given to the names of the values that follow (`blocks.3`).
@@ -280,10 +286,15 @@ impl Graph {
 
     /// Constants have the length of their shape, and their indices lie within the bounds that an operation puts on them.
     fn check_constants(&self, op: &Op, inputs: &[ValueId], types: &[TensorType]) -> Result<(), EngineError> {
-        for (at, bound) in op.index_bounds(types) {
-            let value = self.value(inputs[at]);
-            if let ValueKind::Constant(data) = &value.kind {
-                check_indices(&value.name, data, value.ty.len(), bound)?;
+        let bounds = op.index_bounds(types);
+        for (at, &input) in inputs.iter().enumerate() {
+            let value = self.value(input);
+            let ValueKind::Constant(data) = &value.kind else { continue };
+            let (expected, found) = (value.ty.len(), data.len());
+            match bounds.iter().find(|(of, _)| *of == at) {
+                Some(&(_, bound)) => check_indices(&value.name, data, expected, bound)?,
+                None if found == expected => {}
+                None => return Err(EngineError::Length { name: value.name.clone(), expected, found }),
             }
         }
         Ok(())

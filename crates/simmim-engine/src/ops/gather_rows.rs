@@ -7,7 +7,8 @@
 //! `y[i] = x[index[i]]`. An index may name a row several times (a template row serves the whole batch) or never.
 //!
 //! # Backward
-//! `grad_x[index[i]] += grad_y[i]`, in the order of `i`, so that the result does not depend on the number of threads.
+//! `grad_x[index[i]] += grad_y[i]`, in the order of `i`, so that the result does not depend on the number of threads. Where a constant index
+//! names every row once, that is a gather by the inverse.
 //!
 //! # Saved
 //! `index`.
@@ -20,6 +21,21 @@ use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::{TensorType, columns, elements};
 use crate::reference::Tensor;
+
+/// The inverse of an index that names each of `rows` rows once.
+fn inverse(index: &[i32], rows: usize) -> Option<Vec<i32>> {
+    if index.len() != rows {
+        return None;
+    }
+    let mut inverse = vec![-1; rows];
+    for (at, &row) in (0..).zip(index) {
+        let place = inverse.get_mut(usize::try_from(row).ok()?)?;
+        if std::mem::replace(place, at) != -1 {
+            return None;
+        }
+    }
+    Some(inverse)
+}
 
 /// `y[i] = x[index[i]]`. Inputs: `x`, `index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +69,12 @@ impl Operation for GatherRows {
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
         let Some(grad) = ctx.grad_output(0) else { return Ok(()) };
         if ctx.wants(0) {
+            let rows = ctx.input_shape(0).split_last().map_or_else(Vec::new, |(_, rows)| rows.to_vec());
+            if let Some(inverse) = ctx.indices(1).and_then(|index| inverse(index, rows.iter().product())) {
+                let index = ctx.constant("inverse", &rows, inverse);
+                let outputs = ctx.emit(Self, &[grad, index])?;
+                return ctx.add_gradient(0, outputs[0]);
+            }
             let acc = ctx.gradient(0);
             let op = ScatterAddRows { shape: ctx.input_shape(0).to_vec(), accumulate: acc.is_some() };
             let inputs: Vec<_> = [grad, ctx.input(1)].into_iter().chain(acc).collect();

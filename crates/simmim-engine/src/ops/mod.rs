@@ -7,6 +7,7 @@
 mod adamw;
 mod add;
 mod attention;
+mod cosine_heads;
 mod cross_entropy;
 mod drain;
 mod embed_rows;
@@ -18,14 +19,19 @@ mod mean_tokens;
 mod moving_average;
 mod patch_gather;
 mod pixel_loss;
+mod pointwise;
 mod qkv_bias;
 mod relative_bias;
+mod reshape;
 mod residual;
+mod window_attention;
+mod window_normalize;
 mod zero;
 
 pub use adamw::AdamW;
 pub use add::Add;
 pub use attention::{Attention, AttentionGrad, AttentionSizes, Packing};
+pub use cosine_heads::{CosineHeads, CosineHeadsGrad, LARGEST_LOGIT_SCALE, SMALLEST_LENGTH};
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use drain::Drain;
 pub use embed_rows::{EmbedRows, EmbedRowsGrad};
@@ -37,9 +43,13 @@ pub use mean_tokens::{MeanTokens, MeanTokensGrad};
 pub use moving_average::MovingAverage;
 pub use patch_gather::PatchGather;
 pub use pixel_loss::{LossKind, PixelLoss, PixelLossGrad};
+pub use pointwise::{Function, Pointwise, PointwiseGrad};
 pub use qkv_bias::{QkvBias, QkvBiasGrad};
 pub use relative_bias::{RelativeBias, RelativeBiasGrad};
+pub use reshape::Reshape;
 pub use residual::{Residual, ResidualGrad};
+pub use window_attention::{REGION_MASK, WindowAttention, WindowAttentionGrad, WindowSizes};
+pub use window_normalize::WindowNormalize;
 pub use zero::Zero;
 
 use crate::autodiff::Backward;
@@ -145,6 +155,8 @@ operations!(
     Add,
     Attention,
     AttentionGrad,
+    CosineHeads,
+    CosineHeadsGrad,
     CrossEntropy,
     CrossEntropyGrad,
     Drain,
@@ -165,13 +177,19 @@ operations!(
     PatchGather,
     PixelLoss,
     PixelLossGrad,
+    Pointwise,
+    PointwiseGrad,
     QkvBias,
     QkvBiasGrad,
     RelativeBias,
     RelativeBiasGrad,
+    Reshape,
     Residual,
     ResidualGrad,
     ScatterAddRows,
+    WindowAttention,
+    WindowAttentionGrad,
+    WindowNormalize,
     Zero,
 );
 

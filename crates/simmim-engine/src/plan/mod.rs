@@ -89,12 +89,12 @@ pub struct State {
     pub ty: TensorType,
 }
 
-/// Fixed indices.
+/// Fixed elements: indices, or the bits of floats.
 #[derive(Debug, Clone)]
 pub struct Constant {
     /// Its name, for messages.
     pub name: String,
-    /// The indices.
+    /// The elements; of a constant that is read as floats, their bits.
     pub data: Vec<i32>,
 }
 

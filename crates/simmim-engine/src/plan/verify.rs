@@ -152,7 +152,7 @@ impl Program {
         Ok(())
     }
 
-    /// A value of floats: live in the arena, or a whole state.
+    /// A value of floats: live in the arena, or a whole state or constant.
     fn verify_float_value(&self, buffer: &Buffer, arena: &Arena<'_>, what: &str) -> Result<(), EngineError> {
         if buffer.ty.dtype != DType::F32 {
             return invalid(format!("{what}: {} instead of floats", buffer.ty));
@@ -166,7 +166,11 @@ impl Program {
                 Some(state) if state.ty.bytes() == buffer.ty.bytes() => Ok(()),
                 _ => invalid(format!("{what}: {} is not state {n}", buffer.ty)),
             },
-            Location::Constant(n) => invalid(format!("{what}: constant {n} read as floats")),
+            Location::Constant(n) => match self.constants.get(n) {
+                // Every pattern of bits is a float.
+                Some(constant) if constant.data.len() == buffer.ty.len() => Ok(()),
+                _ => invalid(format!("{what}: {} is not constant {n}", buffer.ty)),
+            },
         }
     }
 

@@ -186,6 +186,105 @@ fn attention_grad(s: &mut Stream) -> Graph {
     b.finish(AttentionGrad { forward: op }, &inputs)
 }
 
+/// Windows whose places hold every token once, in random order, and padding where they are more.
+fn window_inputs(b: &mut Builder<'_>) -> (WindowAttention, Vec<ValueId>, [usize; 5]) {
+    let (batch, windows, places, heads) = (b.size(11), b.size(5), b.size(20), b.size(3));
+    let dim = heads * b.size(20);
+    let beyond = b.stream.below((windows * places) as u64) as usize;
+    let tokens = windows * places - beyond;
+    let op = WindowAttention { heads, scale: 0.4, region: b.flag(), bias: b.flag(), pad: beyond > 0 };
+    let mut index: Vec<i32> = (0..windows * places).map(|i| i.min(tokens) as i32).collect();
+    b.stream.shuffle(&mut index);
+    let mut inputs = vec![b.input("qkv", &[batch, tokens, 3 * dim])];
+    inputs.push(b.graph.constant("index", &[windows, places], index));
+    if op.region {
+        inputs.push(b.index("region", &[windows, places], 3));
+    }
+    if op.bias {
+        inputs.push(b.input("bias", &[heads, places, places]));
+    }
+    if op.pad {
+        inputs.push(b.input("pad", &[3 * dim]));
+    }
+    (op, inputs, [batch, tokens, dim, windows, places])
+}
+
+fn window_attention(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (op, inputs, _) = window_inputs(&mut b);
+    b.finish(op, &inputs)
+}
+
+fn window_attention_grad(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (op, forward, [batch, tokens, dim, _, places]) = window_inputs(&mut b);
+    let grad = b.input("g", &[batch, tokens, dim]);
+    let saved = b.graph.apply(op, &forward).expect("the case fits");
+    let mut inputs = vec![grad, saved[0], saved[1]];
+    inputs.extend(forward);
+    if op.bias {
+        inputs.push(b.input("gbias", &[op.heads, places, places]));
+    }
+    if op.pad {
+        inputs.push(b.input("gpad", &[3 * dim]));
+    }
+    b.finish(WindowAttentionGrad { forward: op }, &inputs)
+}
+
+fn cosine_shape(b: &mut Builder<'_>) -> (usize, [usize; 3]) {
+    let heads = b.size(4);
+    (heads, [b.size(3), b.size(90), 3 * heads * b.size(40)])
+}
+
+fn cosine_heads(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (heads, shape) = cosine_shape(&mut b);
+    let inputs = [b.input("qkv", &shape), b.input("scale", &[heads, 1, 1])];
+    b.finish(CosineHeads { heads }, &inputs)
+}
+
+fn cosine_heads_grad(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (heads, shape) = cosine_shape(&mut b);
+    let mut inputs = vec![b.input("g", &shape), b.input("y", &shape)];
+    inputs.push(b.input("positive rnorm", &[shape[0] * shape[1], 2, heads]));
+    inputs.extend([b.input("scale", &[heads, 1, 1]), b.input("gscale", &[heads, 1, 1])]);
+    b.finish(CosineHeadsGrad { heads }, &inputs)
+}
+
+fn function(b: &mut Builder<'_>) -> Function {
+    if b.flag() { Function::Relu } else { Function::Sigmoid { scale: 16.0 } }
+}
+
+fn pointwise(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (function, shape) = (function(&mut b), [b.size(90), b.size(40)]);
+    let inputs = [b.input("x", &shape)];
+    b.finish(Pointwise { function }, &inputs)
+}
+
+fn pointwise_grad(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let (function, shape) = (function(&mut b), [b.size(90), b.size(40)]);
+    let inputs = [b.input("g", &shape), b.input("y", &shape)];
+    b.finish(PointwiseGrad { function }, &inputs)
+}
+
+fn window_normalize(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let shape = [b.size(3), b.size(4), b.size(20), 1 + b.size(20)];
+    let inputs = [b.input("images", &shape)];
+    let window = 3 + 2 * b.stream.below(12) as usize;
+    b.finish(WindowNormalize { window, eps: 1e-2 }, &inputs)
+}
+
+fn reshape(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let [x, y, z] = [b.size(9), b.size(9), b.size(9)];
+    let inputs = [b.input("x", &[x, y, z])];
+    b.finish(Reshape { shape: vec![z, x * y] }, &inputs)
+}
+
 fn residual_flags(b: &mut Builder<'_>) -> (bool, bool, usize, usize, usize) {
     (b.flag(), b.flag(), b.size(5), b.size(60), b.size(50))
 }
@@ -436,15 +535,17 @@ pub(crate) fn cases() -> Vec<Case> {
         };
     }
     table!(
-        AdamW => adamw, Add => add, Attention => attention, AttentionGrad => attention_grad, CrossEntropy => cross_entropy,
+        AdamW => adamw, Add => add, Attention => attention, AttentionGrad => attention_grad, CosineHeads => cosine_heads,
+        CosineHeadsGrad => cosine_heads_grad, CrossEntropy => cross_entropy,
         CrossEntropyGrad => cross_entropy_grad, Drain => drain, EmbedRows => embed_rows,
         EmbedRowsGrad => embed_rows_grad, GatherRows => gather_rows, GeluGrad => gelu_grad, GlobalNorm => global_norm,
         LayerNorm => layer_norm, LayerNormGradInput => layer_norm_grad_input,
         LayerNormGradParameters => layer_norm_grad_parameters, Linear => linear, LinearGradInput => linear_grad_input,
         LinearGradWeight => linear_grad_weight, MeanTokens => mean_tokens, MeanTokensGrad => mean_tokens_grad,
         MovingAverage => moving_average, PatchGather => patch_gather, PixelLoss => pixel_loss,
-        PixelLossGrad => pixel_loss_grad, QkvBias => qkv_bias, QkvBiasGrad => qkv_bias_grad,
-        RelativeBias => relative_bias, RelativeBiasGrad => relative_bias_grad, Residual => residual,
-        ResidualGrad => residual_grad, ScatterAddRows => scatter_add_rows, Zero => zero,
+        PixelLossGrad => pixel_loss_grad, Pointwise => pointwise, PointwiseGrad => pointwise_grad, QkvBias => qkv_bias, QkvBiasGrad => qkv_bias_grad,
+        RelativeBias => relative_bias, RelativeBiasGrad => relative_bias_grad, Reshape => reshape, Residual => residual,
+        ResidualGrad => residual_grad, ScatterAddRows => scatter_add_rows, WindowAttention => window_attention,
+        WindowAttentionGrad => window_attention_grad, WindowNormalize => window_normalize, Zero => zero,
     )
 }

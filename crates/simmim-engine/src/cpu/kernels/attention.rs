@@ -155,7 +155,7 @@ pub(crate) fn attention(cpu: &Cpu, op: &Attention, args: &mut Args<'_>) {
 
 vectorised! {
     /// Adds the bias and turns scores into probabilities; returns the logarithm of the sum of exponentials.
-    fn softmax_row<FMA>(row: &mut [f32], bias: Option<&[f32]>) -> f32 {
+    pub(super) fn softmax_row<FMA>(row: &mut [f32], bias: Option<&[f32]>) -> f32 {
         if let Some(bias) = bias {
             row.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
         }
@@ -199,7 +199,7 @@ fn folded(mut lanes: [f32; 16], with: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 vectorised! {
-    fn dot<FMA>(a: &[f32], b: &[f32]) -> f32 {
+    pub(super) fn dot<FMA>(a: &[f32], b: &[f32]) -> f32 {
         let mut sums = [0.0; 16];
         let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<16>(), b.as_chunks::<16>());
         for (a, b) in a.iter().zip(b) {
@@ -319,7 +319,7 @@ fn backward_sample(
 
 vectorised! {
     /// Turns scores into probabilities and their gradients into gradients of the scores.
-    fn grad_scores_row<FMA>(p: &mut [f32], grad: &mut [f32], bias: Option<&[f32]>, lse: f32, delta: f32) {
+    pub(super) fn grad_scores_row<FMA>(p: &mut [f32], grad: &mut [f32], bias: Option<&[f32]>, lse: f32, delta: f32) {
         if let Some(bias) = bias {
             p.iter_mut().zip(bias).for_each(|(s, b)| *s += b);
         }

@@ -3,6 +3,7 @@
 pub(crate) mod adamw;
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod cosine_heads;
 pub(crate) mod cross_entropy;
 pub(crate) mod drain;
 pub(crate) mod embed_rows;
@@ -14,10 +15,13 @@ pub(crate) mod mean_tokens;
 pub(crate) mod moving_average;
 pub(crate) mod patch_gather;
 pub(crate) mod pixel_loss;
+pub(crate) mod pointwise;
 pub(crate) mod qkv_bias;
 pub(crate) mod relative_bias;
 pub(crate) mod residual;
 pub mod vector_math;
+pub(crate) mod window_attention;
+pub(crate) mod window_normalize;
 pub(crate) mod zero;
 
 use super::Cpu;
@@ -46,6 +50,8 @@ pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
         Op::Add(_) => add::add(cpu, args),
         Op::Attention(op) => attention::attention(cpu, op, args),
         Op::AttentionGrad(op) => attention::attention_grad(cpu, op, args),
+        Op::CosineHeads(op) => cosine_heads::cosine_heads(cpu, op, args),
+        Op::CosineHeadsGrad(op) => cosine_heads::cosine_heads_grad(cpu, op, args),
         Op::CrossEntropy(op) => cross_entropy::cross_entropy(cpu, op, args),
         Op::CrossEntropyGrad(op) => cross_entropy::cross_entropy_grad(cpu, op, args),
         Op::Drain(_) => drain::drain(args),
@@ -66,13 +72,20 @@ pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
         Op::PatchGather(op) => patch_gather::patch_gather(cpu, op, args),
         Op::PixelLoss(op) => pixel_loss::pixel_loss(cpu, op, args),
         Op::PixelLossGrad(op) => pixel_loss::pixel_loss_grad(cpu, op, args),
+        Op::Pointwise(op) => pointwise::pointwise(cpu, op.function, args),
+        Op::PointwiseGrad(op) => pointwise::pointwise_grad(cpu, op.function, args),
         Op::QkvBias(_) => qkv_bias::qkv_bias(args),
         Op::QkvBiasGrad(_) => qkv_bias::qkv_bias_grad(args),
         Op::RelativeBias(_) => relative_bias::relative_bias(cpu, args),
         Op::RelativeBiasGrad(_) => relative_bias::relative_bias_grad(cpu, args),
+        // The contents stand in the output already.
+        Op::Reshape(_) => {}
         Op::Residual(op) => residual::residual(cpu, op, args),
         Op::ResidualGrad(op) => residual::residual_grad(cpu, op, args),
         Op::ScatterAddRows(op) => gather_rows::scatter_add_rows(cpu, op, args),
+        Op::WindowAttention(op) => window_attention::window_attention(cpu, op, args),
+        Op::WindowAttentionGrad(op) => window_attention::window_attention_grad(cpu, op, args),
+        Op::WindowNormalize(op) => window_normalize::window_normalize(cpu, op, args),
         Op::Zero(_) => zero::zero(args),
     }
 }
@@ -82,6 +95,7 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
     match &instruction.op {
         Op::Attention(op) => attention::scratch(op, instruction, cpu),
         Op::AttentionGrad(op) => attention::scratch_grad(op, instruction, cpu),
+        Op::CosineHeadsGrad(_) => cosine_heads::scratch_grad(instruction),
         Op::CrossEntropy(_) => cross_entropy::scratch(instruction),
         Op::GlobalNorm(_) => global_norm::scratch(instruction),
         Op::LayerNormGradParameters(_) => layer_norm::scratch_grad_parameters(instruction),
@@ -90,8 +104,12 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
         Op::LinearGradWeight(op) => linear::scratch_grad_weight(op, instruction, cpu),
         Op::PixelLoss(_) => pixel_loss::scratch(instruction),
         Op::ResidualGrad(_) => residual::scratch_grad(instruction),
+        Op::WindowAttention(op) => window_attention::scratch(op, instruction, cpu),
+        Op::WindowAttentionGrad(op) => window_attention::scratch_grad(op, instruction, cpu),
+        Op::WindowNormalize(_) => window_normalize::scratch(instruction, cpu),
         Op::AdamW(_)
         | Op::Add(_)
+        | Op::CosineHeads(_)
         | Op::CrossEntropyGrad(_)
         | Op::Drain(_)
         | Op::EmbedRows(_)
@@ -105,10 +123,13 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
         | Op::MovingAverage(_)
         | Op::PatchGather(_)
         | Op::PixelLossGrad(_)
+        | Op::Pointwise(_)
+        | Op::PointwiseGrad(_)
         | Op::QkvBias(_)
         | Op::QkvBiasGrad(_)
         | Op::RelativeBias(_)
         | Op::RelativeBiasGrad(_)
+        | Op::Reshape(_)
         | Op::Residual(_)
         | Op::ScatterAddRows(_)
         | Op::Zero(_) => 0,

@@ -1,0 +1,366 @@
+//! Kernels of `window_attention`. A task takes one head of whole images, so that the columns it writes are its own.
+
+use super::attention::{dot, grad_scores_row, softmax_row};
+use super::{Args, Inputs, sum_partials};
+use crate::cpu::block::Grid;
+use crate::cpu::dispatch::vectorised;
+use crate::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch, prefetch};
+use crate::cpu::{BlockMut, Cpu, Isa};
+use crate::ops::{REGION_MASK, WindowAttention, WindowAttentionGrad, WindowSizes};
+use crate::plan::Instruction;
+
+/// Parts into which a batch is cut where parameters need gradients: each sums its own, the sums are added in order.
+const SUM_PARTS: usize = 8;
+
+/// Floats in a cache line.
+const LINE: usize = 16;
+
+/// Images that one task takes in the backward.
+fn images_per_part(op: &WindowAttention, batch: usize) -> usize {
+    if op.added() > 0 { batch.div_ceil(SUM_PARTS) } else { 1 }
+}
+
+fn padded(len: usize) -> usize {
+    len.next_multiple_of(LINE)
+}
+
+/// Working memory of one thread: `rows` matrices `[places, head_dim]`, `scores` matrices `[places, places]`, and that of products.
+fn thread_scratch(s: &WindowSizes, rows: usize, scores: usize, isa: Isa) -> usize {
+    let (n, d) = (s.places, s.head_dim());
+    let products = [(n, n, d), (n, d, n)].map(|(m, n, k)| multiply_scratch(isa, Extents { m, n, k }));
+    rows * padded(n * d) + scores * padded(n * n) + products[0].max(products[1])
+}
+
+pub(crate) fn scratch(op: &WindowAttention, i: &Instruction, cpu: &Cpu) -> usize {
+    let s = op.sizes(&i.inputs[0].ty.shape, &i.inputs[1].ty.shape);
+    cpu.pool.threads() * thread_scratch(&s, 4, 1, cpu.isa)
+}
+
+pub(crate) fn scratch_grad(op: &WindowAttentionGrad, i: &Instruction, cpu: &Cpu) -> usize {
+    let f = &op.forward;
+    let s = f.sizes(&i.inputs[3].ty.shape, &i.inputs[4].ty.shape);
+    let [bias, pad] = sums(f, &s);
+    let parts = s.batch.div_ceil(images_per_part(f, s.batch));
+    padded(parts * s.heads * bias)
+        + padded(parts * s.heads * pad)
+        + cpu.pool.threads() * thread_scratch(&s, 5, 2, cpu.isa)
+}
+
+/// Floats of the sums that a task keeps for the gradients of `bias` and of `pad` (keys and values).
+fn sums(op: &WindowAttention, s: &WindowSizes) -> [usize; 2] {
+    [if op.bias { s.places * s.places } else { 0 }, if op.pad { 2 * s.head_dim() } else { 0 }]
+}
+
+/// One head of one image.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    sizes: WindowSizes,
+    scale: f32,
+    qkv: &'a [f32],
+    index: &'a [i32],
+    region: Option<&'a [i32]>,
+    bias: Option<&'a [f32]>,
+    pad: Option<&'a [f32]>,
+    column: usize,
+}
+
+impl<'a> Head<'a> {
+    /// `first` is the number of the input `qkv`.
+    fn of(op: &WindowAttention, inputs: Inputs<'a>, first: usize, b: usize, h: usize) -> Self {
+        let sizes = op.sizes(inputs.shape(first), inputs.shape(first + 1));
+        let [region, bias, pad] = op.optional(first);
+        let image = sizes.tokens * 3 * sizes.dim;
+        let scores = sizes.places * sizes.places;
+        Self {
+            sizes,
+            scale: op.scale,
+            qkv: &inputs.f32(first)[b * image..(b + 1) * image],
+            index: inputs.i32(first + 1),
+            region: region.map(|at| inputs.i32(at)),
+            bias: bias.map(|at| &inputs.f32(at)[h * scores..(h + 1) * scores]),
+            pad: pad.map(|at| inputs.f32(at)),
+            column: h * sizes.head_dim(),
+        }
+    }
+
+    /// The tokens at the places of a window.
+    fn tokens(&self, w: usize) -> &'a [i32] {
+        &self.index[w * self.sizes.places..(w + 1) * self.sizes.places]
+    }
+
+    /// The regions of a window, where it has several.
+    fn regions(&self, w: usize) -> Option<&'a [i32]> {
+        let regions = &self.region?[w * self.sizes.places..(w + 1) * self.sizes.places];
+        regions.iter().any(|r| *r != regions[0]).then_some(regions)
+    }
+
+    /// Copies part `p` (0 q, 1 k, 2 v) of a window to `[places, head_dim]`.
+    fn gather(&self, p: usize, tokens: &[i32], to: &mut [f32]) {
+        let (dim, d) = (self.sizes.dim, self.sizes.head_dim());
+        let column = p * dim + self.column;
+        for (to, &token) in to.chunks_exact_mut(d).zip(tokens) {
+            match (self.qkv.get(token as usize * 3 * dim..), self.pad) {
+                (Some([]) | None, Some(pad)) => to.copy_from_slice(&pad[column..column + d]),
+                (Some([]) | None, None) => to.fill(0.0),
+                (Some(row), _) => to.copy_from_slice(&row[column..column + d]),
+            }
+        }
+    }
+
+    /// Brings near what is read at a place of window `w`, where there is such a window: its rows lie too far apart for the processor to
+    /// foresee.
+    #[inline(always)]
+    fn ask_for(&self, w: usize, place: usize) {
+        let Some(&token) = self.index.get(w * self.sizes.places + place) else { return };
+        for p in 0..3 {
+            ask_for_row(
+                self.qkv,
+                token as usize * 3 * self.sizes.dim + p * self.sizes.dim + self.column,
+                self.sizes.head_dim(),
+            );
+        }
+    }
+
+    /// `scores = scale q k^T + mask`, without the bias.
+    fn scores(&self, isa: Isa, w: usize, q: &[f32], k: &[f32], scores: &mut [f32], scratch: &mut [f32]) {
+        let (n, d) = (self.sizes.places, self.sizes.head_dim());
+        let e = Extents { m: n, n, k: d };
+        let p = Product::new(e, View::rows(q, d), View::rows(k, d).transposed()).scaled(self.scale);
+        multiply(isa, scores, n, p, scratch);
+        if let Some(regions) = self.regions(w) {
+            for (row, &own) in scores.chunks_exact_mut(n).zip(regions) {
+                mask_row(isa, row, regions, own);
+            }
+        }
+    }
+
+    fn bias_row(&self, place: usize) -> Option<&'a [f32]> {
+        self.bias.map(|bias| &bias[place * self.sizes.places..(place + 1) * self.sizes.places])
+    }
+}
+
+/// Brings `len` floats near, where they are there.
+#[inline(always)]
+fn ask_for_row(from: &[f32], start: usize, len: usize) {
+    for line in (start..start + len).step_by(LINE) {
+        if let Some(at) = from.get(line) {
+            prefetch(at);
+        }
+    }
+}
+
+vectorised! {
+    /// Masks the places of other regions.
+    fn mask_row<_FMA>(row: &mut [f32], regions: &[i32], own: i32) {
+        for (s, &region) in row.iter_mut().zip(regions) {
+            *s += if region == own { 0.0 } else { REGION_MASK };
+        }
+    }
+}
+
+/// `count` ranges one after the other, each of `each`, cut off at `end`.
+fn ranges(count: usize, each: usize, end: usize) -> Vec<std::ops::Range<usize>> {
+    (0..count).map(|i| (i * each).min(end)..((i + 1) * each).min(end)).collect()
+}
+
+pub(crate) fn window_attention(cpu: &Cpu, op: &WindowAttention, args: &mut Args<'_>) {
+    let (inputs, [out, lse], scratch) = args.split::<2>();
+    let s = op.sizes(inputs.shape(0), inputs.shape(1));
+    let (n, d, per_head) = (s.places, s.head_dim(), s.windows * s.places);
+    let outs = Grid { rows: ranges(s.batch, s.tokens, s.batch * s.tokens), cols: ranges(s.heads, d, s.dim) };
+    let lses = Grid { rows: ranges(s.batch, 1, s.batch), cols: ranges(s.heads, per_head, s.heads * per_head) };
+    let matrices = [
+        (BlockMut::of(out, s.batch * s.tokens, s.dim, s.dim), &outs),
+        (BlockMut::of(lse, s.batch, s.heads * per_head, s.heads * per_head), &lses),
+    ];
+    cpu.pool.for_grids(&matrices, scratch, |b, h, [mut out, mut lse], scratch| {
+        let head = Head::of(op, inputs, 0, b, h);
+        let mut pieces = Pieces(scratch);
+        let [q, k, v, result] = [0; 4].map(|_| pieces.take(n * d));
+        let (scores, scratch) = (pieces.take(n * n), pieces.0);
+        for (w, lse) in lse.row(0).chunks_exact_mut(n).enumerate() {
+            let tokens = head.tokens(w);
+            head.gather(0, tokens, q);
+            head.gather(1, tokens, k);
+            head.gather(2, tokens, v);
+            head.scores(cpu.isa, w, q, k, scores, scratch);
+            for (place, (row, lse)) in scores.chunks_exact_mut(n).zip(lse).enumerate() {
+                *lse = softmax_row(cpu.isa, row, head.bias_row(place));
+                head.ask_for(w + 1, place);
+            }
+            let e = Extents { m: n, n: d, k: n };
+            multiply(cpu.isa, result, d, Product::new(e, View::rows(scores, n), View::rows(v, d)), scratch);
+            scatter(&mut out, tokens, result);
+        }
+    });
+}
+
+/// Working memory from which pieces are taken.
+struct Pieces<'a>(&'a mut [f32]);
+
+impl<'a> Pieces<'a> {
+    fn take(&mut self, len: usize) -> &'a mut [f32] {
+        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(padded(len));
+        self.0 = rest;
+        &mut piece[..len]
+    }
+}
+
+/// Writes rows to the tokens that they belong to; what lies beyond the map is dropped.
+fn scatter(to: &mut BlockMut<'_>, tokens: &[i32], rows: &[f32]) {
+    for (row, &token) in rows.chunks_exact(to.cols()).zip(tokens) {
+        if (token as usize) < to.rows() {
+            to.row(token as usize).copy_from_slice(row);
+        }
+    }
+}
+
+pub(crate) fn window_attention_grad(cpu: &Cpu, op: &WindowAttentionGrad, args: &mut Args<'_>) {
+    match (op.forward.bias, op.forward.pad) {
+        (false, false) => {
+            let (inputs, [grad_qkv], scratch) = args.split::<1>();
+            backward(cpu, op, inputs, grad_qkv, [&mut [], &mut []], scratch);
+        }
+        (true, false) => {
+            let (inputs, [grad_qkv, grad_bias], scratch) = args.split::<2>();
+            backward(cpu, op, inputs, grad_qkv, [grad_bias, &mut []], scratch);
+        }
+        (false, true) => {
+            let (inputs, [grad_qkv, grad_pad], scratch) = args.split::<2>();
+            backward(cpu, op, inputs, grad_qkv, [&mut [], grad_pad], scratch);
+        }
+        (true, true) => {
+            let (inputs, [grad_qkv, grad_bias, grad_pad], scratch) = args.split::<3>();
+            backward(cpu, op, inputs, grad_qkv, [grad_bias, grad_pad], scratch);
+        }
+    }
+}
+
+fn backward(
+    cpu: &Cpu,
+    op: &WindowAttentionGrad,
+    inputs: Inputs<'_>,
+    grad_qkv: &mut [f32],
+    [grad_bias, grad_pad]: [&mut [f32]; 2],
+    scratch: &mut [f32],
+) {
+    let f = &op.forward;
+    let s = f.sizes(inputs.shape(3), inputs.shape(4));
+    let images = images_per_part(f, s.batch);
+    let parts = s.batch.div_ceil(images);
+    let [bias, pad] = sums(f, &s);
+    let lens = [parts * s.heads * bias, parts * s.heads * pad];
+    let (of_bias, rest) = scratch.split_at_mut(padded(lens[0]));
+    let (of_pad, rest) = rest.split_at_mut(padded(lens[1]));
+    let (of_bias, of_pad) = (&mut of_bias[..lens[0]], &mut of_pad[..lens[1]]);
+    let rows = s.batch * s.tokens;
+    let grads = Grid { rows: ranges(parts, images * s.tokens, rows), cols: ranges(s.heads, s.head_dim(), s.dim) };
+    let bias_grid = Grid { rows: ranges(parts, 1, parts), cols: ranges(s.heads, bias, s.heads * bias) };
+    let pad_grid = Grid { rows: ranges(parts, 1, parts), cols: ranges(s.heads, pad, s.heads * pad) };
+    let [q, k, v] = BlockMut::of(grad_qkv, rows, 3 * s.dim, 3 * s.dim).columns::<3>();
+    let matrices = [
+        (q, &grads),
+        (k, &grads),
+        (v, &grads),
+        (BlockMut::of(&mut *of_bias, parts, s.heads * bias, s.heads * bias), &bias_grid),
+        (BlockMut::of(&mut *of_pad, parts, s.heads * pad, s.heads * pad), &pad_grid),
+    ];
+    cpu.pool.for_grids(&matrices, rest, |part, h, [q, k, v, mut bias, mut pad], scratch| {
+        let mut grads = [q, k, v];
+        let (bias, pad) = (bias.row(0), pad.row(0));
+        bias.fill(0.0);
+        pad.fill(0.0);
+        for (at, b) in (part * images..s.batch.min((part + 1) * images)).enumerate() {
+            let rows = at * s.tokens..(at + 1) * s.tokens;
+            let image = grads.each_mut().map(|g| {
+                let cols = 0..g.cols();
+                g.part(rows.clone(), cols)
+            });
+            backward_head(cpu.isa, f, inputs, (b, h), image, [&mut *bias, &mut *pad], scratch);
+        }
+    });
+    if bias > 0 {
+        sum_partials(cpu.isa, grad_bias, of_bias);
+    }
+    for (at, sum) in of_pad.chunks_exact(pad.max(1)).enumerate() {
+        let (column, d) = (at % s.heads * s.head_dim(), s.head_dim());
+        for (part, sum) in sum.chunks_exact(d).enumerate() {
+            let start = (1 + part) * s.dim + column;
+            grad_pad[start..start + d].iter_mut().zip(sum).for_each(|(g, s)| *g += s);
+        }
+    }
+}
+
+fn backward_head(
+    isa: Isa,
+    op: &WindowAttention,
+    inputs: Inputs<'_>,
+    (b, h): (usize, usize),
+    mut grads: [BlockMut<'_>; 3],
+    [bias_sum, pad_sum]: [&mut [f32]; 2],
+    scratch: &mut [f32],
+) {
+    let head = Head::of(op, inputs, 3, b, h);
+    let s = head.sizes;
+    let (n, d) = (s.places, s.head_dim());
+    let rows = b * s.tokens * s.dim..(b + 1) * s.tokens * s.dim;
+    let (grad, out) = (&inputs.f32(0)[rows.clone()], &inputs.f32(1)[rows]);
+    let per_head = s.windows * n;
+    let lse = &inputs.f32(2)[(b * s.heads + h) * per_head..(b * s.heads + h + 1) * per_head];
+    let mut pieces = Pieces(scratch);
+    let [q, k, v, grad_out, result] = [0; 5].map(|_| pieces.take(n * d));
+    let [p, grad_s] = [0; 2].map(|_| pieces.take(n * n));
+    let scratch = pieces.0;
+    for (w, lse) in lse.chunks_exact(n).enumerate() {
+        let tokens = head.tokens(w);
+        head.gather(0, tokens, q);
+        head.gather(1, tokens, k);
+        head.gather(2, tokens, v);
+        for (to, &token) in grad_out.chunks_exact_mut(d).zip(tokens) {
+            match grad.get(token as usize * s.dim + head.column..) {
+                Some(row) if (token as usize) < s.tokens => to.copy_from_slice(&row[..d]),
+                _ => to.fill(0.0),
+            }
+        }
+        head.scores(isa, w, q, k, p, scratch);
+        let over_dim = Extents { m: n, n, k: d };
+        multiply(
+            isa,
+            grad_s,
+            n,
+            Product::new(over_dim, View::rows(grad_out, d), View::rows(v, d).transposed()),
+            scratch,
+        );
+        for (place, (&token, &lse)) in tokens.iter().zip(lse).enumerate() {
+            let at = place * n..(place + 1) * n;
+            let delta = match out.get(token as usize * s.dim + head.column..) {
+                Some(row) if (token as usize) < s.tokens => dot(isa, &grad_out[place * d..(place + 1) * d], &row[..d]),
+                _ => 0.0,
+            };
+            head.ask_for(w + 1, place);
+            if let Some(&next) = head.index.get((w + 1) * n + place) {
+                let start = next as usize * s.dim + head.column;
+                ask_for_row(grad, start, d);
+                ask_for_row(out, start, d);
+            }
+            grad_scores_row(isa, &mut p[at.clone()], &mut grad_s[at], head.bias_row(place), lse, delta);
+        }
+        if op.bias {
+            super::add::add_slices(isa, bias_sum, grad_s);
+        }
+        let over_places = Extents { m: n, n: d, k: n };
+        let (grad_s, p) = (View::rows(grad_s, n), View::rows(p, n));
+        let grad_q = Product::new(over_places, grad_s, View::rows(k, d)).scaled(head.scale);
+        let grad_k = Product::new(over_places, grad_s.transposed(), View::rows(q, d)).scaled(head.scale);
+        let grad_v = Product::new(over_places, p.transposed(), View::rows(grad_out, d));
+        for (part, product) in [grad_q, grad_k, grad_v].into_iter().enumerate() {
+            multiply(isa, result, d, product, scratch);
+            scatter(&mut grads[part], tokens, result);
+            if part > 0 && op.pad {
+                let sum = &mut pad_sum[(part - 1) * d..part * d];
+                let beyond = result.chunks_exact(d).zip(tokens).filter(|(_, token)| **token as usize >= s.tokens);
+                beyond.for_each(|(row, _)| super::add::add_slices(isa, sum, row));
+            }
+        }
+    }
+}
