@@ -32,7 +32,7 @@ fn step(c: &mut Criterion) {
             let mut stream = Stream::new(0, Purpose::Test, 0, 0);
             let images: Vec<f32> = (0..batch * 3 * 224 * 224).map(|_| stream.normal() as f32).collect();
             let mask = |_| {
-                let patches = config.encoder.patches();
+                let patches = config.encoder.geometry().patches();
                 let mut mask: Vec<bool> = (0..patches).map(|i| i < config.masked_tokens()).collect();
                 stream.shuffle(&mut mask);
                 mask

@@ -62,6 +62,12 @@ pub enum ModelError {
         /// Number in the mask.
         found: usize,
     },
+    /// The mask of an image hides a part of what an output token stands for.
+    #[error("the mask of image {image} cuts through what a token of the last stage stands for")]
+    MaskCells {
+        /// Position in the batch.
+        image: usize,
+    },
     /// A fault of the engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -81,14 +87,15 @@ impl ModelError {
     #[must_use]
     pub fn help(&self) -> Option<String> {
         match self {
-            Self::UnknownModel { nearest, .. } => {
-                Some(format!("names are vit_SIZE_patchP_PIXELS with SIZE tiny, small, base or large; near: {nearest}"))
-            }
+            Self::UnknownModel { nearest, .. } => Some(format!(
+                "names are vit_SIZE_patchP_PIXELS, swin_SIZE_patch4_windowW_PIXELS and swinv2_SIZE_windowW_PIXELS with SIZE tiny, small, base or large; near: {nearest}"
+            )),
             Self::Geometry { help, .. } => Some(help.clone()),
             Self::Mismatch { .. } => {
                 Some("name the model these weights belong to (--model, --image-size, --recipe)".to_owned())
             }
             Self::Format { .. } => Some("give a .safetensors file, a run folder or a checkpoint folder".to_owned()),
+            Self::MaskCells { .. } => Some("hide whole cells of simmim.mask_patch".to_owned()),
             Self::MaskCount { .. } => {
                 Some("every mask must hide the share of cells that the recipe's ratio says".to_owned())
             }

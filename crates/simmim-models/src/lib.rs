@@ -15,16 +15,20 @@
 //! ```
 
 pub mod classifier;
+pub mod encoder;
 mod error;
 pub mod names;
 pub mod optimizer;
 mod parameters;
 pub mod simmim;
+pub mod swin;
 pub mod vit;
 pub mod weights;
 
 pub use classifier::{ClassifierConfig, Pool};
+pub use encoder::{Encoder, Geometry};
 pub use error::ModelError;
 pub use parameters::{Init, ParameterSpec};
-pub use simmim::{Area, Loss, Mode, SimMimConfig, Target};
+pub use simmim::{Area, Head, Loss, Mode, SimMimConfig, Target};
+pub use swin::SwinConfig;
 pub use vit::{Position, PositionInit, QkvBias, VitConfig, WeightInit};

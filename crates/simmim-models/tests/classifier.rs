@@ -159,9 +159,9 @@ fn a_frozen_encoder_has_no_gradients() {
     let config = ClassifierConfig { freeze: true, ..config(&fixture.config) };
     let mut step = Step::new(&fixture, &config, 1);
     step.run(&fixture);
-    let found = step.state("grad.head.weight", config.classes * config.encoder.embed_dim);
+    let found = step.state("grad.head.weight", config.classes * config.encoder.geometry().width);
     assert!(relative_error(&found, &fixture.floats["grad.head.weight"].1) < 1e-5);
-    let mut none = vec![0.0; config.encoder.embed_dim];
+    let mut none = vec![0.0; config.encoder.geometry().width];
     assert!(step.executor.read_state("grad.encoder.patch_embed.proj.bias", &mut none).is_err());
 }
 
@@ -189,7 +189,8 @@ fn carried(name: &str, from: &ClassifierConfig, to: &ClassifierConfig, data: &[f
         .map(|p| (p.name.clone(), Tensor { shape: p.shape.clone(), data: p.initial(0) }))
         .collect();
     weights.get_mut(name).unwrap().data = data.to_vec();
-    let found = encoder_for_classifier(Path::new("w"), to, weights, Some(from.encoder.grid())).unwrap();
+    let found =
+        encoder_for_classifier(Path::new("w"), to, weights, Some(from.encoder.geometry().patch_grid())).unwrap();
     found.into_iter().find(|(n, _)| n == name).unwrap().1
 }
 

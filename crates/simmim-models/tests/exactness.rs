@@ -8,7 +8,10 @@ use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::{Executor, Program};
 use simmim_models::names::{IMAGES, LOSS};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
-use simmim_models::{Area, Loss, Mode, Position, PositionInit, QkvBias, SimMimConfig, Target, VitConfig, WeightInit};
+use simmim_models::swin::Version;
+use simmim_models::{
+    Area, Head, Loss, Mode, Position, PositionInit, QkvBias, SimMimConfig, SwinConfig, Target, VitConfig, WeightInit,
+};
 use simmim_random::{Purpose, Stream};
 
 const BATCH: usize = 4;
@@ -35,14 +38,41 @@ fn encoder() -> VitConfig {
 }
 
 fn official() -> SimMimConfig {
-    let encoder = VitConfig {
+    official_with(|_| ())
+}
+
+fn official_with(change: impl Fn(&mut VitConfig)) -> SimMimConfig {
+    let mut encoder = VitConfig {
         position: Position::SharedRelative,
         layer_scale: Some(0.1),
         drop_path: 0.3,
         qkv_bias: QkvBias::NoKey,
         ..encoder()
     };
+    change(&mut encoder);
     SimMimConfig { mode: Mode::Official, mask_patch: (8, 8), ..SimMimConfig::tutorial(encoder, 0.5) }
+}
+
+fn swin(version: Version, change: impl Fn(&mut SwinConfig)) -> SimMimConfig {
+    let mut encoder = SwinConfig {
+        version,
+        image_size: (32, 48),
+        patch_size: (4, 4),
+        channels: 3,
+        embed_dim: 16,
+        depths: vec![2, 3],
+        num_heads: vec![2, 4],
+        window_size: 4,
+        pretrained_windows: Vec::new(),
+        mlp_ratio: 2.0,
+        absolute: false,
+        drop_path: 0.3,
+        qkv_bias: true,
+        final_norm: true,
+        eps: 1e-5,
+    };
+    change(&mut encoder);
+    SimMimConfig::official(encoder, (8, 8), 0.6)
 }
 
 /// Configurations that meet each saving alone and together.
@@ -63,17 +93,30 @@ fn configurations() -> Vec<(&'static str, SimMimConfig)> {
         ("tutorial, full area, L2", SimMimConfig { area: Area::Full, loss: Loss::L2, ..tutorial(encoder()) }),
         ("tutorial, drop path", tutorial(VitConfig { drop_path: 0.3, ..encoder() })),
         ("official", official()),
-        ("official, one block", with(&|c| c.encoder.depth = 1)),
-        ("official, no class token", with(&|c| c.encoder.class_token = false)),
+        ("official, one block", official_with(|c| c.depth = 1)),
+        ("official, no class token", official_with(|c| c.class_token = false)),
         ("official, full area", with(&|c| c.area = Area::Full)),
-        ("official, a bias for each block", with(&|c| c.encoder.position = Position::Relative)),
-        ("official, absolute positions", with(&|c| c.encoder.position = Position::Absolute)),
-        ("official, no positions", with(&|c| c.encoder.position = Position::None)),
-        ("official, no final norm", with(&|c| c.encoder.final_norm = false)),
-        ("official, no biases of qkv", with(&|c| c.encoder.qkv_bias = QkvBias::None)),
+        ("official, a bias for each block", official_with(|c| c.position = Position::Relative)),
+        ("official, absolute positions", official_with(|c| c.position = Position::Absolute)),
+        ("official, no positions", official_with(|c| c.position = Position::None)),
+        ("official, no final norm", official_with(|c| c.final_norm = false)),
+        ("official, no biases of qkv", official_with(|c| c.qkv_bias = QkvBias::None)),
         (
             "official, normalised targets, smooth L1",
             with(&|c| (c.target, c.loss) = (Target::Normalized, Loss::SmoothL1)),
+        ),
+        ("official, two layers in the head", with(&|c| c.head = Head::Mlp)),
+        ("swin", swin(Version::V1, |_| ())),
+        ("swin, padded windows, absolute positions", swin(Version::V1, |c| (c.window_size, c.absolute) = (3, true))),
+        ("swin, one stage of one block", swin(Version::V1, |c| (c.depths, c.num_heads) = (vec![1], vec![2]))),
+        ("swin, no biases of qkv, padded", swin(Version::V1, |c| (c.window_size, c.qkv_bias) = (3, false))),
+        ("swin v2", swin(Version::V2, |_| ())),
+        ("swin v2, padded windows", swin(Version::V2, |c| c.window_size = 3)),
+        ("swin v2, no biases of qkv, padded", swin(Version::V2, |c| (c.window_size, c.qkv_bias) = (3, false))),
+        ("swin, full area", SimMimConfig { area: Area::Full, ..swin(Version::V1, |_| ()) }),
+        (
+            "swin, targets normalised by windows",
+            SimMimConfig { target: Target::WindowNormalized { window: 5 }, ..swin(Version::V1, |_| ()) },
         ),
     ]
 }
@@ -86,7 +129,7 @@ fn masks(config: &SimMimConfig, stream: &mut Stream) -> Vec<Vec<bool>> {
         let mut cells: Vec<bool> = (0..rows * cols).map(|i| i < config.masked_tokens() / (down * right)).collect();
         stream.shuffle(&mut cells);
         let cell = |t: usize| t / (cols * right) / down * cols + t % (cols * right) / right;
-        (0..config.encoder.patches()).map(|t| cells[cell(t)]).collect()
+        (0..config.encoder.geometry().patches()).map(|t| cells[cell(t)]).collect()
     };
     (0..BATCH).map(&mut draw).collect()
 }
@@ -107,9 +150,8 @@ fn step(config: &SimMimConfig, variant: Variant, isa: Isa) -> Step {
             executor.write_state(&p.name, &values).unwrap();
         }
     }
-    let (height, width) = config.encoder.image_size;
     let images: Vec<f32> =
-        (0..BATCH * config.encoder.channels * height * width).map(|_| stream.normal() as f32).collect();
+        (0..BATCH * config.encoder.geometry().image_values()).map(|_| stream.normal() as f32).collect();
     executor.write(executor.input(id, IMAGES).unwrap(), &images).unwrap();
     let masks = masks(config, &mut stream);
     let mut indices = StepIndices::default();
@@ -164,7 +206,7 @@ fn wide_models_agree_on_every_instruction_set() {
     // Wide enough for tile registers: products of 64 columns and terms at least.
     let wide = VitConfig { embed_dim: 144, ..encoder() };
     let tutorial = SimMimConfig::tutorial(wide.clone(), 0.5);
-    let official = SimMimConfig { encoder: VitConfig { embed_dim: 144, ..official().encoder }, ..official() };
+    let official = official_with(|c| c.embed_dim = 144);
     for (name, config) in [("tutorial", tutorial), ("official", official)] {
         let truth = step(&config, Variant::Plain, Isa::named("portable").unwrap());
         for isa in Isa::available() {

@@ -1,4 +1,4 @@
-//! The models against numbers made by PyTorch and timm (`fixtures/scripts/make_models.py`), in both descriptions of the step.
+//! The models against numbers made by PyTorch and timm (`fixtures/scripts/make_models.py`, `make_swin.py`), in both descriptions of the step.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
@@ -9,14 +9,14 @@ use serde_json::Value;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::CpuExecutor;
 use simmim_engine::{Executor, Program, ProgramId};
+use simmim_models::encoder::{EncoderOutputs, encoder_graph};
 use simmim_models::names::{GRADIENT_NORM, IMAGES, LOSS, PREDICTION, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
-use simmim_models::vit::{EncoderOutputs, encoder_graph};
-use simmim_models::{Area, Loss, Mode, ParameterSpec, SimMimConfig, Target, VitConfig};
+use simmim_models::{Area, Encoder, Head, Loss, Mode, ParameterSpec, SimMimConfig, Target, VitConfig};
 use simmim_testing::{Fixture, relative_error};
 
-const MODELS: [&str; 10] = [
+const MODELS: [&str; 18] = [
     "tutorial_vit",
     "tutorial_vit_5ch_nonsquare",
     "tutorial_vit_1ch_rectpatch",
@@ -27,11 +27,25 @@ const MODELS: [&str; 10] = [
     "official_vit_per_block_bias",
     "official_vit_absolute",
     "official_vit_no_class_full",
+    "swin_window4",
+    "swin_window6_absolute",
+    "swin_window7_padded",
+    "swin_three_stages_nonsquare",
+    "swinv2_window4",
+    "swinv2_window6_normalized",
+    "swinv2_window7_padded",
+    "swinv2_nonsquare",
 ];
 
 fn config(c: &Value) -> SimMimConfig {
     let text = |key: &str| c[key].as_str().unwrap();
     let encoder = encoder(c);
+    if let Encoder::Swin(_) = encoder {
+        let config = SimMimConfig::official(encoder, pair(&c["mask_patch"]), c["mask_ratio"].as_f64().unwrap());
+        let window = c["target_window"].as_u64().unwrap() as usize;
+        let target = if window > 0 { Target::WindowNormalized { window } } else { Target::Pixels };
+        return SimMimConfig { target, ..config };
+    }
     SimMimConfig {
         encoder,
         mode: if text("mode") == "tutorial" { Mode::Tutorial } else { Mode::Official },
@@ -44,13 +58,14 @@ fn config(c: &Value) -> SimMimConfig {
             _ => Loss::SmoothL1,
         },
         area: if text("area") == "full" { Area::Full } else { Area::Masked },
+        head: Head::Linear,
     }
 }
 
 /// Token masks from the fixture's masks in mask units.
 fn masks(fixture: &Fixture, config: &SimMimConfig) -> Vec<Vec<bool>> {
     let (shape, cells) = &fixture.ints["mask"];
-    let (rows, cols) = config.encoder.grid();
+    let (rows, cols) = config.encoder.geometry().patch_grid();
     let (down, right) = config.tokens_per_cell();
     let cell = |image: usize, t: usize| (image * shape[1] + t / cols / down) * shape[2] + t % cols / right;
     (0..shape[0]).map(|image| (0..rows * cols).map(|t| cells[cell(image, t)] == 1).collect()).collect()
@@ -70,7 +85,7 @@ impl Step {
     fn new(fixture: &Fixture, variant: Variant) -> Self {
         let config = config(&fixture.config);
         let parameters = config.parameters();
-        let build = Build { batch: 3, variant, accumulation: 1, train: true, outputs: true };
+        let build = Build { batch: fixture.ints["mask"].0[0], variant, accumulation: 1, train: true, outputs: true };
         let (mut graph, loss) = simmim_graph(&config, build).unwrap();
         differentiate(&mut graph, loss).unwrap();
         let adamw = AdamWConfig {
@@ -190,11 +205,23 @@ fn unused_parameters_are_those_without_a_gradient_in_pytorch() {
         let fixture = Fixture::load(name);
         let mut unused: Vec<String> =
             config(&fixture.config).parameters().into_iter().filter(|p| !p.used).map(|p| p.name).collect();
-        let truth = fixture.config["unused"].as_array().unwrap();
-        let mut truth: Vec<String> = truth.iter().map(|v| v.as_str().unwrap().to_owned()).collect();
+        let truth = fixture.config["unused"].as_array();
+        let mut truth: Vec<String> = truth.into_iter().flatten().map(|v| v.as_str().unwrap().to_owned()).collect();
         unused.sort();
         truth.sort();
         assert_eq!(unused, truth, "{name}");
+    }
+}
+
+#[test]
+fn weight_decay_of_swin_is_the_official_one() {
+    for name in MODELS.into_iter().filter(|name| name.starts_with("swin")) {
+        let fixture = Fixture::load(name);
+        let parameters = config(&fixture.config).parameters();
+        assert_eq!(parameters.len(), fixture.config["decays"].as_object().unwrap().len(), "{name}");
+        for p in parameters {
+            assert_eq!(p.decay, fixture.config["decays"][&p.name].as_bool().unwrap(), "{name}: {}", p.name);
+        }
     }
 }
 
@@ -212,7 +239,7 @@ fn features_are_timms() {
             ..VitConfig::preset("vit_tiny_patch8_16").unwrap()
         };
         for outputs in [EncoderOutputs::Blocks(vec![1, 2, 3]), EncoderOutputs::Norm] {
-            let graph = encoder_graph(&config, 2, &outputs).unwrap();
+            let graph = encoder_graph(&config.clone().into(), 2, &outputs).unwrap();
             let mut executor = CpuExecutor::new(1).unwrap();
             let id = executor.load(Program::compile(&graph).unwrap()).unwrap();
             for (key, (_, data)) in fixture.floats.iter().filter(|(k, _)| k.starts_with("param.")) {

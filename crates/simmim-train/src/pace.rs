@@ -25,10 +25,9 @@ pub fn seconds_per_step(recipe: &Recipe, executor: Box<dyn Executor>) -> Result<
     let (down, right) = config.tokens_per_cell();
     let draw = |i: usize| mask::expand(&spec.draw(0, 0, i as u64), spec.rows, spec.cols, down, right);
     let masks: Vec<Vec<bool>> = (0..batch).map(draw).collect();
-    let (height, width) = config.encoder.image_size;
     let mut noise = Stream::new(0, Purpose::Test, 0, 0);
     let images: Vec<f32> =
-        (0..batch * config.encoder.channels * height * width).map(|_| noise.normal() as f32).collect();
+        (0..batch * config.encoder.geometry().image_values()).map(|_| noise.normal() as f32).collect();
     let mut session = Session::new(executor, config, 0)?;
     session.prepare_training(batch / parts, parts, recipe.adamw())?;
     let mut step = |i: u64| {

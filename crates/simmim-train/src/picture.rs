@@ -3,7 +3,7 @@
 use crate::error::TrainError;
 use crate::trainer::Reconstruction;
 use image::{Rgb, RgbImage};
-use simmim_models::{SimMimConfig, Target};
+use simmim_models::{Geometry, SimMimConfig, Target};
 use std::path::Path;
 
 /// Pixels between pictures.
@@ -15,10 +15,10 @@ const MASKED: [f32; 3] = [0.5, 0.5, 0.5];
 /// Puts predicted patches in their places: `[images, channels, height, width]`, zeros elsewhere.
 #[must_use]
 pub fn assemble(config: &SimMimConfig, patches: &[f32], positions: &[i32], images: usize) -> Vec<f32> {
-    let c = &config.encoder;
-    let ((h, w), (ph, pw)) = (c.image_size, c.patch_size);
+    let c = config.encoder.geometry();
+    let ((h, w), (ph, pw)) = (c.image_size, c.stride);
     let mut out = vec![0.0; images * c.channels * h * w];
-    for (row, (patch, &position)) in patches.chunks_exact(c.patch_values()).zip(positions).enumerate() {
+    for (row, (patch, &position)) in patches.chunks_exact(c.cell_values()).zip(positions).enumerate() {
         let image = row / config.predicted_tokens();
         let (top, left) = (position as usize / (w / pw) * ph, position as usize % (w / pw) * pw);
         for (line, values) in patch.chunks_exact(pw).enumerate() {
@@ -32,7 +32,7 @@ pub fn assemble(config: &SimMimConfig, patches: &[f32], positions: &[i32], image
 /// Where pixels are hidden: `[images, height, width]`, from token masks.
 #[must_use]
 pub fn pixel_mask(config: &SimMimConfig, masks: &[Vec<bool>]) -> Vec<bool> {
-    let c = &config.encoder;
+    let c = config.encoder.geometry();
     let ((h, w), (ph, pw)) = (c.image_size, c.patch_size);
     let pixel = |mask: &Vec<bool>| (0..h * w).map(|i| mask[i / w / ph * (w / pw) + i % w / pw]).collect::<Vec<_>>();
     masks.iter().flat_map(pixel).collect()
@@ -42,10 +42,10 @@ pub fn pixel_mask(config: &SimMimConfig, masks: &[Vec<bool>]) -> Vec<bool> {
 /// is given those of the visible part of its image, never those of the true patch, which would leak the answer.
 fn prediction_pixels(config: &SimMimConfig, images: &[f32], hidden: &[bool], r: &Reconstruction) -> Vec<f32> {
     let mut out = assemble(config, &r.prediction, &r.positions, hidden.len() / plane(config));
-    if config.target == Target::Normalized {
+    if config.target != Target::Pixels {
         let planes = out.chunks_exact_mut(plane(config)).zip(images.chunks_exact(plane(config)));
         for (i, (out, image)) in planes.enumerate() {
-            let sample = i / config.encoder.channels;
+            let sample = i / config.encoder.geometry().channels;
             let hidden = &hidden[sample * plane(config)..(sample + 1) * plane(config)];
             let visible: Vec<f32> = image.iter().zip(hidden).filter(|(_, h)| !**h).map(|(v, _)| *v).collect();
             let n = visible.len().max(1) as f32;
@@ -58,7 +58,8 @@ fn prediction_pixels(config: &SimMimConfig, images: &[f32], hidden: &[bool], r: 
 }
 
 fn plane(config: &SimMimConfig) -> usize {
-    config.encoder.image_size.0 * config.encoder.image_size.1
+    let (height, width) = config.encoder.geometry().image_size;
+    height * width
 }
 
 /// Draws the grid. `images` are normalised, `mean` and `std` undo that. Other channel counts than 1 and 3 show their first three
@@ -74,8 +75,8 @@ pub fn draw(
     r: &Reconstruction,
     (mean, std): (&[f32], &[f32]),
 ) -> Result<(), TrainError> {
-    let (h, w) = config.encoder.image_size;
-    let (channels, area) = (config.encoder.channels, h * w);
+    let Geometry { image_size: (h, w), channels, .. } = config.encoder.geometry();
+    let area = h * w;
     let hidden = pixel_mask(config, masks);
     let predicted = prediction_pixels(config, images, &hidden, r);
     let zoom = SMALLEST.div_ceil(h.max(w)).max(1) as u32;

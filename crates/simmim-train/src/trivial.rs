@@ -7,6 +7,7 @@
 //! are predicted by the same rules, without looking at themselves.
 
 use serde::{Deserialize, Serialize};
+use simmim_engine::ops::WindowNormalize;
 use simmim_models::simmim::{TARGET_EPS, loss_kind, loss_scale};
 use simmim_models::{Area, SimMimConfig, Target};
 
@@ -26,7 +27,7 @@ impl TrivialLosses {
         let size = images.len() / masks.len().max(1);
         let mut sums = [0.0; 2];
         for (image, mask) in images.chunks_exact(size.max(1)).zip(masks) {
-            let of_image = image_sums(config, image, mask);
+            let of_image = image_sums(config, &normalized(config, image), mask);
             sums.iter_mut().zip(of_image).for_each(|(s, v)| *s += v);
         }
         let scale = loss_scale(config, masks.len());
@@ -40,25 +41,38 @@ impl TrivialLosses {
     }
 }
 
+/// The image as targets are cut from it.
+fn normalized(config: &SimMimConfig, image: &[f32]) -> Vec<f32> {
+    let Target::WindowNormalized { window } = config.target else { return image.to_vec() };
+    let (height, width) = config.encoder.geometry().image_size;
+    let (op, mut out) = (WindowNormalize { window, eps: TARGET_EPS }, vec![0.0; image.len()]);
+    let mut sums = vec![0.0; 2 * width];
+    for (x, y) in image.chunks_exact(height * width).zip(out.chunks_exact_mut(height * width)) {
+        op.normalize_plane(x, y, width, &mut sums);
+    }
+    out
+}
+
 /// Sums of the loss function over the predicted values of an image.
 fn image_sums(config: &SimMimConfig, image: &[f32], mask: &[bool]) -> [f64; 2] {
-    let c = &config.encoder;
-    let area = c.patch_size.0 * c.patch_size.1;
-    let targets: Vec<Vec<f64>> = (0..c.patches()).map(|p| target(config, image, p)).collect();
+    let c = config.encoder.geometry();
+    let area = c.stride.0 * c.stride.1;
+    let mask: Vec<bool> = (0..c.cells()).map(|cell| mask[c.first_patch(cell)]).collect();
+    let targets: Vec<Vec<f64>> = (0..c.cells()).map(|p| target(config, image, p)).collect();
     let colors: Vec<Vec<f64>> =
         targets.iter().map(|t| t.chunks_exact(area).map(|v| v.iter().sum::<f64>() / area as f64).collect()).collect();
     let mean = |patches: &[usize]| -> Vec<f64> {
         let n = patches.len().max(1) as f64;
         (0..c.channels).map(|ch| patches.iter().map(|&p| colors[p][ch]).sum::<f64>() / n).collect()
     };
-    let visible: Vec<usize> = (0..c.patches()).filter(|&p| !mask[p]).collect();
+    let visible: Vec<usize> = (0..c.cells()).filter(|&p| !mask[p]).collect();
     let kind = loss_kind(config.loss);
     let loss = |color: &[f64], target: &[f64]| -> f64 {
         let values = target.chunks_exact(area).zip(color).flat_map(|(v, color)| v.iter().map(move |v| color - v));
         values.map(|d| kind.value(d)).sum()
     };
     let mut sums = [0.0; 2];
-    for patch in (0..c.patches()).filter(|&p| mask[p] || config.area == Area::Full) {
+    for patch in (0..c.cells()).filter(|&p| mask[p] || config.area == Area::Full) {
         let others: Vec<usize> = visible.iter().copied().filter(|&p| p != patch).collect();
         sums[0] += loss(&mean(&others), &targets[patch]);
         sums[1] += loss(&mean(&nearest(&others, patch, c.grid().1)), &targets[patch]);
@@ -76,10 +90,10 @@ fn nearest(others: &[usize], patch: usize, columns: usize) -> Vec<usize> {
 
 /// A patch as the loss sees it, in the order (channel, row, column); normalised as by the engine's `patch_gather`.
 fn target(config: &SimMimConfig, image: &[f32], patch: usize) -> Vec<f64> {
-    let c = &config.encoder;
-    let ((height, width), (ph, pw)) = (c.image_size, c.patch_size);
+    let c = config.encoder.geometry();
+    let ((height, width), (ph, pw)) = (c.image_size, c.stride);
     let (top, left) = (patch / c.grid().1 * ph, patch % c.grid().1 * pw);
-    let mut values = Vec::with_capacity(c.patch_values());
+    let mut values = Vec::with_capacity(c.cell_values());
     for (channel, row) in (0..c.channels).flat_map(|ch| (0..ph).map(move |r| (ch, r))) {
         let start = (channel * height + top + row) * width + left;
         values.extend(image[start..start + pw].iter().map(|&v| f64::from(v)));

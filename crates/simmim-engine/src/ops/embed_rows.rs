@@ -5,8 +5,8 @@
 //!
 //! # Shapes
 //! `patches [batch, visible, dim]`, `index [batch, visible]` (`i32`, positions in the patch grid), `mask_token [1, 1, dim]`,
-//! `cls_token [1, 1, dim]`, `pos_embed [1, offset + tokens, dim]` -> `rows [batch visible + tokens + 1, dim]`: first the patches,
-//! then with a mask token the `tokens` templates, then the class token.
+//! `cls_token [1, 1, dim]`, `pos_embed [1, offset + tokens, dim]` -> `rows [batch visible + templates + 1, dim]`: first the
+//! patches, then with a mask token the templates (one for each position; a single one without positions), then the class token.
 //!
 //! # Mathematics
 //! `rows[i] = patches[i] + pos[offset + index[i]]`, `template[t] = mask_token + pos[offset + t]`, `class = cls_token + pos[0]`.
@@ -71,7 +71,11 @@ impl EmbedRows {
     /// Template rows that follow the patches.
     #[must_use]
     pub fn templates(&self) -> usize {
-        if self.mask_token { self.tokens } else { 0 }
+        match (self.mask_token, self.pos_embed) {
+            (false, _) => 0,
+            (true, true) => self.tokens,
+            (true, false) => 1,
+        }
     }
 
     /// Rows of `pos_embed`.

@@ -1,9 +1,9 @@
 //! Forward description of a classifier.
 
 use super::{ClassifierConfig, Pool};
+use crate::encoder::images_input;
 use crate::error::ModelError;
-use crate::names::{AVERAGE_PREFIX, IMAGES, LOGITS, LOSS, TARGETS};
-use crate::vit::{Blocks, Position, Rows, embedded_tokens};
+use crate::names::{AVERAGE_PREFIX, LOGITS, LOSS, TARGETS};
 use simmim_engine::graph::TensorType;
 use simmim_engine::ops::{CrossEntropy, LayerNorm, Linear, MeanTokens};
 use simmim_engine::{Graph, ValueId};
@@ -30,16 +30,15 @@ pub struct ClassifierBuild {
 pub fn classifier_graph(config: &ClassifierConfig, build: ClassifierBuild) -> Result<(Graph, ValueId), ModelError> {
     config.validate()?;
     let mut graph = Graph::new();
-    let encoder = config.used_encoder();
     let pooled = pooled(&mut graph, config, build)?;
     let prefix = if build.average { AVERAGE_PREFIX } else { "" };
     graph.set_scope("head");
     let state = |graph: &mut Graph, name: &str, shape: &[usize]| graph.state(&format!("{prefix}{name}"), shape);
-    let dim = encoder.embed_dim;
+    let dim = config.encoder.geometry().width;
     let mut x = pooled;
-    if config.pool == Pool::Mean {
+    if config.norms_after_pooling() {
         let parameters = [state(&mut graph, "fc_norm.weight", &[dim]), state(&mut graph, "fc_norm.bias", &[dim])];
-        x = graph.apply1(LayerNorm { eps: encoder.eps }, &[x, parameters[0], parameters[1]])?;
+        x = graph.apply1(LayerNorm { eps: config.encoder.eps() }, &[x, parameters[0], parameters[1]])?;
     }
     let weight = state(&mut graph, "head.weight", &[config.classes, dim]);
     let bias = state(&mut graph, "head.bias", &[config.classes]);
@@ -56,32 +55,20 @@ pub fn classifier_graph(config: &ClassifierConfig, build: ClassifierBuild) -> Re
     Ok((graph, result))
 }
 
-/// The encoder up to one vector for each image, `[batch, dim]`.
+/// The encoder up to one vector for each image, `[batch, width]`.
 fn pooled(graph: &mut Graph, config: &ClassifierConfig, build: ClassifierBuild) -> Result<ValueId, ModelError> {
-    let c = config.used_encoder();
-    let images = graph.input(IMAGES, TensorType::f32([build.batch, c.channels, c.image_size.0, c.image_size.1]));
-    let chosen = (config.pool == Pool::Cls).then(|| class_rows(graph, config, build.batch));
+    let encoder = config.used_encoder();
+    let images = images_input(graph, &encoder, build.batch);
     let prefix = if build.average { "ema.encoder." } else { "encoder." };
-    let mut blocks = Blocks::new(graph, &c, prefix, build.batch, build.train);
-    let mut x = embedded_tokens(&mut blocks, images)?;
-    for block in 0..c.depth - 1 {
-        x = blocks.block(x, block, c.class_token)?;
+    let mut forward = encoder.forward(graph, prefix, build.batch, build.train);
+    let mut x = forward.embedded(images)?;
+    let last = encoder.depth() - 1;
+    for block in 0..last {
+        x = forward.next_block(x, block)?;
     }
-    let rows = chosen.map_or(Rows::All, |(index, query)| Rows::Chosen { index, query });
-    x = blocks.last_block(x, c.depth - 1, rows, c.class_token)?;
-    blocks.graph.set_scope("");
-    if c.final_norm {
-        x = blocks.layer_norm(x, "norm")?;
-    }
-    let skip = if config.pool == Pool::Mean { usize::from(c.class_token) } else { 0 };
+    x = if config.pool == Pool::Cls { forward.class_block(x, last)? } else { forward.next_block(x, last)? };
+    x = forward.final_norm(x)?;
+    drop(forward);
+    let skip = if config.pool == Pool::Mean { usize::from(encoder.geometry().class_token) } else { 0 };
     Ok(graph.apply1(MeanTokens { skip }, &[x])?)
-}
-
-/// Rows of the class tokens: after the last block's keys and values only they matter.
-fn class_rows(graph: &mut Graph, config: &ClassifierConfig, batch: usize) -> (ValueId, Option<ValueId>) {
-    let tokens = config.encoder.tokens();
-    let index = graph.constant("class_rows", &[batch, 1], (0..batch).map(|b| (b * tokens) as i32).collect());
-    let relative = matches!(config.encoder.position, Position::SharedRelative | Position::Relative);
-    let query = relative.then(|| graph.constant("class_query", &[batch, 1], vec![0; batch]));
-    (index, query)
 }

@@ -1,15 +1,12 @@
 //! Forward description of the SimMIM step.
 
-use super::{Area, Loss, Mode, SimMimConfig, Target};
+use super::{Area, Head, Loss, Mode, SimMimConfig, Target};
+use crate::encoder::images_input;
 use crate::error::ModelError;
-use crate::names::{
-    ASSEMBLE_INDEX, IMAGES, LOSS, PATCH_WEIGHT, PREDICTED_INDEX, PREDICTED_PATCH, PREDICTION, QUERY_INDEX, TARGET,
-    VISIBLE_INDEX,
-};
-use crate::vit::{Blocks, Position, Rows};
+use crate::names::{LOSS, PATCH_WEIGHT, PREDICTION, TARGET};
 use simmim_engine::graph::TensorType;
-use simmim_engine::ops::{GatherRows, Linear, LossKind, PatchGather, PixelLoss};
-use simmim_engine::{EngineError, Graph, ValueId};
+use simmim_engine::ops::{Linear, LossKind, PatchGather, PixelLoss, WindowNormalize};
+use simmim_engine::{Graph, ValueId};
 
 /// Added to the variance of a patch where targets are normalised.
 pub const TARGET_EPS: f32 = 1e-6;
@@ -48,22 +45,32 @@ pub struct Build {
 pub fn simmim_graph(config: &SimMimConfig, build: Build) -> Result<(Graph, ValueId), ModelError> {
     config.validate()?;
     let mut graph = Graph::new();
-    let c = &config.encoder;
-    let images = graph.input(IMAGES, TensorType::f32([build.batch, c.channels, c.image_size.0, c.image_size.1]));
-    let (encoded, positions) = match build.variant {
-        Variant::Fast => fast_encoder(&mut graph, config, build, images)?,
-        Variant::Plain => plain_encoder(&mut graph, config, build, images)?,
-    };
+    let g = config.encoder.geometry();
+    let images = images_input(&mut graph, &config.encoder, build.batch);
+    let (encoded, positions) = config.encoder.masked(&mut graph, config, build, images)?;
     graph.set_scope("decoder");
-    let weight = graph.state("decoder.0.weight", &[c.patch_values(), c.embed_dim]);
-    let bias = graph.state("decoder.0.bias", &[c.patch_values()]);
-    let prediction = graph.apply1(Linear { bias: true, ..Linear::default() }, &[encoded, weight, bias])?;
+    let mut layer = |x: ValueId, name: &str, out: usize, gelu: bool| {
+        let weight = graph.state(&format!("{name}.weight"), &[out, g.width]);
+        let bias = graph.state(&format!("{name}.bias"), &[out]);
+        graph.apply1(Linear { bias: true, gelu, rows: None }, &[x, weight, bias])
+    };
+    let prediction = match config.head {
+        Head::Linear => layer(encoded, "decoder.0", g.cell_values(), false)?,
+        Head::Mlp => {
+            let hidden = layer(encoded, "decoder.0", g.width, true)?;
+            layer(hidden, "decoder.2", g.cell_values(), false)?
+        }
+    };
     let normalise = (config.target == Target::Normalized).then_some(TARGET_EPS);
-    let target = graph.apply1(PatchGather { patch: c.patch_size, normalise }, &[images, positions])?;
+    let pixels = match config.target {
+        Target::WindowNormalized { window } => graph.apply1(WindowNormalize { window, eps: TARGET_EPS }, &[images])?,
+        Target::Pixels | Target::Normalized => images,
+    };
+    let target = graph.apply1(PatchGather { patch: g.stride, normalise }, &[pixels, positions])?;
     let weighted = build.variant == Variant::Plain && config.area == Area::Masked;
     let mut inputs = vec![prediction, target];
     if weighted {
-        inputs.push(graph.input(PATCH_WEIGHT, TensorType::f32([build.batch * c.patches()])));
+        inputs.push(graph.input(PATCH_WEIGHT, TensorType::f32([build.batch * g.cells()])));
     }
     let kind = loss_kind(config.loss);
     let scale = (loss_scale(config, build.batch) / build.accumulation as f64) as f32;
@@ -92,78 +99,15 @@ pub fn loss_kind(loss: Loss) -> LossKind {
 /// values.
 #[must_use]
 pub fn loss_scale(config: &SimMimConfig, batch: usize) -> f64 {
-    let c = &config.encoder;
+    let g = config.encoder.geometry();
     let batch = batch as f64;
-    let masked = config.masked_tokens() as f64;
+    let masked = config.masked_outputs() as f64;
     let divisor = match (config.area, config.mode) {
-        (Area::Full, _) => batch * (c.patches() * c.patch_values()) as f64,
-        (Area::Masked, Mode::Tutorial) => batch * masked * c.patch_values() as f64 * masked,
+        (Area::Full, _) => batch * (g.cells() * g.cell_values()) as f64,
+        (Area::Masked, Mode::Tutorial) => batch * masked * g.cell_values() as f64 * masked,
         (Area::Masked, Mode::Official) => {
-            (batch * masked * (c.patch_size.0 * c.patch_size.1) as f64 + 1e-5) * c.channels as f64
+            (batch * masked * (g.stride.0 * g.stride.1) as f64 + 1e-5) * g.channels as f64
         }
     };
     1.0 / divisor
-}
-
-fn fast_encoder(
-    graph: &mut Graph,
-    config: &SimMimConfig,
-    build: Build,
-    images: ValueId,
-) -> Result<(ValueId, ValueId), EngineError> {
-    let c = &config.encoder;
-    let class_token = config.class_token();
-    let tokens = c.patches() + usize::from(class_token);
-    let predicted = [build.batch, config.predicted_tokens()];
-    let visible = graph.input(VISIBLE_INDEX, TensorType::i32([build.batch, config.visible_tokens()]));
-    let assemble = graph.input(ASSEMBLE_INDEX, TensorType::i32([build.batch, tokens]));
-    let index = graph.input(PREDICTED_INDEX, TensorType::i32(predicted));
-    let positions = graph.input(PREDICTED_PATCH, TensorType::i32(predicted));
-    let relative = matches!(c.position, Position::SharedRelative | Position::Relative);
-    let query = relative.then(|| graph.input(QUERY_INDEX, TensorType::i32(predicted)));
-    let mut blocks = Blocks::new(graph, c, "encoder.", build.batch, build.train);
-    let patches = blocks.patches(images, visible)?;
-    let rows = blocks.token_rows(patches, visible, true, class_token)?;
-    let last = c.depth - 1;
-    let mut x = if last == 0 {
-        blocks.graph.apply1(GatherRows, &[rows, assemble])?
-    } else {
-        blocks.first_block(rows, assemble, class_token)?
-    };
-    for block in 1..last {
-        x = blocks.block(x, block, class_token)?;
-    }
-    x = blocks.last_block(x, last, Rows::Chosen { index, query }, class_token)?;
-    if config.final_norm() {
-        x = blocks.layer_norm(x, "norm")?;
-    }
-    Ok((x, positions))
-}
-
-fn plain_encoder(
-    graph: &mut Graph,
-    config: &SimMimConfig,
-    build: Build,
-    images: ValueId,
-) -> Result<(ValueId, ValueId), EngineError> {
-    let c = &config.encoder;
-    let class_token = config.class_token();
-    let (patches, offset) = (c.patches(), usize::from(class_token));
-    let tokens = patches + offset;
-    let every = (0..build.batch * patches).map(|i| (i % patches) as i32).collect();
-    let every = graph.constant("every_patch", &[build.batch, patches], every);
-    let assemble = graph.input(ASSEMBLE_INDEX, TensorType::i32([build.batch, tokens]));
-    let mut blocks = Blocks::new(graph, c, "encoder.", build.batch, build.train);
-    let embedded = blocks.patches(images, every)?;
-    let rows = blocks.token_rows(embedded, every, true, class_token)?;
-    let mut x = blocks.graph.apply1(GatherRows, &[rows, assemble])?;
-    for block in 0..c.depth {
-        x = blocks.last_block(x, block, Rows::All, class_token)?;
-    }
-    if config.final_norm() {
-        x = blocks.layer_norm(x, "norm")?;
-    }
-    let kept = (0..build.batch * patches).map(|i| (i / patches * tokens + offset + i % patches) as i32).collect();
-    let kept = graph.constant("patch_rows", &[build.batch, patches], kept);
-    Ok((graph.apply1(GatherRows, &[x, kept])?, every))
 }

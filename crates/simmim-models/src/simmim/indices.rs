@@ -14,11 +14,11 @@ pub struct StepIndices {
     pub assemble: Vec<i32>,
     /// Flat row of each predicted token, `[batch, predicted]`.
     pub predicted: Vec<i32>,
-    /// Position in the patch grid of each predicted token, `[batch, predicted]`.
+    /// Position in the output grid of each predicted token, `[batch, predicted]`.
     pub predicted_patch: Vec<i32>,
     /// Position among the tokens of each predicted token, `[batch, predicted]`.
     pub query: Vec<i32>,
-    /// One where a patch counts in the plain description's loss, `[batch patches]`.
+    /// One where an output token counts in the plain description's loss, `[batch cells]`.
     pub weight: Vec<f32>,
 }
 
@@ -26,10 +26,14 @@ impl StepIndices {
     /// Fills the indices from token masks `[batch][patches]`, true where a patch is hidden.
     ///
     /// # Errors
-    /// [`ModelError::MaskCount`] where a mask hides another number of patches than the model was built for.
+    /// [`ModelError::MaskCount`] where a mask hides another number of patches than the model was built for,
+    /// [`ModelError::MaskCells`] where it cuts through what an output token stands for.
     pub fn fill(&mut self, config: &SimMimConfig, variant: Variant, masks: &[Vec<bool>]) -> Result<(), ModelError> {
-        let patches = config.encoder.patches();
+        let geometry = config.encoder.geometry();
+        let (patches, cells) = (geometry.patches(), geometry.cells());
         let class = usize::from(config.class_token());
+        let positions = config.encoder.absolute_positions();
+        let templates = if positions { patches } else { 1 };
         let visible_rows = match variant {
             Variant::Fast => masks.len() * config.visible_tokens(),
             Variant::Plain => masks.len() * patches,
@@ -42,11 +46,11 @@ impl StepIndices {
                 return Err(ModelError::MaskCount { image, expected, found: hidden });
             }
             if class == 1 {
-                self.assemble.push((visible_rows + patches) as i32);
+                self.assemble.push((visible_rows + templates) as i32);
             }
             for (patch, &masked) in mask.iter().enumerate() {
                 let row = match (masked, variant) {
-                    (true, _) => visible_rows + patch,
+                    (true, _) => visible_rows + if positions { patch } else { 0 },
                     (false, Variant::Fast) => self.visible.len(),
                     (false, Variant::Plain) => image * patches + patch,
                 };
@@ -54,12 +58,18 @@ impl StepIndices {
                 if !masked {
                     self.visible.push(patch as i32);
                 }
+            }
+            for cell in 0..cells {
+                let masked = mask[geometry.first_patch(cell)];
                 if masked || config.area == Area::Full {
-                    self.predicted.push((image * (patches + class) + class + patch) as i32);
-                    self.predicted_patch.push(patch as i32);
-                    self.query.push((class + patch) as i32);
+                    self.predicted.push((image * (cells + class) + class + cell) as i32);
+                    self.predicted_patch.push(cell as i32);
+                    self.query.push((class + cell) as i32);
                 }
                 self.weight.push(f32::from(u8::from(masked)));
+            }
+            if self.predicted.len() != (image + 1) * config.predicted_tokens() {
+                return Err(ModelError::MaskCells { image });
             }
         }
         Ok(())

@@ -6,9 +6,10 @@ mod indices;
 pub use graph::{Build, TARGET_EPS, Variant, loss_kind, loss_scale, simmim_graph};
 pub use indices::{StepIndices, StepSlots};
 
+use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::parameters::{Init, ParameterSpec};
-use crate::vit::{InitStyle, VitConfig, specs};
+use crate::vit::InitStyle;
 
 /// Which implementation is reproduced exactly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,11 @@ pub enum Target {
     Pixels,
     /// Pixels normalised once more within each patch.
     Normalized,
+    /// Pixels normalised once more by the window around each, channel by channel.
+    WindowNormalized {
+        /// Side of the window in pixels, odd.
+        window: usize,
+    },
 }
 
 /// Function of the difference between prediction and target.
@@ -37,6 +43,15 @@ pub enum Loss {
     L2,
     /// Squared below 1, absolute above.
     SmoothL1,
+}
+
+/// What paints pixels from an output token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Head {
+    /// One linear layer: `decoder.0`.
+    Linear,
+    /// Two with GELU between them, as wide there as the tokens: `decoder.0` and `decoder.2`.
+    Mlp,
 }
 
 /// Where the loss is taken.
@@ -52,10 +67,10 @@ pub enum Area {
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimMimConfig {
     /// The encoder.
-    pub encoder: VitConfig,
+    pub encoder: Encoder,
     /// Which implementation is reproduced.
     pub mode: Mode,
-    /// Height and width of a mask cell in pixels; multiples of the patch.
+    /// Height and width of a mask cell in pixels; multiples of what an output token stands for.
     pub mask_patch: (usize, usize),
     /// Share of the cells that is masked.
     pub mask_ratio: f64,
@@ -65,19 +80,31 @@ pub struct SimMimConfig {
     pub loss: Loss,
     /// Where the loss is taken.
     pub area: Area,
+    /// What paints pixels from an output token.
+    pub head: Head,
 }
 
 impl SimMimConfig {
-    /// The tutorial's task: tokens masked one by one, L1 on masked pixels.
+    /// The tutorial's task: output tokens masked one by one, L1 on masked pixels.
     #[must_use]
-    pub fn tutorial(encoder: VitConfig, mask_ratio: f64) -> Self {
-        let (mask_patch, mode) = (encoder.patch_size, Mode::Tutorial);
-        Self { encoder, mode, mask_patch, mask_ratio, target: Target::Pixels, loss: Loss::L1, area: Area::Masked }
+    pub fn tutorial(encoder: impl Into<Encoder>, mask_ratio: f64) -> Self {
+        let encoder = encoder.into();
+        let (mask_patch, mode) = (encoder.geometry().stride, Mode::Tutorial);
+        Self {
+            encoder,
+            mode,
+            mask_patch,
+            mask_ratio,
+            target: Target::Pixels,
+            loss: Loss::L1,
+            area: Area::Masked,
+            head: Head::Linear,
+        }
     }
 
     /// The official task with mask cells of `mask_patch` pixels.
     #[must_use]
-    pub fn official(encoder: VitConfig, mask_patch: (usize, usize), mask_ratio: f64) -> Self {
+    pub fn official(encoder: impl Into<Encoder>, mask_patch: (usize, usize), mask_ratio: f64) -> Self {
         Self { mask_patch, mode: Mode::Official, ..Self::tutorial(encoder, mask_ratio) }
     }
 
@@ -87,17 +114,28 @@ impl SimMimConfig {
     /// [`ModelError::Geometry`] with what to do.
     pub fn validate(&self) -> Result<(), ModelError> {
         self.encoder.validate()?;
-        let ((mh, mw), (ph, pw), (h, w)) = (self.mask_patch, self.encoder.patch_size, self.encoder.image_size);
-        if mh == 0 || mw == 0 || mh % ph != 0 || mw % pw != 0 {
+        let g = self.encoder.geometry();
+        let ((mh, mw), (sh, sw), (h, w)) = (self.mask_patch, g.stride, g.image_size);
+        if mh == 0 || mw == 0 || mh % sh != 0 || mw % sw != 0 {
+            let what =
+                if g.stride == g.patch_size { "the patch" } else { "what a token of the last stage stands for," };
             return Err(ModelError::geometry(
-                format!("a mask patch of {mh}x{mw} is not a multiple of the patch {ph}x{pw}"),
-                format!("set simmim.mask_patch to a multiple of {ph}x{pw}"),
+                format!("a mask patch of {mh}x{mw} is not a multiple of {what} {sh}x{sw}"),
+                format!("set simmim.mask_patch to a multiple of {sh}x{sw}"),
             ));
         }
         if h % mh != 0 || w % mw != 0 {
             return Err(ModelError::geometry(
                 format!("mask patches of {mh}x{mw} do not divide images of {h}x{w}"),
                 "set simmim.mask_patch or model.image_size so that one divides the other",
+            ));
+        }
+        if let Target::WindowNormalized { window } = self.target
+            && (window < 3 || window % 2 == 0)
+        {
+            return Err(ModelError::geometry(
+                format!("a target window of {window} pixels has no middle"),
+                "set simmim.target_window to an odd number of pixels; the official recipe has 47",
             ));
         }
         let (masked, cells) = (self.masked_cells(), self.mask_grid().0 * self.mask_grid().1);
@@ -113,13 +151,15 @@ impl SimMimConfig {
     /// Rows and columns of the mask.
     #[must_use]
     pub fn mask_grid(&self) -> (usize, usize) {
-        (self.encoder.image_size.0 / self.mask_patch.0, self.encoder.image_size.1 / self.mask_patch.1)
+        let (height, width) = self.encoder.geometry().image_size;
+        (height / self.mask_patch.0, width / self.mask_patch.1)
     }
 
-    /// Tokens along the height and the width of a mask cell.
+    /// Patches along the height and the width of a mask cell.
     #[must_use]
     pub fn tokens_per_cell(&self) -> (usize, usize) {
-        (self.mask_patch.0 / self.encoder.patch_size.0, self.mask_patch.1 / self.encoder.patch_size.1)
+        let (height, width) = self.encoder.geometry().patch_size;
+        (self.mask_patch.0 / height, self.mask_patch.1 / width)
     }
 
     /// Masked cells of each image: rounded down in the tutorial, up in the official code.
@@ -129,7 +169,7 @@ impl SimMimConfig {
         (if self.mode == Mode::Tutorial { cells.floor() } else { cells.ceil() }) as usize
     }
 
-    /// Masked tokens of each image.
+    /// Masked patches of each image.
     #[must_use]
     pub fn masked_tokens(&self) -> usize {
         self.masked_cells() * self.tokens_per_cell().0 * self.tokens_per_cell().1
@@ -138,43 +178,53 @@ impl SimMimConfig {
     /// Visible patches of each image.
     #[must_use]
     pub fn visible_tokens(&self) -> usize {
-        self.encoder.patches() - self.masked_tokens()
+        self.encoder.geometry().patches() - self.masked_tokens()
     }
 
-    /// Tokens of each image that are predicted.
+    /// Output tokens of each image of which all patches are masked; of no other token any patch is.
+    #[must_use]
+    pub fn masked_outputs(&self) -> usize {
+        let (down, right) = self.encoder.geometry().patches_per_cell();
+        self.masked_tokens() / (down * right)
+    }
+
+    /// Output tokens of each image that are predicted.
     #[must_use]
     pub fn predicted_tokens(&self) -> usize {
-        if self.area == Area::Full { self.encoder.patches() } else { self.masked_tokens() }
+        if self.area == Area::Full { self.encoder.geometry().cells() } else { self.masked_outputs() }
     }
 
     /// Whether a class token runs through the encoder while pre-training.
     #[must_use]
     pub fn class_token(&self) -> bool {
-        self.encoder.class_token && self.mode == Mode::Official
+        self.encoder.geometry().class_token && self.mode == Mode::Official
     }
 
     /// Whether the final norm is applied while pre-training.
     #[must_use]
     pub fn final_norm(&self) -> bool {
-        self.encoder.final_norm && self.mode == Mode::Official
+        self.encoder.final_norm() && self.mode == Mode::Official
     }
 
     /// All parameters in the order of the layers, under the official names.
     #[must_use]
     pub fn parameters(&self) -> Vec<ParameterSpec> {
-        let (dim, values) = (self.encoder.embed_dim, self.encoder.patch_values());
+        let g = self.encoder.geometry();
+        let (dim, values, embedded) = (g.width, g.cell_values(), self.encoder.embed_dim());
         let tutorial = self.mode == Mode::Tutorial;
         let style = if tutorial { InitStyle::Timm } else { InitStyle::Official };
-        let mask_init = if tutorial {
-            Init::Normal { std: 1.0 }
-        } else {
-            Init::TruncatedNormal { std: 0.02, cut: 0.02, scale: 1.0 }
-        };
+        let mask_init = if tutorial { Init::Normal { std: 1.0 } } else { self.encoder.mask_token_init() };
         let head = Init::Uniform { bound: 1.0 / (dim as f32).sqrt() };
-        let mut list = specs(&self.encoder, "encoder.", style);
-        list.push(ParameterSpec::new("encoder.mask_token", &[1, 1, dim], mask_init).in_layer(0));
-        list.push(ParameterSpec::new("decoder.0.weight", &[values, dim, 1, 1], head));
-        list.push(ParameterSpec::new("decoder.0.bias", &[values], head));
+        let mut list = self.encoder.specs("encoder.", style);
+        list.push(ParameterSpec::new("encoder.mask_token", &[1, 1, embedded], mask_init).in_layer(0));
+        let layers: &[(&str, usize)] = match self.head {
+            Head::Linear => &[("decoder.0", values)],
+            Head::Mlp => &[("decoder.0", dim), ("decoder.2", values)],
+        };
+        for &(name, out) in layers {
+            list.push(ParameterSpec::new(format!("{name}.weight"), &[out, dim, 1, 1], head));
+            list.push(ParameterSpec::new(format!("{name}.bias"), &[out], head));
+        }
         for p in &mut list {
             p.used = match p.name.as_str() {
                 "encoder.cls_token" => self.class_token(),

@@ -1,8 +1,8 @@
 //! Forward description of a vision transformer.
 
 use super::{BRANCHES, Position, QkvBias as QkvBiasKind, VitConfig, relative_position_index};
-use crate::error::ModelError;
-use crate::names::{IMAGES, NORMED_TOKENS, block_output, kept_branch};
+use crate::encoder::Forward;
+use crate::names::kept_branch;
 use simmim_engine::graph::TensorType;
 use simmim_engine::ops::{
     Attention, EmbedRows, GatherRows, LayerNorm, Linear, Packing, PatchGather, QkvBias, RelativeBias, Residual,
@@ -209,60 +209,36 @@ impl<'a> Blocks<'a> {
     }
 }
 
-/// What [`encoder_graph`] makes readable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EncoderOutputs {
-    /// Tokens after these blocks, counted from 1, as outputs [`block_output`].
-    Blocks(Vec<usize>),
-    /// Tokens after the final norm (after the last block where there is none), as output [`NORMED_TOKENS`].
-    Norm,
-    /// Both kinds at once.
-    BlocksAndNorm(Vec<usize>),
-}
+impl Forward for Blocks<'_> {
+    fn embedded(&mut self, images: ValueId) -> Result<ValueId> {
+        embedded_tokens(self, images)
+    }
 
-/// The encoder on whole images: input `images [batch, channels, height, width]`, outputs `[batch, tokens, dim]`.
-///
-/// # Errors
-/// [`ModelError::Geometry`] for impossible sizes or a block that does not exist.
-pub fn encoder_graph(
-    config: &VitConfig,
-    batch: usize,
-    outputs: &EncoderOutputs,
-) -> std::result::Result<Graph, ModelError> {
-    config.validate()?;
-    let wanted = match outputs {
-        EncoderOutputs::Blocks(blocks) | EncoderOutputs::BlocksAndNorm(blocks) => blocks.clone(),
-        EncoderOutputs::Norm => Vec::new(),
-    };
-    let norm = !matches!(outputs, EncoderOutputs::Blocks(_));
-    if let Some(bad) = wanted.iter().find(|&&k| k == 0 || k > config.depth) {
-        return Err(ModelError::geometry(
-            format!("there is no block {bad}"),
-            format!("blocks count from 1 to {}; -1 stands for the output of the final norm", config.depth),
-        ));
+    fn next_block(&mut self, x: ValueId, block: usize) -> Result<ValueId> {
+        self.block(x, block, self.config.class_token)
     }
-    let mut graph = Graph::new();
-    let (height, width) = config.image_size;
-    let images = graph.input(IMAGES, TensorType::f32([batch, config.channels, height, width]));
-    let mut blocks = Blocks::new(&mut graph, config, "encoder.", batch, false);
-    let mut x = embedded_tokens(&mut blocks, images)?;
-    let last = wanted.iter().copied().max().filter(|_| !norm).unwrap_or(config.depth);
-    for block in 0..last {
-        x = blocks.block(x, block, config.class_token)?;
-        if wanted.contains(&(block + 1)) {
-            blocks.graph.output(block_output(block + 1), x);
-        }
+
+    fn class_block(&mut self, x: ValueId, block: usize) -> Result<ValueId> {
+        let (batch, tokens) = (self.batch, self.config.tokens());
+        let rows = (0..batch).map(|b| (b * tokens) as i32).collect();
+        let index = self.graph.constant("class_rows", &[batch, 1], rows);
+        let relative = matches!(self.config.position, Position::SharedRelative | Position::Relative);
+        let query = relative.then(|| self.graph.constant("class_query", &[batch, 1], vec![0; batch]));
+        self.last_block(x, block, Rows::Chosen { index, query }, self.config.class_token)
     }
-    if norm {
-        blocks.graph.set_scope("");
-        let y = if config.final_norm { blocks.layer_norm(x, "norm")? } else { x };
-        graph.output(NORMED_TOKENS, y);
+
+    fn final_norm(&mut self, x: ValueId) -> Result<ValueId> {
+        self.graph.set_scope("");
+        if self.config.final_norm { self.layer_norm(x, "norm") } else { Ok(x) }
     }
-    Ok(graph)
+
+    fn output(&mut self, name: String, value: ValueId) {
+        self.graph.output(name, value);
+    }
 }
 
 /// All tokens of whole images before the first block, `[batch, tokens, dim]`.
-pub(crate) fn embedded_tokens(blocks: &mut Blocks<'_>, images: ValueId) -> Result<ValueId> {
+fn embedded_tokens(blocks: &mut Blocks<'_>, images: ValueId) -> Result<ValueId> {
     let (config, batch) = (blocks.config, blocks.batch);
     let patches = config.patches();
     let every: Vec<i32> = (0..batch * patches).map(|i| (i % patches) as i32).collect();

@@ -1,19 +1,20 @@
 //! Vision transformers: configuration, presets, parameters and forward description.
 
 mod graph;
+mod masked;
 mod parameters;
 mod presets;
 mod relative;
 mod sincos;
 
-pub(crate) use graph::{Blocks, Rows, embedded_tokens};
-pub use graph::{EncoderOutputs, encoder_graph};
+pub(crate) use graph::{Blocks, Rows};
+pub(crate) use masked::masked;
 pub(crate) use parameters::{InitStyle, specs};
+pub(crate) use presets::distance;
 pub use relative::relative_position_index;
 pub use sincos::sincos_positions;
 
 use crate::error::ModelError;
-use crate::names::kept_branch;
 
 /// How a transformer knows where its tokens are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,16 +59,7 @@ pub enum QkvBias {
 }
 
 /// The two branches of a block.
-const BRANCHES: [&str; 2] = ["attn", "mlp"];
-
-/// A branch that drop path drops for some samples while training (stochastic depth, Huang et al., arXiv 1603.09382).
-#[derive(Debug, Clone, PartialEq)]
-pub struct Branch {
-    /// The input of the program that says by which factor each sample keeps it, `[batch]`. There is none where `rate` is 0.
-    pub input: String,
-    /// Probability that a sample loses it.
-    pub rate: f32,
-}
+pub(crate) const BRANCHES: [&str; 2] = ["attn", "mlp"];
 
 /// A vision transformer.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,24 +143,10 @@ impl VitConfig {
         self.position == Position::Absolute && self.position_init == PositionInit::SinCos
     }
 
-    /// Number of layers whose outputs are features: the blocks.
-    #[must_use]
-    pub fn layers(&self) -> usize {
-        self.depth
-    }
-
     /// Drop path rate of a block, counted from 0.
-    fn drop_path_of(&self, block: usize) -> f32 {
-        if self.depth < 2 { 0.0 } else { self.drop_path * block as f32 / (self.depth - 1) as f32 }
-    }
-
-    /// All branches that drop path can drop, in the order of the layers.
     #[must_use]
-    pub fn branches(&self) -> Vec<Branch> {
-        let of_block = |block: usize| {
-            BRANCHES.map(|branch| Branch { input: kept_branch(block, branch), rate: self.drop_path_of(block) })
-        };
-        (0..self.depth).flat_map(of_block).collect()
+    pub fn drop_path_of(&self, block: usize) -> f32 {
+        if self.depth < 2 { 0.0 } else { self.drop_path * block as f32 / (self.depth - 1) as f32 }
     }
 
     /// Checks that the sizes fit each other.

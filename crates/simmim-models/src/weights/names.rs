@@ -1,8 +1,10 @@
 //! Names of parameters here and elsewhere.
 
 use super::{Tensor, Weights};
+use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::parameters::ParameterSpec;
+use crate::swin::{SwinConfig, Version};
 use crate::vit::{Position, QkvBias, VitConfig};
 use std::path::Path;
 
@@ -62,7 +64,12 @@ pub(super) fn with_official_names(specs: &[ParameterSpec], weights: Weights) -> 
     if weights.keys().any(|k| k.starts_with(ENCODER)) {
         return weights;
     }
-    let official = |k: &str| if of_classifier(k) { k.to_owned() } else { format!("{ENCODER}{}", from_timm(k)) };
+    // Bare official weights reduce at the end of a stage already.
+    let by = if weights.keys().any(|k| k.starts_with("layers.0.downsample.")) { 0 } else { -1 };
+    let official = |k: &str| match of_classifier(k) {
+        true => k.replace("head.fc.", "head."),
+        false => format!("{ENCODER}{}", moved_reduction(&from_timm(k), by)),
+    };
     let mut weights = weights.into_iter().map(|(k, t)| (official(&k), t)).collect();
     split_key_bias(specs, &mut weights);
     weights
@@ -108,6 +115,17 @@ fn from_timm(name: &str) -> String {
     name.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2")
 }
 
+/// The name of a reduction's parameter at another stage: timm counts it to the stage that it leads to, the official code to the one
+/// before.
+fn moved_reduction(name: &str, by: isize) -> String {
+    let moved = || {
+        let (stage, tail) = name.strip_prefix("layers.")?.split_once(".downsample.")?;
+        let stage = stage.parse::<usize>().ok()?.checked_add_signed(by)?;
+        Some(format!("layers.{stage}.downsample.{tail}"))
+    };
+    moved().unwrap_or_else(|| name.to_owned())
+}
+
 /// A full `qkv.bias` for a model without a key bias, where the file's key bias is zero.
 fn split_key_bias(specs: &[ParameterSpec], weights: &mut Weights) {
     for spec in specs.iter().filter(|s| s.name.ends_with("attn.q_bias")) {
@@ -135,7 +153,8 @@ pub fn encoder_to_timm(weights: Weights) -> Weights {
         .filter_map(|(name, tensor)| Some((name.strip_prefix(ENCODER)?.to_owned(), tensor)))
         .filter(|(name, _)| name != "mask_token")
         .collect();
-    let queries: Vec<String> = encoder.keys().filter_map(|n| Some(n.strip_suffix("q_bias")?.to_owned())).collect();
+    let queries = encoder.keys().filter(|n| n.starts_with("blocks."));
+    let queries: Vec<String> = queries.filter_map(|n| Some(n.strip_suffix("q_bias")?.to_owned())).collect();
     for base in queries {
         let part = |encoder: &mut Weights, name: &str| encoder.remove(&format!("{base}{name}")).map(|t| t.data);
         let mut data = part(&mut encoder, "q_bias").unwrap_or_default();
@@ -144,18 +163,63 @@ pub fn encoder_to_timm(weights: Weights) -> Weights {
         data.extend(part(&mut encoder, "v_bias").unwrap_or_else(|| vec![0.0; dim]));
         encoder.insert(format!("{base}qkv.bias"), Tensor { shape: vec![3 * dim], data });
     }
-    let renamed = |name: String| name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma");
+    let renamed =
+        |name: String| moved_reduction(&name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma"), 1);
     encoder.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect()
 }
 
 /// The call of timm that makes a model for an exported encoder: features without head, patch tokens averaged. None where timm's
 /// `VisionTransformer` has no such model: it knows no relative position biases.
 #[must_use]
-pub fn timm_call(c: &VitConfig) -> Option<String> {
+pub fn timm_call(encoder: &Encoder) -> Option<String> {
+    match encoder {
+        Encoder::Vit(c) => vit_call(c),
+        Encoder::Swin(c) => swin_call(c),
+    }
+}
+
+fn pair((a, b): (usize, usize)) -> String {
+    if a == b { a.to_string() } else { format!("({a}, {b})") }
+}
+
+/// timm's Swin transformers have no absolute positions.
+fn swin_call(c: &SwinConfig) -> Option<String> {
+    if c.absolute || !c.final_norm {
+        return None;
+    }
+    let class = if c.version == Version::V1 { "SwinTransformer" } else { "SwinTransformerV2" };
+    let module = if c.version == Version::V1 { "swin_transformer" } else { "swin_transformer_v2" };
+    let list = |values: &[usize]| {
+        let comma = if values.len() == 1 { "," } else { "" };
+        format!("({}{comma})", values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))
+    };
+    let mut call = format!(
+        "timm.models.{module}.{class}(img_size={}, patch_size={}, in_chans={}, embed_dim={}, depths={}, num_heads={}, window_size={}",
+        pair(c.image_size),
+        pair(c.patch_size),
+        c.channels,
+        c.embed_dim,
+        list(&c.depths),
+        list(&c.num_heads),
+        c.window_size
+    );
+    let mut other = |unusual: bool, text: String| {
+        if unusual {
+            call.push_str(&text)
+        }
+    };
+    other(c.mlp_ratio != 4.0, format!(", mlp_ratio={}", c.mlp_ratio));
+    other(!c.qkv_bias, ", qkv_bias=False".into());
+    let pretrained = c.version == Version::V2 && c.pretrained_windows.iter().any(|&w| w > 0);
+    other(pretrained, format!(", pretrained_window_sizes={}", list(&c.pretrained_windows)));
+    call.push_str(", num_classes=0, global_pool='avg')");
+    Some(call)
+}
+
+fn vit_call(c: &VitConfig) -> Option<String> {
     if matches!(c.position, Position::SharedRelative | Position::Relative) {
         return None;
     }
-    let pair = |(a, b): (usize, usize)| if a == b { a.to_string() } else { format!("({a}, {b})") };
     let mut call = format!(
         "timm.models.VisionTransformer(img_size={}, patch_size={}, in_chans={}, embed_dim={}, depth={}, num_heads={}",
         pair(c.image_size),

@@ -4,6 +4,7 @@ use super::interpolate::{apply, bicubic, geometric};
 use super::names::{self, ENCODER};
 use super::{Tensor, Weights};
 use crate::classifier::ClassifierConfig;
+use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::parameters::ParameterSpec;
 use crate::vit::Position;
@@ -28,14 +29,16 @@ pub fn encoder_for_classifier(
     let specs: Vec<ParameterSpec> = config.parameters().into_iter().filter(|p| p.name.starts_with(ENCODER)).collect();
     weights.retain(|k, _| !(names::optional(k) || names::of_classifier(k)));
     let mut weights = names::with_official_names(&specs, weights);
-    weights.retain(|k, _| !k.ends_with("relative_position_index"));
+    let made_anew = ["relative_position_index", "relative_coords_table", "attn_mask"];
+    weights.retain(|k, _| !made_anew.iter().any(|name| k.ends_with(name)));
     if !config.final_norm() {
         weights.retain(|k, _| k != "encoder.norm.weight" && k != "encoder.norm.bias");
     }
-    if config.encoder.position == Position::Relative
+    if let Encoder::Vit(encoder) = &config.encoder
+        && encoder.position == Position::Relative
         && let Some(table) = weights.remove(SHARED_TABLE)
     {
-        for block in 0..config.encoder.depth {
+        for block in 0..encoder.depth {
             weights.insert(format!("encoder.blocks.{block}.attn.{TABLE}"), table.clone());
         }
     }
@@ -57,8 +60,7 @@ fn resize(
     tensor: &Tensor,
     grid: Option<(usize, usize)>,
 ) -> Option<Tensor> {
-    let (new_rows, new_cols) = config.encoder.grid();
-    let class = usize::from(config.encoder.class_token);
+    let class = usize::from(config.encoder.geometry().class_token);
     if tensor.shape.last() != spec.shape.last() {
         return None;
     }
@@ -67,6 +69,7 @@ fn resize(
     if spec.name.ends_with("pos_embed") {
         let places = (tensor.data.len() / dim).checked_sub(class)?;
         let (rows, cols) = grid.filter(|(r, c)| r * c == places).or_else(|| square(places))?;
+        let (new_rows, new_cols) = config.encoder.geometry().patch_grid();
         let mut data = tensor.data[..class * dim].to_vec();
         let patches = &tensor.data[class * dim..];
         data.extend(apply(&bicubic(rows, new_rows), &bicubic(cols, new_cols), patches, dim));
@@ -75,6 +78,7 @@ fn resize(
     if spec.name.ends_with(TABLE) {
         // The three rows of the class token stand behind the others and are kept.
         let places = (tensor.data.len() / dim).checked_sub(3 * class)?;
+        let (new_rows, new_cols) = config.encoder.bias_grid(&spec.name)?;
         let offsets = |(rows, cols): (usize, usize)| (2 * rows - 1) * (2 * cols - 1);
         let known = grid.filter(|&g| offsets(g) == places);
         let (rows, cols) = known.or_else(|| square(places).map(|(side, _)| (side.div_ceil(2), side.div_ceil(2))))?;
@@ -103,7 +107,9 @@ pub fn match_classifier(
 /// A classifier in timm's names: those of [`super::encoder_to_timm`], `fc_norm` and `head` as they are.
 #[must_use]
 pub fn classifier_to_timm(weights: &Weights) -> Weights {
-    let classifier = weights.iter().filter(|(k, _)| names::of_classifier(k)).map(|(k, t)| (k.clone(), t.clone()));
+    let swin = weights.keys().any(|k| k.starts_with("encoder.layers."));
+    let renamed = |k: &str| if swin { k.replace("head.", "head.fc.") } else { k.to_owned() };
+    let classifier = weights.iter().filter(|(k, _)| names::of_classifier(k)).map(|(k, t)| (renamed(k), t.clone()));
     let classifier: Vec<_> = classifier.collect();
     let mut out = super::encoder_to_timm(weights.clone());
     out.extend(classifier);

@@ -9,7 +9,7 @@ use crate::error::TrainError;
 use crate::run_folder::sync_folder;
 use serde::{Deserialize, Serialize};
 use simmim_data::{DataError, Pixels, Source};
-use simmim_models::VitConfig;
+use simmim_models::Encoder;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ impl Key {
     pub fn new(
         source: &dyn Source,
         plan: &Plan,
-        encoder: &VitConfig,
+        encoder: &Encoder,
         weights: &[(String, Vec<f32>)],
     ) -> Result<Self, DataError> {
         let mut data = blake3::Hasher::new();
@@ -206,7 +206,7 @@ mod tests {
         let source = Subset::new(Arc::new(demo_held_out().unwrap()), images.to_vec()).unwrap();
         let transform = Transform::new((28, 28), 1);
         let plan = Plan { layers: vec![layer], pooling: Pooling::Mean, transform, batch: 2, threads: 1, max_errors: 0 };
-        let encoder = VitConfig::preset("vit_tiny_patch4_28").unwrap();
+        let encoder = Encoder::preset("vit_tiny_patch4_28").unwrap();
         Key::new(&source, &plan, &encoder, &[("w".to_owned(), vec![weight])]).unwrap()
     }
 

@@ -4,9 +4,9 @@ use super::{Features, Layer, Matrix, Pooling};
 use crate::error::TrainError;
 use simmim_data::{DataError, Source, Transform, load_centered};
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
-use simmim_models::VitConfig;
+use simmim_models::Encoder;
+use simmim_models::encoder::{EncoderOutputs, Layer as Shape, encoder_graph};
 use simmim_models::names::{IMAGES, NORMED_TOKENS, block_output};
-use simmim_models::vit::{EncoderOutputs, encoder_graph};
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 
@@ -27,15 +27,13 @@ pub(crate) struct EncoderProgram {
     /// The tokens of each layer.
     layers: Vec<OutputSlot>,
     batch: usize,
-    tokens: usize,
-    dim: usize,
-    class: usize,
+    shapes: Vec<Shape>,
     buffer: Vec<f32>,
 }
 
 impl EncoderProgram {
     /// The graph that gives the tokens after `layers`.
-    pub(crate) fn graph(config: &VitConfig, layers: &[Layer], batch: usize) -> Result<Graph, TrainError> {
+    pub(crate) fn graph(encoder: &Encoder, layers: &[Layer], batch: usize) -> Result<Graph, TrainError> {
         let block = |l: &Layer| if let Layer::Block(k) = l { Some(*k) } else { None };
         let blocks: Vec<usize> = layers.iter().filter_map(block).collect();
         let outputs = match (layers.contains(&Layer::Norm), blocks.is_empty()) {
@@ -43,18 +41,19 @@ impl EncoderProgram {
             (true, false) => EncoderOutputs::BlocksAndNorm(blocks),
             (false, _) => EncoderOutputs::Blocks(blocks),
         };
-        Ok(encoder_graph(config, batch, &outputs)?)
+        Ok(encoder_graph(encoder, batch, &outputs)?)
     }
 
     /// A program that was compiled from [`EncoderProgram::graph`] and loaded.
     pub(crate) fn new(
         executor: &dyn Executor,
         id: ProgramId,
-        config: &VitConfig,
+        encoder: &Encoder,
         layers: &[Layer],
         batch: usize,
     ) -> Result<Self, TrainError> {
-        let (tokens, dim) = (config.tokens(), config.embed_dim);
+        let shapes: Vec<Shape> = layers.iter().map(|layer| layer.shape(encoder)).collect();
+        let largest = shapes.iter().map(|shape| shape.tokens() * shape.width).max().unwrap_or(0);
         let output = |layer: &Layer| match layer {
             Layer::Block(k) => executor.output(id, &block_output(*k)),
             Layer::Norm => executor.output(id, NORMED_TOKENS),
@@ -63,11 +62,9 @@ impl EncoderProgram {
             id,
             images: executor.input(id, IMAGES)?,
             layers: layers.iter().map(output).collect::<Result<_, _>>()?,
+            shapes,
             batch,
-            tokens,
-            dim,
-            class: usize::from(config.class_token),
-            buffer: vec![0.0; batch * tokens * dim],
+            buffer: vec![0.0; batch * largest],
         })
     }
 
@@ -75,9 +72,10 @@ impl EncoderProgram {
         self.batch
     }
 
-    /// Length of a feature.
-    pub(crate) fn values(&self, pooling: Pooling) -> usize {
-        if pooling == Pooling::None { self.tokens * self.dim } else { self.dim }
+    /// Length of a feature of each layer.
+    pub(crate) fn values(&self, pooling: Pooling) -> Vec<usize> {
+        let values = |shape: Shape| if pooling == Pooling::None { shape.tokens() * shape.width } else { shape.width };
+        self.shapes.iter().map(|shape| values(*shape)).collect()
     }
 
     /// Runs the first `rows` images of a batch; `images` holds a whole one.
@@ -91,15 +89,17 @@ impl EncoderProgram {
     ) -> Result<(), TrainError> {
         executor.write(self.images, images)?;
         executor.run(self.id)?;
-        let mut mean = vec![0.0; self.dim];
-        for (place, &layer) in self.layers.iter().enumerate() {
-            executor.read(layer, &mut self.buffer)?;
-            for (row, tokens) in self.buffer.chunks_exact(self.tokens * self.dim).take(rows).enumerate() {
+        for (place, (&layer, shape)) in self.layers.iter().zip(&self.shapes).enumerate() {
+            let (dim, values) = (shape.width, shape.tokens() * shape.width);
+            let mut mean = vec![0.0; dim];
+            let buffer = &mut self.buffer[..self.batch * values];
+            executor.read(layer, buffer)?;
+            for (row, tokens) in buffer.chunks_exact(values).take(rows).enumerate() {
                 match pooling {
                     Pooling::None => take(place, row, tokens),
-                    Pooling::Class => take(place, row, &tokens[..self.dim]),
+                    Pooling::Class => take(place, row, &tokens[..dim]),
                     Pooling::Mean => {
-                        let patches = tokens[self.class * self.dim..].chunks_exact(self.dim);
+                        let patches = tokens[usize::from(shape.class_token) * dim..].chunks_exact(dim);
                         let share = 1.0 / patches.len() as f32;
                         mean.fill(0.0);
                         patches.for_each(|t| mean.iter_mut().zip(t).for_each(|(m, v)| *m += v * share));
@@ -189,11 +189,11 @@ impl Extractor {
     /// [`TrainError::Input`] where the class token is asked of an encoder that has none or weights are missing; impossible sizes.
     pub fn new(
         mut executor: Box<dyn Executor>,
-        encoder: &VitConfig,
+        encoder: &Encoder,
         weights: &[(String, Vec<f32>)],
         plan: Plan,
     ) -> Result<Self, TrainError> {
-        if plan.pooling == Pooling::Class && !encoder.class_token {
+        if plan.pooling == Pooling::Class && !encoder.geometry().class_token {
             return Err(TrainError::Input {
                 what: "the model has no class token".into(),
                 help: "take --pool mean".into(),
@@ -216,9 +216,9 @@ impl Extractor {
         Ok(Self { executor, program, plan })
     }
 
-    /// Length of a feature.
+    /// Length of a feature of each layer.
     #[must_use]
-    pub fn values(&self) -> usize {
+    pub fn values(&self) -> Vec<usize> {
         self.program.values(self.plan.pooling)
     }
 
@@ -262,10 +262,10 @@ impl Extractor {
         indices: &[usize],
         done: &mut dyn FnMut(usize),
     ) -> Result<Features, TrainError> {
-        let cols = self.values();
-        let empty = || Matrix { rows: indices.len(), cols, data: vec![0.0; indices.len() * cols] };
-        let mut layers: Vec<Matrix> = self.plan.layers.iter().map(|_| empty()).collect();
+        let empty = |cols: usize| Matrix { rows: indices.len(), cols, data: vec![0.0; indices.len() * cols] };
+        let mut layers: Vec<Matrix> = self.values().into_iter().map(empty).collect();
         let mut take = |layer: usize, place: usize, feature: &[f32]| {
+            let cols = feature.len();
             layers[layer].data[place * cols..(place + 1) * cols].copy_from_slice(feature);
         };
         let bad = self.for_each(source, indices, &mut take, done)?;
@@ -343,8 +343,8 @@ mod tests {
         }
     }
 
-    fn encoder() -> VitConfig {
-        let mut encoder = VitConfig::preset("vit_tiny_patch14_28").unwrap();
+    fn encoder() -> simmim_models::VitConfig {
+        let mut encoder = simmim_models::VitConfig::preset("vit_tiny_patch14_28").unwrap();
         encoder.patch_size = (7, 7);
         (encoder.channels, encoder.embed_dim, encoder.depth, encoder.num_heads) = (1, 16, 2, 2);
         encoder
@@ -358,7 +358,7 @@ mod tests {
         let plan = Plan { layers: layers.to_vec(), pooling, transform, batch: 4, threads: 2, max_errors: limit };
         let executor = Box::new(CpuExecutor::new(2).unwrap());
         let all: Vec<usize> = (0..10).collect();
-        Extractor::new(executor, &encoder, &weights, plan)?.collect(&Torn(torn.to_vec()), &all, &mut |_| {})
+        Extractor::new(executor, &encoder.into(), &weights, plan)?.collect(&Torn(torn.to_vec()), &all, &mut |_| {})
     }
 
     #[test]

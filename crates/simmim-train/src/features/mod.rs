@@ -11,7 +11,8 @@ pub(crate) use extractor::{EncoderProgram, Unread, for_batches};
 pub use extractor::{Extractor, Plan, pixels};
 
 use crate::error::TrainError;
-use simmim_models::VitConfig;
+use simmim_models::Encoder;
+use simmim_models::encoder::Layer as Shape;
 use std::fmt;
 
 /// A place in the encoder.
@@ -37,21 +38,30 @@ impl Layer {
     ///
     /// # Errors
     /// [`TrainError::Input`] for a layer that the encoder does not have.
-    pub fn of(number: i64, encoder: &VitConfig) -> Result<Self, TrainError> {
+    pub fn of(number: i64, encoder: &Encoder) -> Result<Self, TrainError> {
         match usize::try_from(number) {
-            Ok(k) if (1..=encoder.depth).contains(&k) => Ok(Self::Block(k)),
+            Ok(k) if (1..=encoder.depth()).contains(&k) => Ok(Self::Block(k)),
             _ if number == -1 => Ok(Self::Norm),
             _ => Err(TrainError::Input {
                 what: format!("there is no layer {number}"),
-                help: format!("give 1 to {} for the output of a block, -1 for that of the final norm", encoder.depth),
+                help: format!("give 1 to {} for the output of a block, -1 for that of the final norm", encoder.depth()),
             }),
         }
     }
 
     /// Every block, and the final norm where there is one.
     #[must_use]
-    pub fn all(encoder: &VitConfig) -> Vec<Self> {
-        (1..=encoder.depth).map(Self::Block).chain(encoder.final_norm.then_some(Self::Norm)).collect()
+    pub fn all(encoder: &Encoder) -> Vec<Self> {
+        (1..=encoder.depth()).map(Self::Block).chain(encoder.final_norm().then_some(Self::Norm)).collect()
+    }
+
+    /// Map and width of its tokens.
+    #[must_use]
+    pub fn shape(self, encoder: &Encoder) -> Shape {
+        match self {
+            Self::Block(k) => encoder.layers().get(k.saturating_sub(1)).copied().unwrap_or(encoder.output_layer()),
+            Self::Norm => encoder.output_layer(),
+        }
     }
 
     /// The number that [`Layer::of`] takes.

@@ -136,6 +136,6 @@ mod tests {
         let choice = Choice::from_seen(&mut seen(&[28], 1), 10);
         let set = ["model.depth=2".to_owned(), "model.channels=3".to_owned()];
         let recipe = choice.resolve(&set).unwrap();
-        assert_eq!((recipe.model.depth, recipe.model.channels), (2, 3));
+        assert_eq!((recipe.model.depth, recipe.model.channels), (Some(2), 3));
     }
 }

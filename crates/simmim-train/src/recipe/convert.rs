@@ -1,8 +1,8 @@
 //! From a recipe to what models, data and the loop take.
 
 use super::{
-    AreaKind, Augment, CacheKind, FineTune, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind,
-    PositionInitKind, PositionKind, QkvBiasKind, Recipe, ScheduleKind, Statistic, TargetKind, WeightInitKind, wrong,
+    AreaKind, Augment, CacheKind, FineTune, HeadKind, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind,
+    Recipe, ScheduleKind, Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
 use crate::schedule::{Decay, LearningRate};
@@ -13,30 +13,14 @@ use simmim_data::{
 };
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::{
-    Area, ClassifierConfig, Loss, Mode, ModelError, Pool, Position, PositionInit, QkvBias, SimMimConfig, Target,
-    VitConfig, WeightInit,
+    Area, ClassifierConfig, Encoder, Head, Loss, Mode, ModelError, Pool, Position, SimMimConfig, Target,
 };
-use toml::Value;
 
 /// Images over which `"measure"` takes mean and deviation.
 const MEASURED: usize = 4096;
 
-fn pair(v: [usize; 2]) -> (usize, usize) {
+pub(super) fn pair(v: [usize; 2]) -> (usize, usize) {
     (v[0], v[1])
-}
-
-/// The keys that a preset gives.
-pub(super) fn preset(c: &VitConfig) -> Vec<(&'static str, Value)> {
-    let pair = |(a, b): (usize, usize)| Value::Array(vec![Value::Integer(a as i64), Value::Integer(b as i64)]);
-    vec![
-        ("model.image_size", pair(c.image_size)),
-        ("model.patch_size", pair(c.patch_size)),
-        ("model.channels", Value::Integer(c.channels as i64)),
-        ("model.embed_dim", Value::Integer(c.embed_dim as i64)),
-        ("model.depth", Value::Integer(c.depth as i64)),
-        ("model.num_heads", Value::Integer(c.num_heads as i64)),
-        ("model.mlp_ratio", Value::Float(c.mlp_ratio)),
-    ]
 }
 
 impl Recipe {
@@ -51,13 +35,18 @@ impl Recipe {
             mode: if s.mode == ModeKind::Tutorial { Mode::Tutorial } else { Mode::Official },
             mask_patch: pair(s.mask_patch),
             mask_ratio: s.mask_ratio,
-            target: if s.target == TargetKind::Pixels { Target::Pixels } else { Target::Normalized },
+            target: match s.target {
+                TargetKind::Pixels => Target::Pixels,
+                TargetKind::Normalized => Target::Normalized,
+                TargetKind::WindowNormalized => Target::WindowNormalized { window: s.target_window },
+            },
             loss: match s.loss {
                 LossKind::L1 => Loss::L1,
                 LossKind::L2 => Loss::L2,
                 LossKind::SmoothL1 => Loss::SmoothL1,
             },
             area: if s.area == AreaKind::Masked { Area::Masked } else { Area::Full },
+            head: if s.head == HeadKind::Linear { Head::Linear } else { Head::Mlp },
         };
         config.validate()?;
         Ok(config)
@@ -65,41 +54,8 @@ impl Recipe {
 
     /// The encoder; whether its sizes fit is for whoever builds on it to check.
     #[must_use]
-    pub fn encoder_config(&self) -> VitConfig {
-        let m = &self.model;
-        VitConfig {
-            image_size: pair(m.image_size),
-            patch_size: pair(m.patch_size),
-            channels: m.channels,
-            embed_dim: m.embed_dim,
-            depth: m.depth,
-            num_heads: m.num_heads,
-            mlp_ratio: m.mlp_ratio,
-            class_token: m.class_token,
-            position: match m.position {
-                PositionKind::Absolute => Position::Absolute,
-                PositionKind::SharedRelative => Position::SharedRelative,
-                PositionKind::Relative => Position::Relative,
-                PositionKind::None => Position::None,
-            },
-            position_init: match m.position_init {
-                PositionInitKind::Normal => PositionInit::Normal,
-                PositionInitKind::Sincos => PositionInit::SinCos,
-            },
-            weight_init: match m.weight_init {
-                WeightInitKind::Normal => WeightInit::Normal,
-                WeightInitKind::Xavier => WeightInit::Xavier,
-            },
-            layer_scale: (m.layer_scale != 0.0).then_some(m.layer_scale as f32),
-            drop_path: m.drop_path as f32,
-            qkv_bias: match m.qkv_bias {
-                QkvBiasKind::Full => QkvBias::Full,
-                QkvBiasKind::NoKey => QkvBias::NoKey,
-                QkvBiasKind::None => QkvBias::None,
-            },
-            final_norm: m.final_norm,
-            eps: 1e-6,
-        }
+    pub fn encoder_config(&self) -> Encoder {
+        self.model.encoder()
     }
 
     /// The section of fine-tuning.
@@ -135,8 +91,11 @@ impl Recipe {
     pub fn classifier_config(&self, classes: usize) -> Result<ClassifierConfig, TrainError> {
         let f = self.finetuning()?.0;
         let mut encoder = self.encoder_config();
-        if f.per_block_bias && encoder.position == Position::SharedRelative {
-            encoder.position = Position::Relative;
+        if let Encoder::Vit(vit) = &mut encoder
+            && f.per_block_bias
+            && vit.position == Position::SharedRelative
+        {
+            vit.position = Position::Relative;
         }
         let config = ClassifierConfig {
             encoder,

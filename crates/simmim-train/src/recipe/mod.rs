@@ -5,6 +5,7 @@
 
 mod choose;
 mod convert;
+mod family;
 mod keys;
 mod schema;
 mod validate;
@@ -12,13 +13,13 @@ mod validate;
 pub use choose::Choice;
 pub use keys::{KEYS, meaning};
 pub use schema::{
-    AreaKind, Augment, CacheKind, Checkpoint, Data, Every, FineTune, Guard, InterpolationKind, Log, LossKind, MaskKind,
-    ModeKind, Model, Optimizer, PoolKind, PositionInitKind, PositionKind, Probe, QkvBiasKind, Reaction, Recipe,
-    Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train, WeightInitKind,
+    AreaKind, Augment, CacheKind, Checkpoint, Data, Every, FineTune, Guard, HeadKind, Heads, InterpolationKind, Log,
+    LossKind, MaskKind, ModeKind, Model, Optimizer, PoolKind, PositionInitKind, PositionKind, Probe, QkvBiasKind,
+    Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train, WeightInitKind,
 };
 
 use crate::error::TrainError;
-use simmim_models::VitConfig;
+use simmim_models::Encoder;
 use std::path::Path;
 use toml::{Table, Value};
 
@@ -28,11 +29,25 @@ pub const EMBEDDED: &[(&str, &str)] = &[
     ("small_images_32", include_str!("../../../../recipes/small_images_32.toml")),
     ("small_images_64", include_str!("../../../../recipes/small_images_64.toml")),
     ("small_images_96", include_str!("../../../../recipes/small_images_96.toml")),
+    ("swin_small_images_32", include_str!("../../../../recipes/swin_small_images_32.toml")),
+    ("swin_small_images_64", include_str!("../../../../recipes/swin_small_images_64.toml")),
     ("tutorial_vit_small_patch32", include_str!("../../../../recipes/tutorial_vit_small_patch32.toml")),
     ("bare", include_str!("../../../../recipes/bare.toml")),
     ("official_vit_base_patch16", include_str!("../../../../recipes/official_vit_base_patch16.toml")),
+    ("official_swin_base_100ep", include_str!("../../../../recipes/official_swin_base_100ep.toml")),
+    ("official_swin_base_800ep", include_str!("../../../../recipes/official_swin_base_800ep.toml")),
+    ("official_swin_large_800ep", include_str!("../../../../recipes/official_swin_large_800ep.toml")),
+    ("official_swinv2_base_800ep", include_str!("../../../../recipes/official_swinv2_base_800ep.toml")),
     ("finetune_small_images", include_str!("../../../../recipes/finetune_small_images.toml")),
     ("finetune_official_vit_base_patch16", include_str!("../../../../recipes/finetune_official_vit_base_patch16.toml")),
+    ("finetune_official_swin_base_192", include_str!("../../../../recipes/finetune_official_swin_base_192.toml")),
+    ("finetune_official_swin_base_224", include_str!("../../../../recipes/finetune_official_swin_base_224.toml")),
+    (
+        "finetune_official_swin_base_800ep_224",
+        include_str!("../../../../recipes/finetune_official_swin_base_800ep_224.toml"),
+    ),
+    ("finetune_official_swin_large_224", include_str!("../../../../recipes/finetune_official_swin_large_224.toml")),
+    ("finetune_official_swinv2_base_224", include_str!("../../../../recipes/finetune_official_swinv2_base_224.toml")),
 ];
 
 /// Values that no recipe needs to name. The model's own stand in its preset.
@@ -93,7 +108,11 @@ impl Recipe {
             let value = parsed.ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| Value::String(value.to_owned()));
             insert(&mut table, key, value);
         }
-        Self::from_table(table, name_or_file, set)
+        let mut recipe = Self::from_table(table, name_or_file, set)?;
+        if let Some(model) = model {
+            recipe.keep_windows_of(model);
+        }
+        Ok(recipe)
     }
 
     /// Reads the complete recipe of a run.
@@ -128,7 +147,9 @@ impl Recipe {
         let name = lookup(&given, "model.name").and_then(Value::as_str).ok_or_else(|| {
             wrong(origin, "model.name is missing", "name the encoder, such as model.name = \"vit_small_patch16_224\"")
         })?;
-        for (key, value) in convert::preset(&VitConfig::preset(name)?) {
+        let encoder = Encoder::preset(name)?;
+        family::check_keys(&encoder, &given, origin, set)?;
+        for (key, value) in family::preset(&encoder) {
             insert(&mut table, key, value);
         }
         // One length replaces the other, so that a longer list of values need not unset it.
@@ -138,13 +159,12 @@ impl Recipe {
                 insert(&mut table, key, Value::Array(vec![Value::Integer(side); 2]));
             }
         }
-        if lookup(&table, "simmim.mask_patch").is_none()
-            && let Some(patch) = lookup(&table, "model.patch_size").cloned()
-        {
-            insert(&mut table, "simmim.mask_patch", patch);
+        let known = lookup(&table, "simmim.mask_patch").is_some();
+        if !known {
+            insert(&mut table, "simmim.mask_patch", Value::Array(vec![Value::Integer(1); 2]));
         }
         let text = toml::to_string(&table).map_err(|e| TrainError::Internal { what: e.to_string() })?;
-        let recipe: Self = toml::from_str(&text).map_err(|e| {
+        let mut recipe: Self = toml::from_str(&text).map_err(|e| {
             let (key, line) = place(&text, e.span().map_or(0, |s| s.start));
             let flag = set.iter().rev().find(|a| a.split_once('=').is_some_and(|(k, _)| k.trim() == key));
             let origin = flag.map_or_else(|| origin.to_owned(), |a| format!("--set {a}"));
@@ -155,6 +175,10 @@ impl Recipe {
                 format!("{meaning}`simmim recipes show demo` prints every key with its meaning"),
             )
         })?;
+        if !known {
+            let (height, width) = recipe.encoder_config().geometry().stride;
+            recipe.simmim.mask_patch = [height, width];
+        }
         recipe.validate(origin)?;
         Ok(recipe)
     }
@@ -328,12 +352,16 @@ mod tests {
 
     #[test]
     fn every_key_has_its_meaning_and_every_meaning_a_key() {
-        let text = toml::to_string(&set(&["finetune.ema=0.5"]).unwrap()).unwrap();
-        let table: Table = toml::from_str(&text).unwrap();
-        let mut keys: Vec<String> =
-            table.iter().flat_map(|(s, v)| v.as_table().unwrap().keys().map(move |k| format!("{s}.{k}"))).collect();
+        let table = |recipe: Recipe| toml::from_str::<Table>(&toml::to_string(&recipe).unwrap()).unwrap();
+        let swin = Recipe::resolve("official_swinv2_base_800ep", &[]).unwrap();
+        let tables = [table(set(&["finetune.ema=0.5"]).unwrap()), table(swin)];
+        let of = |t: &Table| -> Vec<String> {
+            t.iter().flat_map(|(s, v)| v.as_table().unwrap().keys().map(move |k| format!("{s}.{k}"))).collect()
+        };
+        let mut keys: Vec<String> = tables.iter().flat_map(of).collect();
         let mut known: Vec<String> = KEYS.iter().map(|(k, _)| (*k).to_owned()).collect();
         keys.sort();
+        keys.dedup();
         known.sort();
         assert_eq!(keys, known);
     }
@@ -357,9 +385,47 @@ mod tests {
         let other = Recipe::resolve_for("finetune_official_vit_base_patch16", &[], Some(&model)).unwrap();
         assert_eq!((other.model.embed_dim, other.model.channels), (768, 3));
         let f = other.classifier_config(1000).unwrap();
-        assert_eq!((f.layer_decay, f.encoder.drop_path), (0.65, 0.1));
+        assert_eq!((f.layer_decay, f.encoder.branches().last().unwrap().rate), (0.65, 0.1));
         let error = Recipe::resolve("finetune_small_images", &[]).unwrap_err();
         assert!(error.to_string().contains("model.name is missing"), "{error}");
+    }
+
+    #[test]
+    fn a_swin_recipe_gives_stages_and_knows_its_keys() {
+        let swin = |set: &[&str]| {
+            Recipe::resolve("official_swin_base_100ep", &set.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())
+        };
+        let r = swin(&["model.num_heads=2", "model.depths=[1, 2, 3, 1]"]).unwrap();
+        let Encoder::Swin(c) = r.encoder_config() else { panic!("no Swin") };
+        assert_eq!((c.num_heads, c.depths, c.window_size), (vec![2, 4, 8, 16], vec![1, 2, 3, 1], 6));
+        assert_eq!(swin(&[]).unwrap().simmim.mask_patch, [32, 32]);
+        for (value, what, help) in [
+            ("model.depth=3", "model.depth is no key of a Swin transformer", "model.depths"),
+            ("model.class_token=true", "model.class_token is no key of a Swin transformer", "leave the key out"),
+            ("model.depths=[2, 2]", "4 numbers of heads for 2 stages", "model.num_heads"),
+            ("model.image_size=200", "images of 200x200 cannot be halved 3 times", "192"),
+            ("simmim.mask_patch=16", "a mask patch of 16x16 is not a multiple", "32x32"),
+            ("model.window_size=1", "windows of 1x1", "model.window_size"),
+            ("simmim.target_window=46", "a target window of 46", "odd"),
+        ] {
+            let target = "simmim.target=window_normalized";
+            let error = swin(&[target, value]).and_then(|r| Ok(r.simmim_config()?)).unwrap_err();
+            let (text, hint) = (error.to_string(), error.help().unwrap());
+            assert!(text.contains(what) && hint.contains(help), "{value}: {text} / {hint}");
+        }
+        let error = set(&["model.window_size=7"]).unwrap_err().to_string();
+        assert!(error.contains("--set model.window_size=7: model.window_size is no key of a ViT"), "{error}");
+    }
+
+    #[test]
+    fn windows_of_another_size_keep_the_coordinates_of_the_weights() {
+        let run = Recipe::resolve("official_swinv2_base_800ep", &[]).unwrap();
+        let with = |values: &[&str]| {
+            let values: Vec<String> = values.iter().map(|v| (*v).to_owned()).collect();
+            Recipe::resolve_for("finetune_small_images", &values, Some(&run)).unwrap().model.pretrained_windows
+        };
+        assert_eq!(with(&[]), Some(vec![0; 4]));
+        assert_eq!(with(&["model.image_size=224", "model.window_size=14"]), Some(vec![12, 12, 12, 6]));
     }
 
     #[test]

@@ -28,28 +28,46 @@ pub struct Recipe {
 }
 
 macro_rules! section {
-    ($(#[$meta:meta])* $name:ident { $($field:ident: $ty:ty),* $(,)? }) => {
+    ($(#[$meta:meta])* $name:ident { $($(#[$of_field:meta])* $field:ident: $ty:ty),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(deny_unknown_fields)]
         #[allow(missing_docs, reason = "each key is documented once, in the table that `recipes show` prints")]
-        pub struct $name { $(pub $field: $ty),* }
+        pub struct $name { $($(#[$of_field])* pub $field: $ty),* }
     };
 }
 
 section!(
     /// The encoder.
     Model {
-        name: String, image_size: [usize; 2], patch_size: [usize; 2], channels: usize, embed_dim: usize, depth: usize,
-        num_heads: usize, mlp_ratio: f64, class_token: bool, position: PositionKind, position_init: PositionInitKind, weight_init: WeightInitKind, layer_scale: f64, drop_path: f64,
-        qkv_bias: QkvBiasKind, final_norm: bool,
+        name: String, image_size: [usize; 2], patch_size: [usize; 2], channels: usize, embed_dim: usize,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        depth: Option<usize>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        depths: Option<Vec<usize>>,
+        num_heads: Heads,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        window_size: Option<usize>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pretrained_windows: Option<Vec<usize>>,
+        mlp_ratio: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        class_token: Option<bool>,
+        position: PositionKind,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        position_init: Option<PositionInitKind>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        weight_init: Option<WeightInitKind>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        layer_scale: Option<f64>,
+        drop_path: f64, qkv_bias: QkvBiasKind, final_norm: bool,
     }
 );
 section!(
     /// Mask, target and loss.
     SimMim {
-        mode: ModeKind, mask_patch: [usize; 2], mask_ratio: f64, mask_kind: MaskKind, target: TargetKind, loss: LossKind,
-        area: AreaKind,
+        mode: ModeKind, mask_patch: [usize; 2], mask_ratio: f64, mask_kind: MaskKind, target: TargetKind, target_window: usize, loss: LossKind,
+        area: AreaKind, head: HeadKind,
     }
 );
 section!(
@@ -151,11 +169,15 @@ choice!(
 );
 choice!(
     /// `simmim.target`.
-    TargetKind { Pixels, Normalized }
+    TargetKind { Pixels, Normalized, WindowNormalized }
 );
 choice!(
     /// `simmim.area`.
     AreaKind { Masked, Full }
+);
+choice!(
+    /// `simmim.head`.
+    HeadKind { Linear, Mlp }
 );
 choice!(
     /// `data.cache`.
@@ -183,6 +205,16 @@ pub enum LossKind {
     L2,
     #[serde(rename = "smooth_l1")]
     SmoothL1,
+}
+
+/// `model.num_heads`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Heads {
+    /// Those of a ViT, or of the first stage, doubled from stage to stage.
+    First(usize),
+    /// Those of each stage.
+    Each(Vec<usize>),
 }
 
 /// `data.mean` and `data.std`.

@@ -1,6 +1,6 @@
 //! What values a recipe may hold. What sizes fit each other is the model's to say (`SimMimConfig::validate`).
 
-use super::{MaskKind, ModeKind, Recipe, Statistic, wrong};
+use super::{Heads, MaskKind, ModeKind, Recipe, Statistic, wrong};
 use crate::error::TrainError;
 use std::fmt::Debug;
 
@@ -84,8 +84,23 @@ impl Recipe {
         }
         check.within("model.channels", m.channels, 1, 1024)?;
         check.within("model.embed_dim", m.embed_dim, 1, 65_536)?;
-        check.within("model.depth", m.depth, 1, 1024)?;
-        check.within("model.num_heads", m.num_heads, 1, 65_536)?;
+        if let Some(depth) = m.depth {
+            check.within("model.depth", depth, 1, 1024)?;
+        }
+        for &depth in m.depths.iter().flatten() {
+            check.within("model.depths", depth, 1, 1024)?;
+        }
+        let heads = match &m.num_heads {
+            Heads::First(heads) => std::slice::from_ref(heads),
+            Heads::Each(heads) => heads,
+        };
+        for &heads in heads {
+            check.within("model.num_heads", heads, 1, 65_536)?;
+        }
+        for &window in m.window_size.iter().chain(m.pretrained_windows.iter().flatten()) {
+            check.within("model.window_size", window, 0, 1024)?;
+        }
+        check.within("simmim.target_window", self.simmim.target_window, 1, 4096)?;
         check.that(m.mlp_ratio > 0.0 && m.mlp_ratio <= 64.0, "model.mlp_ratio", m.mlp_ratio, "give 4, or up to 64")?;
         check.within("train.batch_size", t.batch_size, 1, 1_000_000)?;
         if t.accumulation > 0 && t.batch_size % t.accumulation != 0 {
@@ -107,7 +122,8 @@ impl Recipe {
             m.drop_path,
             "give a rate from 0 to below 1",
         )?;
-        check.that(m.layer_scale.is_finite(), "model.layer_scale", m.layer_scale, "give a number, or 0 for none")?;
+        let scale = m.layer_scale.unwrap_or(0.0);
+        check.that(scale.is_finite(), "model.layer_scale", scale, "give a number, or 0 for none")?;
         let ratio = s.mask_ratio;
         check.that(ratio > 0.0 && ratio < 1.0, "simmim.mask_ratio", ratio, "give a share between 0 and 1")?;
         let block = s.mask_kind == MaskKind::Block && s.mode == ModeKind::Tutorial;

@@ -3,11 +3,11 @@
 use super::StepResult;
 use crate::error::TrainError;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
+use simmim_models::encoder::Branch;
 use simmim_models::names::{
     AVERAGE_DECAY, AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, GRADIENT_NORM, LOSS, SECOND_MOMENT_PREFIX, STEP,
 };
 use simmim_models::optimizer::AdamWConfig;
-use simmim_models::vit::Branch;
 use simmim_models::weights::{Tensor, Weights};
 use simmim_models::{ModelError, ParameterSpec};
 use simmim_random::{Purpose, Stream};

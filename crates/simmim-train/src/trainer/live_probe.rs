@@ -52,7 +52,7 @@ impl LiveProbe {
         let task = Task::new(&*sources[0], &*sources[1], (Some(paths[0]), Some(paths[1])))?;
         let encoder = recipe.simmim_config()?.encoder;
         let layer = match p.layer {
-            0 => Layer::Block((2 * encoder.layers()).div_ceil(3)),
+            0 => Layer::Block((2 * encoder.depth()).div_ceil(3)),
             number => Layer::of(number, &encoder)?,
         };
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -97,7 +97,8 @@ impl LiveProbe {
         session: &mut Session,
     ) -> Result<(Matrix, Vec<usize>), TrainError> {
         let set = &self.sets[which];
-        let mut features = Matrix { cols: program.values(Pooling::Mean), ..Matrix::default() };
+        let mut features =
+            Matrix { cols: program.values(Pooling::Mean).first().copied().unwrap_or(0), ..Matrix::default() };
         let mut labels = Vec::new();
         let reading = (program.batch(), self.threads);
         let source = &*self.sources[which];

@@ -251,7 +251,7 @@ impl Session {
         self.indices.fill(&self.config, Variant::Fast, masks)?;
         self.indices.write(executor, &e.indices)?;
         executor.run(e.program)?;
-        let len = batch * self.config.predicted_tokens() * self.config.encoder.patch_values();
+        let len = batch * self.config.predicted_tokens() * self.config.encoder.geometry().cell_values();
         let (mut loss, mut prediction, mut target) = ([0.0], vec![0.0; len], vec![0.0; len]);
         executor.read(e.loss, &mut loss)?;
         executor.read(e.prediction, &mut prediction)?;

@@ -103,7 +103,7 @@ impl<'a> Maker<'a> {
 pub(crate) fn check_pooling(encoder: &Encoder, pooling: Pooling, format: LogFormat) -> Result<(), Failure> {
     match pooling {
         Pooling::None => Err(Failure::input("--pool none gives no single vector for an image", "take --pool mean")),
-        Pooling::Class if !encoder.encoder.class_token => {
+        Pooling::Class if !encoder.encoder.geometry().class_token => {
             Err(Failure::input("the model has no class token", "take --pool mean"))
         }
         Pooling::Class if encoder.simmim => {

@@ -43,11 +43,8 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         );
         return Ok(ExitCode::SUCCESS);
     }
-    let e = &config.encoder;
-    println!(
-        "encoder      {} with {} blocks of width {}, {} heads",
-        recipe.model.name, e.depth, e.embed_dim, e.num_heads
-    );
+    let e = config.encoder.geometry();
+    println!("encoder      {} with {}", recipe.model.name, config.encoder.describe());
     println!(
         "image        {}x{}, {} channels, patches of {}x{}",
         e.image_size.0, e.image_size.1, e.channels, e.patch_size.0, e.patch_size.1

@@ -58,7 +58,7 @@ fn write_values(
     cells: &[Vec<bool>],
     (pixels, r): (&[f32], &simmim_train::Reconstruction),
 ) -> Result<(), Failure> {
-    let (images, c) = (cells.len(), &config.encoder);
+    let (images, c) = (cells.len(), config.encoder.geometry());
     let shape = vec![images, c.channels, c.image_size.0, c.image_size.1];
     let planes = |patches: &[f32]| picture::assemble(config, patches, &r.positions, images);
     // Pixels are known everywhere; normalised patches only where the model was asked.

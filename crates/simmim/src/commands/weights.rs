@@ -9,7 +9,7 @@ use simmim_models::names::{AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, SECOND_MOMENT_PR
 use simmim_models::weights::{
     self, Weights, encoder_for_classifier, head_classes, match_parameters, normalises_pooled,
 };
-use simmim_models::{SimMimConfig, VitConfig};
+use simmim_models::{Encoder as Architecture, SimMimConfig};
 use simmim_train::checkpoint::{self, CheckpointStore};
 use simmim_train::features::{Layer, Plan, Pooling};
 use simmim_train::{Recipe, RunFolder};
@@ -113,7 +113,7 @@ impl Pretrained {
     /// The encoder's parameters for a recipe's classifier.
     pub(crate) fn encoder(&self, recipe: &Recipe, classes: usize) -> Result<Vec<(String, Vec<f32>)>, Failure> {
         let config = recipe.classifier_config(classes)?;
-        let grid = self.recipe.as_ref().map(|r| r.encoder_config().grid());
+        let grid = self.recipe.as_ref().map(|r| r.encoder_config().geometry().patch_grid());
         Ok(encoder_for_classifier(&self.path, &config, self.weights.clone(), grid)?)
     }
 }
@@ -180,7 +180,7 @@ pub(crate) struct Encoder {
     pub(crate) run: Option<PathBuf>,
     pub(crate) recipe: Recipe,
     pub(crate) config: SimMimConfig,
-    pub(crate) encoder: VitConfig,
+    pub(crate) encoder: Architecture,
     pub(crate) tensors: Vec<(String, Vec<f32>)>,
     /// Whether SimMIM is known to have trained them.
     pub(crate) simmim: bool,

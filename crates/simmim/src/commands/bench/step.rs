@@ -17,7 +17,7 @@ use simmim_engine::{Executor, InputSlot, Program, ProgramId};
 use simmim_models::names::{IMAGES, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
-use simmim_models::{SimMimConfig, VitConfig};
+use simmim_models::{Encoder, SimMimConfig};
 use simmim_random::{Purpose, Stream};
 use simmim_train::{choose_accumulation, training_graph};
 use std::collections::BTreeMap;
@@ -65,12 +65,12 @@ impl Bench {
             executor.write_state(&p.name, &p.initial(0))?;
         }
         let mut stream = Stream::new(0, Purpose::Test, 0, 0);
-        let values = config.encoder.channels * config.encoder.image_size.0 * config.encoder.image_size.1;
-        let images = (0..micro * values).map(|_| stream.normal() as f32).collect();
+        let images = (0..micro * config.encoder.geometry().image_values()).map(|_| stream.normal() as f32).collect();
         let mut draw = |_| {
-            let mut mask: Vec<bool> = (0..config.encoder.patches()).map(|i| i < config.masked_tokens()).collect();
-            stream.shuffle(&mut mask);
-            mask
+            let ((rows, cols), (down, right)) = (config.mask_grid(), config.tokens_per_cell());
+            let mut cells: Vec<bool> = (0..rows * cols).map(|i| i < config.masked_cells()).collect();
+            stream.shuffle(&mut cells);
+            simmim_data::mask::expand(&cells, rows, cols, down, right)
         };
         let masks = (0..micro).map(&mut draw).collect();
         Ok(Self {
@@ -148,11 +148,15 @@ impl Bench {
 }
 
 fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
-    let mut encoder = VitConfig::preset(&a.model)?;
+    let mut encoder = Encoder::preset(&a.model)?;
     if let Some(size) = &a.image_size {
-        encoder.image_size = parse_size(size)?;
+        encoder.set_image_size(parse_size(size)?);
     }
-    let config = SimMimConfig::tutorial(encoder, a.mask_ratio);
+    let g = encoder.geometry();
+    let config = match g.stride == g.patch_size {
+        true => SimMimConfig::tutorial(encoder, a.mask_ratio),
+        false => SimMimConfig::official(encoder, g.stride, a.mask_ratio),
+    };
     config.validate()?;
     if a.accumulation > 0 && !a.batch.is_multiple_of(a.accumulation) {
         return Err(Failure::input(

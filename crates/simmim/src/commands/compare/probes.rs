@@ -79,7 +79,7 @@ impl Probes {
     ) -> Result<Self, Failure> {
         let model = weights::encoder(&weights_of(a), &data.train)?;
         let layers = layers(&a.layers, &model)?;
-        let depth = model.encoder.depth;
+        let depth = model.encoder.depth();
         let middle = Layer::Block((2 * depth).div_ceil(3));
         let fallback = layers.iter().position(|l| *l == middle).unwrap_or(layers.len() / 2);
         let seed = model.recipe.train.seed;

@@ -70,8 +70,8 @@ pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
     let plan = model.plan(vec![layer], pooling, a.batch, a.weights.device.host_threads());
     let mut extractor = Extractor::new(executor, &model.encoder, &model.tensors, plan)?;
     let shape = match pooling {
-        Pooling::None => vec![model.encoder.tokens(), model.encoder.embed_dim],
-        _ => vec![model.encoder.embed_dim],
+        Pooling::None => vec![layer.shape(&model.encoder).tokens(), layer.shape(&model.encoder).width],
+        _ => vec![layer.shape(&model.encoder).width],
     };
     let mut sink: Box<dyn Sink> = match kind {
         Kind::Npy => Box::new(npy::Npy::create(&a.out, images.len(), shape)?),
