@@ -25,36 +25,33 @@ use toml::{Table, Value};
 
 /// Name and text of the recipes in the program.
 pub const EMBEDDED: &[(&str, &str)] = &[
-    ("demo", include_str!("../../../../recipes/demo.toml")),
-    ("small_images_32", include_str!("../../../../recipes/small_images_32.toml")),
-    ("small_images_64", include_str!("../../../../recipes/small_images_64.toml")),
-    ("small_images_96", include_str!("../../../../recipes/small_images_96.toml")),
-    ("swin_small_images_32", include_str!("../../../../recipes/swin_small_images_32.toml")),
-    ("swin_small_images_64", include_str!("../../../../recipes/swin_small_images_64.toml")),
-    ("tutorial_vit_small_patch32", include_str!("../../../../recipes/tutorial_vit_small_patch32.toml")),
-    ("bare", include_str!("../../../../recipes/bare.toml")),
-    ("official_vit_base_patch16", include_str!("../../../../recipes/official_vit_base_patch16.toml")),
-    ("official_swin_base_100ep", include_str!("../../../../recipes/official_swin_base_100ep.toml")),
-    ("official_swin_base_800ep", include_str!("../../../../recipes/official_swin_base_800ep.toml")),
-    ("official_swin_large_800ep", include_str!("../../../../recipes/official_swin_large_800ep.toml")),
-    ("official_swinv2_base_800ep", include_str!("../../../../recipes/official_swinv2_base_800ep.toml")),
-    ("finetune_small_images", include_str!("../../../../recipes/finetune_small_images.toml")),
-    ("finetune_official_vit_base_patch16", include_str!("../../../../recipes/finetune_official_vit_base_patch16.toml")),
-    ("finetune_official_swin_base_192", include_str!("../../../../recipes/finetune_official_swin_base_192.toml")),
-    ("finetune_official_swin_base_224", include_str!("../../../../recipes/finetune_official_swin_base_224.toml")),
-    (
-        "finetune_official_swin_base_800ep_224",
-        include_str!("../../../../recipes/finetune_official_swin_base_800ep_224.toml"),
-    ),
-    ("finetune_official_swin_large_224", include_str!("../../../../recipes/finetune_official_swin_large_224.toml")),
-    ("finetune_official_swinv2_base_224", include_str!("../../../../recipes/finetune_official_swinv2_base_224.toml")),
+    ("demo", include_str!("../../recipes/demo.toml")),
+    ("small_images_32", include_str!("../../recipes/small_images_32.toml")),
+    ("small_images_64", include_str!("../../recipes/small_images_64.toml")),
+    ("small_images_96", include_str!("../../recipes/small_images_96.toml")),
+    ("swin_small_images_32", include_str!("../../recipes/swin_small_images_32.toml")),
+    ("swin_small_images_64", include_str!("../../recipes/swin_small_images_64.toml")),
+    ("tutorial_vit_small_patch32", include_str!("../../recipes/tutorial_vit_small_patch32.toml")),
+    ("bare", include_str!("../../recipes/bare.toml")),
+    ("official_vit_base_patch16", include_str!("../../recipes/official_vit_base_patch16.toml")),
+    ("official_swin_base_100ep", include_str!("../../recipes/official_swin_base_100ep.toml")),
+    ("official_swin_base_800ep", include_str!("../../recipes/official_swin_base_800ep.toml")),
+    ("official_swin_large_800ep", include_str!("../../recipes/official_swin_large_800ep.toml")),
+    ("official_swinv2_base_800ep", include_str!("../../recipes/official_swinv2_base_800ep.toml")),
+    ("finetune_small_images", include_str!("../../recipes/finetune_small_images.toml")),
+    ("finetune_official_vit_base_patch16", include_str!("../../recipes/finetune_official_vit_base_patch16.toml")),
+    ("finetune_official_swin_base_192", include_str!("../../recipes/finetune_official_swin_base_192.toml")),
+    ("finetune_official_swin_base_224", include_str!("../../recipes/finetune_official_swin_base_224.toml")),
+    ("finetune_official_swin_base_800ep_224", include_str!("../../recipes/finetune_official_swin_base_800ep_224.toml")),
+    ("finetune_official_swin_large_224", include_str!("../../recipes/finetune_official_swin_large_224.toml")),
+    ("finetune_official_swinv2_base_224", include_str!("../../recipes/finetune_official_swinv2_base_224.toml")),
 ];
 
 /// Values that no recipe needs to name. The model's own stand in its preset.
-const DEFAULTS: &str = include_str!("../../../../recipes/defaults.toml");
+const DEFAULTS: &str = include_str!("../../recipes/defaults.toml");
 
 /// Values that no recipe for fine-tuning needs to name.
-const FINETUNE_DEFAULTS: &str = include_str!("../../../../recipes/finetune_defaults.toml");
+const FINETUNE_DEFAULTS: &str = include_str!("../../recipes/finetune_defaults.toml");
 
 fn wrong(origin: &str, what: impl Into<String>, help: impl Into<String>) -> TrainError {
     TrainError::Recipe { origin: origin.to_owned(), what: what.into(), help: help.into() }
