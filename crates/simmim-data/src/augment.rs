@@ -65,15 +65,15 @@ pub struct Transform {
     pub keep: f64,
 }
 
-/// Which part of an image is shown, and whether it is flipped.
+/// The part of an image that is shown, and whether it is flipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct View {
+pub(crate) struct Crop {
     pub(crate) part: Region,
     pub(crate) flip: bool,
 }
 
-/// Gives the view for an image of this width and height.
-pub(crate) type Choose<'a> = dyn FnMut((usize, usize)) -> View + 'a;
+/// Gives the crop for an image of this width and height.
+pub(crate) type Choose<'a> = dyn FnMut((usize, usize)) -> Crop + 'a;
 
 impl Transform {
     /// SimMIM's pre-training augmentation at `size` (height, width): random resized crop, flip with probability 0.5,
@@ -175,7 +175,7 @@ impl Transform {
         })
     }
 
-    /// Writes a random view by `render(transform, choose, out)`, where `choose` gives the view for the size of the image, and
+    /// Writes a random view by `render(transform, choose, out)`, where `choose` gives the crop for the size of the image, and
     /// changes it as the policy says.
     pub(crate) fn random_through(
         &self,
@@ -183,7 +183,7 @@ impl Transform {
         out: &mut [f32],
         render: impl FnOnce(&Self, &mut Choose<'_>, &mut [f32]) -> Result<(), DataError>,
     ) -> Result<(), DataError> {
-        let mut choose = |size| self.random_view(size, stream);
+        let mut choose = |size| self.random_crop(size, stream);
         let Some(policy) = &self.policy else { return render(self, &mut choose, out) };
         // A policy works on pixels in 0..1.
         let (mean, std) = (vec![0.0; self.channels], vec![1.0; self.channels]);
@@ -201,7 +201,7 @@ impl Transform {
         render: impl FnOnce(&Self, &mut Choose<'_>, &mut [f32]) -> Result<(), DataError>,
     ) -> Result<(), DataError> {
         if self.keep >= 1.0 {
-            return render(self, &mut |size| self.centered_view(size), out);
+            return render(self, &mut |size| self.centered_crop(size), out);
         }
         let (height, width) = self.size;
         let larger = |side: usize| (side as f64 / self.keep + 1e-9) as usize;
@@ -209,7 +209,7 @@ impl Transform {
         let (mean, std) = (self.mean.clone(), self.std.clone());
         let whole = Self { size, mean, std, policy: None, keep: 1.0, ..*self };
         let mut full = vec![0.0; whole.values()];
-        render(&whole, &mut |size| whole.centered_view(size), &mut full)?;
+        render(&whole, &mut |size| whole.centered_crop(size), &mut full)?;
         if out.len() != self.values() {
             return Err(DataError::config("output", format!("{} values", self.values()), out.len()));
         }
@@ -230,17 +230,17 @@ impl Transform {
     }
 
     /// The random part and flip that `stream` gives for an image of this size.
-    pub(crate) fn random_view(&self, (width, height): (usize, usize), stream: &mut Stream) -> View {
+    pub(crate) fn random_crop(&self, (width, height): (usize, usize), stream: &mut Stream) -> Crop {
         let part = match self.crop {
             Some(crop) => crop.draw(stream, width, height),
             None => self.centered(width, height),
         };
-        View { part, flip: stream.uniform() < self.flip }
+        Crop { part, flip: stream.uniform() < self.flip }
     }
 
     /// The centred part of an image of this size.
-    pub(crate) fn centered_view(&self, (width, height): (usize, usize)) -> View {
-        View { part: self.centered(width, height), flip: false }
+    pub(crate) fn centered_crop(&self, (width, height): (usize, usize)) -> Crop {
+        Crop { part: self.centered(width, height), flip: false }
     }
 
     /// Checks that `out` and images of `channels` channels fit this transform.
@@ -255,7 +255,7 @@ impl Transform {
     }
 
     /// Writes a view of a decoded image to `out`.
-    pub(crate) fn render(&self, image: &Image, view: View, out: &mut [f32]) -> Result<(), DataError> {
+    pub(crate) fn render(&self, image: &Image, crop: Crop, out: &mut [f32]) -> Result<(), DataError> {
         self.check(image.channels, out)?;
         let samples = image.width * image.height * image.channels;
         if samples == 0 || image.pixels.len() != samples {
@@ -267,18 +267,18 @@ impl Transform {
             match &image.pixels {
                 Pixels::U8(pixels) => {
                     let source = Window { pixels: pixels.as_slice(), channels: image.channels, window, shift: 0 };
-                    self.resize_bytes(&source, view, 1, resizer, resized);
+                    self.resize_bytes(&source, crop, 1, resizer, resized);
                     self.normalise_bytes(resized, out);
                 }
                 Pixels::U16(pixels) => {
                     let source = Window { pixels: pixels.as_slice(), channels: image.channels, window, shift: 0 };
-                    self.resize_floats(&source, view, f32::from, resizer, floats);
+                    self.resize_floats(&source, crop, f32::from, resizer, floats);
                     // The cubic filter swings over; 16 bits would have cut that off.
                     self.write_planes(floats, 65535.0, |v: f32| v.clamp(0.0, 65535.0), out);
                 }
                 Pixels::F32(pixels) => {
                     let source = Window { pixels: pixels.as_slice(), channels: image.channels, window, shift: 0 };
-                    self.resize_floats(&source, view, |v| v, resizer, floats);
+                    self.resize_floats(&source, crop, |v| v, resizer, floats);
                     self.write_planes(floats, 1.0, |v| v, out);
                 }
             }
@@ -287,19 +287,19 @@ impl Transform {
     }
 
     /// The first half of a view of 8-bit pixels: cut out, resized, turned as `orientation` (EXIF) says, flipped; interleaved
-    /// bytes of shape `[height, width, channels]`. The part of `view` is one of the image
+    /// bytes of shape `[height, width, channels]`. The part of `crop` is one of the image
     /// as stored, the flip one of the image as shown. What changes colours belongs
     /// between this and [`normalise_bytes`](Self::normalise_bytes).
     pub(crate) fn resize_bytes(
         &self,
         source: &Window<'_, u8>,
-        view: View,
+        crop: Crop,
         orientation: u8,
         resizer: &mut Resizer,
         resized: &mut Vec<u8>,
     ) {
         resized.resize(self.values(), 0);
-        let View { part, flip } = view;
+        let Crop { part, flip } = crop;
         let target = Target { part, size: self.size, flip, interpolation: self.interpolation };
         if orientation == 1 {
             resizer.bytes(source, &target, resized);
@@ -311,13 +311,13 @@ impl Transform {
     fn resize_floats<T: Copy>(
         &self,
         source: &Window<'_, T>,
-        view: View,
+        crop: Crop,
         value: impl Fn(T) -> f32,
         resizer: &mut Resizer,
         resized: &mut Vec<f32>,
     ) {
         resized.resize(self.values(), 0.0);
-        let View { part, flip } = view;
+        let Crop { part, flip } = crop;
         let target = Target { part, size: self.size, flip, interpolation: self.interpolation };
         resizer.floats(source, &target, value, resized);
     }

@@ -30,8 +30,14 @@ pub enum DataError {
         /// Number of files that are not images.
         files: usize,
     },
+    /// A folder that holds a run where images are looked for.
+    #[error("`{}` holds a run, not images to learn from", path.display())]
+    Run {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file that is neither a list, nor IDX, nor an image.
-    #[error("`{}` is no source of images: expected a folder, a list file, an IDX file or an image, found {found}", path.display())]
+    #[error("`{}` cannot be read as images: expected a folder, a list file, an IDX file or an image, found {found}", path.display())]
     UnknownSource {
         /// The file.
         path: PathBuf,
@@ -148,7 +154,15 @@ pub enum DataError {
         /// The length of the source.
         len: usize,
     },
-    /// The loader's threads ended; an earlier call returned the reason.
+    /// Reading an image panicked outside the decoders.
+    #[error("reading `{image}` panicked: {message}")]
+    Panicked {
+        /// The image's name in its source.
+        image: String,
+        /// The panic's message.
+        message: String,
+    },
+    /// The loader has ended; an earlier call returned the reason.
     #[error("the loader has stopped after an earlier error")]
     Stopped,
 }
@@ -166,6 +180,9 @@ impl DataError {
             Self::NoImages { .. } => {
                 "put JPEG, PNG, WebP, TIFF, BMP or GIF files into it (any depth of folders, class folders are not \
                  needed), or IDX files such as `train-images-idx3-ubyte.gz`"
+            }
+            Self::Run { .. } => {
+                "give the folder of the images; if you do mean the run's pictures, give its folder `reconstructions`"
             }
             Self::UnknownSource { .. } => {
                 "give a folder of images, a list (`.txt`, `.csv`, `.tsv` with one path a line), an IDX file \
@@ -187,6 +204,10 @@ impl DataError {
             }
             Self::Labels { help, .. } => help,
             Self::TooManyFailures { .. } => "remove or repair these files, or raise the limit of allowed failures",
+            Self::Panicked { .. } => {
+                "this is a fault of simmim, not of your data: please report it with the image; move the image away and resume to \
+                 go on without it"
+            }
             Self::NothingReadable { .. } => "check that these are images and that the requested channels fit them",
             Self::Config { .. } => "change the value in the recipe or with `--set`",
         };
@@ -200,6 +221,7 @@ impl DataError {
             Self::Missing { path }
             | Self::Io { path, .. }
             | Self::NoImages { path, .. }
+            | Self::Run { path }
             | Self::UnknownSource { path, .. }
             | Self::UnknownFormat { path, .. }
             | Self::Damaged { path, .. }
@@ -213,6 +235,7 @@ impl DataError {
             | Self::NothingReadable { .. }
             | Self::Config { .. }
             | Self::OutOfRange { .. }
+            | Self::Panicked { .. }
             | Self::Stopped => None,
         }
     }

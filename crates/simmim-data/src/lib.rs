@@ -44,5 +44,5 @@ pub use mask::{MaskKind, MaskSpec};
 pub use pixels::{Image, Pixels};
 pub use policy::{Mix, Mixture, Policy, RandAugment};
 pub use read::Reading;
-pub use source::{Labelled, Source, Subset, demo, demo_held_out, split};
+pub use source::{LabelledSource, Source, Subset, demo, demo_held_out, split};
 pub use statistics::mean_std;

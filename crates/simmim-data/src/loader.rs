@@ -5,7 +5,9 @@
 //! `(seed, epoch, index)` alone. Unreadable files travel with the batch that met them and are counted when that
 //! batch is taken: whether and when the limit is exceeded does not depend on timing either.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -104,9 +106,10 @@ pub struct Batch {
     pub images: Vec<f32>,
     /// The sample of each row, an index into the source.
     pub samples: Vec<u64>,
-    /// The number that keys the random choices of each row. It equals the sample, except where an epoch visits a sample
-    /// again to fill a batch: then the n-th repetition has `sample + n * source.len()`, so that the copies get
-    /// different crops. Masks are best drawn with it too.
+    /// The number that keys the random choices of each row, unique within an epoch. It equals the sample, with two exceptions. Where
+    /// an epoch visits a sample again to fill a batch, the n-th repetition has `sample + n * source.len()`; and where an unreadable
+    /// image was replaced, the row keeps the draw of that image. So two copies of an image never get the same crop. Masks are best
+    /// drawn with it too.
     pub draws: Vec<u64>,
     /// The epoch, from 0.
     pub epoch: u64,
@@ -139,10 +142,19 @@ struct Lane {
     thread: JoinHandle<()>,
 }
 
-/// What a lane hands over: a batch unless too many images failed, and the images that failed on the way.
+/// What a lane hands over: a batch, unless too much failed on the way.
 struct Built {
     batch: Option<Batch>,
-    failures: BTreeMap<usize, Failure>,
+    trouble: Trouble,
+}
+
+/// What went wrong while a batch was built.
+#[derive(Default)]
+struct Trouble {
+    /// Unreadable images, by their sample.
+    unreadable: BTreeMap<usize, Failure>,
+    /// The image whose reading panicked, and the panic's message.
+    panic: Option<(String, String)>,
 }
 
 struct Shared {
@@ -212,7 +224,8 @@ impl Loader {
     ///
     /// # Errors
     /// [`DataError::TooManyFailures`] once more than `max_errors` distinct images were unreadable,
-    /// [`DataError::NothingReadable`] when no image at all can be read, [`DataError::Stopped`] after either.
+    /// [`DataError::NothingReadable`] when no image at all can be read, [`DataError::Panicked`] for a panic outside the decoders
+    /// (theirs make an image unreadable), [`DataError::Stopped`] after any of these.
     pub fn next_batch(&mut self) -> Result<Batch, DataError> {
         if self.failed {
             return Err(DataError::Stopped);
@@ -221,13 +234,15 @@ impl Loader {
         let begin = Instant::now();
         let built = self.lanes[lane].batches.recv();
         self.waited += begin.elapsed();
-        let Ok(Built { batch, failures }) = built else {
+        let Ok(Built { batch, trouble }) = built else {
             self.failed = true;
             return Err(DataError::Stopped);
         };
-        self.skipped.extend(failures);
+        self.skipped.extend(trouble.unreadable);
         let (found, limit) = (self.skipped.len(), self.shared.config.max_errors);
-        let error = if found > limit {
+        let error = if let Some((image, message)) = trouble.panic {
+            DataError::Panicked { image, message }
+        } else if found > limit {
             DataError::TooManyFailures { found, limit, examples: examples(&self.skipped) }
         } else if let Some(batch) = batch {
             self.delivered += 1;
@@ -324,13 +339,13 @@ impl Shared {
         let mut images = lock(&self.spare).pop().unwrap_or_default();
         images.resize(batch * values, 0.0);
         let mut rows: Vec<Option<(u64, u64)>> = vec![None; batch];
-        let failures = Mutex::new(BTreeMap::new());
+        let trouble = Mutex::new(Trouble::default());
         let work = Mutex::new(images.chunks_exact_mut(values).zip(&mut rows).enumerate());
         let fill = || {
             let mut scratch = Scratch::take();
             loop {
                 let Some((row, (out, id))) = lock(&work).next() else { break };
-                *id = self.fill_row(position, row, &order, &failures, &mut scratch, out);
+                *id = self.fill_row(position, row, &order, &trouble, &mut scratch, out);
                 if id.is_none() {
                     break;
                 }
@@ -348,17 +363,17 @@ impl Shared {
             let (samples, draws) = ids.into_iter().unzip();
             Batch { images, samples, draws, epoch: position.epoch, index_in_epoch: position.batch_index }
         });
-        Built { batch, failures: failures.into_inner().unwrap_or_else(PoisonError::into_inner) }
+        Built { batch, trouble: trouble.into_inner().unwrap_or_else(PoisonError::into_inner) }
     }
 
     /// Fills one row from the first readable sample at or after its place in the order. Returns sample and draw; `None`
-    /// when the loader stops, when too many images failed, or when nothing is readable.
+    /// when the loader stops, when too many images failed or reading one panicked, or when nothing is readable.
     fn fill_row(
         &self,
         position: Position,
         row: usize,
         order: &[u64],
-        failures: &Mutex<BTreeMap<usize, Failure>>,
+        trouble: &Mutex<Trouble>,
         scratch: &mut Scratch,
         out: &mut [f32],
     ) -> Option<(u64, u64)> {
@@ -368,22 +383,29 @@ impl Shared {
         let len = order.len() as u64;
         let place = (position.batch_index * config.world as u64 + config.rank as u64) * config.batch as u64;
         let place = place + row as u64;
-        let repetition = place / len;
+        // The draw belongs to the row: an image that replaces an unreadable one is in this epoch a second time, and gets another crop.
+        let draw = order[(place % len) as usize] + place / len * len;
         for step in 0..len {
-            if self.stop.load(Ordering::Relaxed) || lock(failures).len() > config.max_errors {
+            if self.stop.load(Ordering::Relaxed) || lock(trouble).unreadable.len() > config.max_errors {
                 return None;
             }
             let sample = order[((place + step) % len) as usize];
-            let draw = sample + repetition * len;
             let mut stream = Stream::new(config.seed, Purpose::Augment, position.epoch, draw);
-            let filled = transform.random_through(&mut stream, out, |transform, choose, out| {
-                Reader { transform, ..reader }.fill(sample as usize, choose, scratch, out)
-            });
+            // Buffers that a panic leaves half filled are filled anew by the next use, and this batch is not delivered.
+            let filled = catch_unwind(AssertUnwindSafe(|| {
+                transform.random_through(&mut stream, out, |transform, choose, out| {
+                    Reader { transform, ..reader }.fill(sample as usize, choose, scratch, out)
+                })
+            }));
+            let name = || source.name(sample as usize);
             match filled {
-                Ok(()) => return Some((sample, draw)),
-                Err(error) => {
-                    let failure = (source.name(sample as usize), error.to_string());
-                    lock(failures).insert(sample as usize, failure);
+                Ok(Ok(())) => return Some((sample, draw)),
+                Ok(Err(error)) => {
+                    lock(trouble).unreadable.insert(sample as usize, (name(), error.to_string()));
+                }
+                Err(panic) => {
+                    lock(trouble).panic.get_or_insert_with(|| (name(), message(&*panic)));
+                    return None;
                 }
             }
         }
@@ -437,6 +459,12 @@ pub fn load_centered(
     let mut failures = failures.into_inner().unwrap_or_else(PoisonError::into_inner);
     failures.sort_by_key(|(row, _)| *row);
     Ok(failures)
+}
+
+/// What a panic says.
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it says nothing".into())
 }
 
 fn examples(failures: &BTreeMap<usize, Failure>) -> String {

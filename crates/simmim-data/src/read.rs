@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use crate::augment::View;
+use crate::augment::Crop;
 use crate::cache::{Cache, Hit, Layout, Stamp};
 use crate::decode::{self, MAX_FILE_BYTES, jpeg};
 use crate::loader::lock;
@@ -93,7 +93,7 @@ impl Reader<'_> {
     pub(crate) fn fill(
         &self,
         index: usize,
-        choose: impl FnOnce((usize, usize)) -> View,
+        choose: impl FnOnce((usize, usize)) -> Crop,
         scratch: &mut Scratch,
         out: &mut [f32],
     ) -> Result<(), DataError> {
@@ -112,10 +112,10 @@ impl Reader<'_> {
         }
     }
 
-    /// Decodes what the view needs of `buffers.file`.
+    /// Decodes what the crop needs of `buffers.file`.
     fn fill_decoded(
         &self,
-        choose: impl FnOnce((usize, usize)) -> View,
+        choose: impl FnOnce((usize, usize)) -> Crop,
         buffers: &mut Buffers,
         out: &mut [f32],
     ) -> Result<(), DataError> {
@@ -124,11 +124,11 @@ impl Reader<'_> {
             return self.transform.render(&image, choose((image.width, image.height)), out);
         };
         let size = (header.width, header.height);
-        let view = choose(shown_size(size, header.orientation));
-        let part = stored_part(view.part, size, header.orientation);
+        let crop = choose(shown_size(size, header.orientation));
+        let part = stored_part(crop.part, size, header.orientation);
         let shift = if self.reading.scaled_decoding { self.shift(part, header.orientation) } else { 0 };
         if let Some(decoded) = self.decode_jpeg(&header, part, shift, buffers) {
-            self.finish(decoded, View { part, ..view }, buffers, out);
+            self.finish(decoded, Crop { part, ..crop }, buffers, out);
             return Ok(());
         }
         let image = decode::decode(&buffers.file, &buffers.path, self.transform.channels)?;
@@ -136,7 +136,7 @@ impl Reader<'_> {
             let reason = "two decoders find different sizes".into();
             return Err(DataError::Damaged { path: buffers.path.clone(), reason });
         }
-        self.transform.render(&image, view, out)
+        self.transform.render(&image, crop, out)
     }
 
     /// The header of the file at hand where it is a JPEG that can be decoded in part.
@@ -174,12 +174,12 @@ impl Reader<'_> {
         Some(Decoded { window, channels, shift, orientation: header.orientation })
     }
 
-    /// Resizes and normalises `buffers.decoded`. The part of the view is one of the stored image.
-    fn finish(&self, decoded: Decoded, view: View, buffers: &mut Buffers, out: &mut [f32]) {
+    /// Resizes and normalises `buffers.decoded`. The part of the crop is one of the stored image.
+    fn finish(&self, decoded: Decoded, crop: Crop, buffers: &mut Buffers, out: &mut [f32]) {
         let Buffers { decoded: pixels, resizer, resized, .. } = buffers;
         let Decoded { window, channels, shift, orientation } = decoded;
         let source = Window { pixels: pixels.as_slice(), channels, window, shift };
-        self.transform.resize_bytes(&source, view, orientation, resizer, resized);
+        self.transform.resize_bytes(&source, crop, orientation, resizer, resized);
         self.transform.normalise_bytes(resized, out);
     }
 
@@ -189,7 +189,7 @@ impl Reader<'_> {
         &self,
         cache: &Cache,
         index: usize,
-        choose: impl FnOnce((usize, usize)) -> View,
+        choose: impl FnOnce((usize, usize)) -> Crop,
         buffers: &mut Buffers,
         out: &mut [f32],
     ) -> Result<(), DataError> {
@@ -223,17 +223,17 @@ impl Reader<'_> {
         &self,
         layout: Layout,
         pixels: &[u8],
-        choose: impl FnOnce((usize, usize)) -> View,
+        choose: impl FnOnce((usize, usize)) -> Crop,
         resizer: &mut Resizer,
         resized: &mut Vec<u8>,
         out: &mut [f32],
     ) {
         let Layout { width, height, orientation } = layout;
-        let view = choose(shown_size((width, height), orientation));
-        let view = View { part: stored_part(view.part, (width, height), orientation), ..view };
+        let crop = choose(shown_size((width, height), orientation));
+        let crop = Crop { part: stored_part(crop.part, (width, height), orientation), ..crop };
         let window = Region::whole(width, height);
         let source = Window { pixels, channels: self.transform.channels, window, shift: 0 };
-        self.transform.resize_bytes(&source, view, orientation, resizer, resized);
+        self.transform.resize_bytes(&source, crop, orientation, resizer, resized);
         self.transform.normalise_bytes(resized, out);
     }
 
@@ -297,14 +297,14 @@ mod tests {
     }
 
     /// Pixels in 0..255 of a view, planar.
-    fn view(path: &Path, size: (usize, usize), view: View, scaled_decoding: bool) -> Vec<f32> {
+    fn view(path: &Path, size: (usize, usize), crop: Crop, scaled_decoding: bool) -> Vec<f32> {
         let source = open(path).unwrap();
         let mut transform = Transform::new(size, 3);
         (transform.mean, transform.std) = (vec![0.0; 3], vec![1.0 / 255.0; 3]);
         let mut out = vec![0.0; transform.values()];
         let reading = Reading { scaled_decoding };
         let reader = Reader { source: &*source, transform: &transform, reading, cache: None };
-        reader.fill(0, |_| view, &mut Scratch::take(), &mut out).unwrap();
+        reader.fill(0, |_| crop, &mut Scratch::take(), &mut out).unwrap();
         out
     }
 
@@ -317,14 +317,14 @@ mod tests {
     fn views_of_a_photo_agree_with_pil() {
         let part = Region { left: 37, top: 21, width: 571, height: 440 };
         let expected = fixture("photo-view.png");
-        let whole = View { part: Region::whole(96, 80), flip: false };
+        let whole = Crop { part: Region::whole(96, 80), flip: false };
         let expected = view(&expected, (80, 96), whole, false);
-        let exact = view(&fixture("photo.jpg"), (80, 96), View { part, flip: false }, false);
-        let scaled = view(&fixture("photo.jpg"), (80, 96), View { part, flip: false }, true);
+        let exact = view(&fixture("photo.jpg"), (80, 96), Crop { part, flip: false }, false);
+        let scaled = view(&fixture("photo.jpg"), (80, 96), Crop { part, flip: false }, true);
         assert!(mean_difference(&exact, &expected) < 0.3, "{}", mean_difference(&exact, &expected));
         let difference = mean_difference(&scaled, &expected);
         assert!(exact != scaled && difference < 1.0, "{difference}");
-        let mut mirrored = view(&fixture("photo.jpg"), (80, 96), View { part, flip: true }, false);
+        let mut mirrored = view(&fixture("photo.jpg"), (80, 96), Crop { part, flip: true }, false);
         mirrored.chunks_exact_mut(96).for_each(<[f32]>::reverse);
         assert!(mean_difference(&mirrored, &exact) < 1e-6);
     }
@@ -350,14 +350,14 @@ mod tests {
             (transform.mean, transform.std) = (vec![0.0; 3], vec![1.0 / 255.0; 3]);
             for flip in [false, true] {
                 let mut expected = vec![0.0; transform.values()];
-                transform.render(&image, View { part, flip }, &mut expected).unwrap();
-                let exact = view(&path, (50, 70), View { part, flip }, false);
+                transform.render(&image, Crop { part, flip }, &mut expected).unwrap();
+                let exact = view(&path, (50, 70), Crop { part, flip }, false);
                 assert!(
                     mean_difference(&exact, &expected) < 0.5,
                     "{orientation}: {}",
                     mean_difference(&exact, &expected)
                 );
-                let scaled = view(&path, (50, 70), View { part, flip }, true);
+                let scaled = view(&path, (50, 70), Crop { part, flip }, true);
                 assert!(
                     mean_difference(&scaled, &expected) < 1.5,
                     "{orientation}: {}",

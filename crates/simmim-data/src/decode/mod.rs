@@ -66,22 +66,42 @@ pub(crate) fn read_into(path: &Path, limit: u64, bytes: &mut Vec<u8>) -> Result<
 /// The format is recognised by content. EXIF orientation is applied, GIFs give their first frame, palettes are
 /// expanded, 16-bit samples keep their depth; [`Image::into_channels`] says how channels are converted.
 ///
+/// Samples of a TIFF that are floats, signed or wider than 16 bits become floats of the same value. Missing ones (NaN, infinite, or
+/// what the tag `GDAL_NODATA` names) get the mean of the others in their band, which leaves the image's statistics as they are and
+/// makes no edge that a resize would smear.
+///
 /// # Errors
 /// [`DataError::UnknownFormat`], [`DataError::Damaged`], [`DataError::Unsupported`], [`DataError::TooLarge`] or
 /// [`DataError::Channels`].
 pub fn decode(bytes: &[u8], path: &Path, channels: usize) -> Result<Image, DataError> {
     // Decoders are written for hostile input, but a panic in one of them must cost one image and not the run.
-    let decoded = catch_unwind(AssertUnwindSafe(|| decode_native(bytes, path)))
+    let mut decoded = catch_unwind(AssertUnwindSafe(|| decode_native(bytes, path)))
         .unwrap_or_else(|_| Err(DataError::Damaged { path: path.to_owned(), reason: "the decoder panicked".into() }))?;
     if decoded.pixels.is_empty() || decoded.pixels.len() != decoded.width * decoded.height * decoded.channels {
         return Err(DataError::Damaged { path: path.to_owned(), reason: "it has no pixels".into() });
     }
-    if let Pixels::F32(samples) = &decoded.pixels
-        && samples.iter().any(|v| !v.is_finite())
-    {
-        return Err(DataError::Damaged { path: path.to_owned(), reason: "it holds NaN or infinite samples".into() });
+    if let Pixels::F32(samples) = &mut decoded.pixels {
+        fill_missing(samples, decoded.channels, path)?;
     }
     decoded.into_channels(channels, path)
+}
+
+/// Replaces samples that are not finite by the mean of the finite ones in their band.
+fn fill_missing(samples: &mut [f32], bands: usize, path: &Path) -> Result<(), DataError> {
+    if samples.iter().all(|v| v.is_finite()) {
+        return Ok(());
+    }
+    for band in 0..bands {
+        let valid = samples.iter().skip(band).step_by(bands).filter(|v| v.is_finite());
+        let (count, sum) = valid.fold((0usize, 0.0f64), |(count, sum), &v| (count + 1, sum + f64::from(v)));
+        if count == 0 {
+            let reason = format!("all samples of band {} are missing (NaN, infinite or nodata)", band + 1);
+            return Err(DataError::Damaged { path: path.to_owned(), reason });
+        }
+        let mean = (sum / count as f64) as f32;
+        samples.iter_mut().skip(band).step_by(bands).filter(|v| !v.is_finite()).for_each(|v| *v = mean);
+    }
+    Ok(())
 }
 
 /// Whether the bytes begin like one of the supported formats.

@@ -1,4 +1,4 @@
-//! TIFF layouts that the `image` crate refuses: many bands, floats, planar bands, palettes.
+//! TIFF layouts that the `image` crate refuses: many bands, floats, signed and wide integers, planar bands, palettes.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -23,41 +23,25 @@ fn decode_bands(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
     let mut decoder = Decoder::new(Cursor::new(bytes)).map_err(fail)?;
     let (width, height) = decoder.dimensions().map_err(fail)?;
     check_size(width, height, path)?;
-    let channels = match decoder.colortype().map_err(fail)? {
+    let formats: Option<Vec<u16>> = decoder.find_tag_unsigned_vec(Tag::SampleFormat).map_err(fail)?;
+    let unsigned = formats.iter().flatten().all(|&f| SampleFormat::from_u16(f) == Some(SampleFormat::Uint));
+    let color = decoder.colortype().map_err(fail)?;
+    if unsigned && color.bit_depth() <= 16 && !matches!(color, ColorType::Multiband { bit_depth: 8.., .. }) {
+        return Ok(None);
+    }
+    let channels = match color {
         ColorType::Multiband { bit_depth: 8 | 16 | 32 | 64, num_samples } => usize::from(num_samples),
-        ColorType::Gray(32 | 64) => 1,
-        ColorType::RGB(32 | 64) => 3,
-        ColorType::RGBA(32 | 64) => 4,
+        ColorType::Gray(8 | 16 | 32 | 64) => 1,
+        ColorType::RGB(8 | 16 | 32 | 64) => 3,
+        ColorType::RGBA(8 | 16 | 32 | 64) => 4,
         _ => return Ok(None),
     };
-    let formats: Option<Vec<u16>> = decoder.find_tag_unsigned_vec(Tag::SampleFormat).map_err(fail)?;
-    if formats
-        .iter()
-        .flatten()
-        .any(|&f| !matches!(SampleFormat::from_u16(f), Some(SampleFormat::Uint | SampleFormat::IEEEFP)))
-    {
-        return Err(unsupported(path, "samples that are neither unsigned integers nor floats"));
-    }
+    let nodata = nodata(&mut decoder).map_err(fail)?;
     let mut decoder = decoder.with_limits(limits());
     let mut samples = DecodingResult::U8(Vec::new());
     let layout = decoder.read_image_to_buffer(&mut samples).map_err(fail)?;
-    let planes = layout.planes;
     let (width, height) = (width as usize, height as usize);
-    let pixels = match samples {
-        DecodingResult::U8(v) => Pixels::U8(interleave(v, planes)),
-        DecodingResult::U16(v) => Pixels::U16(interleave(v, planes)),
-        DecodingResult::F32(v) => Pixels::F32(interleave(v, planes)),
-        DecodingResult::F64(v) => Pixels::F32(interleave(v.into_iter().map(|x| x as f32).collect(), planes)),
-        DecodingResult::F16(_)
-        | DecodingResult::U32(_)
-        | DecodingResult::U64(_)
-        | DecodingResult::I8(_)
-        | DecodingResult::I16(_)
-        | DecodingResult::I32(_)
-        | DecodingResult::I64(_) => {
-            return Err(unsupported(path, "samples that are neither 8 or 16-bit integers nor 32 or 64-bit floats"));
-        }
-    };
+    let pixels = into_pixels(samples, layout.planes, nodata);
     if pixels.len() != width * height * channels {
         return Err(DataError::Damaged {
             path: path.to_owned(),
@@ -65,6 +49,36 @@ fn decode_bands(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
         });
     }
     Ok(Some(Image { width, height, channels, pixels }))
+}
+
+/// The value that stands for a missing sample: GDAL's tag, a number as text.
+fn nodata(decoder: &mut Decoder<Cursor<&[u8]>>) -> Result<Option<f32>, TiffError> {
+    let Some(value) = decoder.find_tag(Tag::GdalNodata)? else { return Ok(None) };
+    // A tag of another type than text is not GDAL's.
+    Ok(value.into_string().ok().and_then(|text| text.trim_matches(['\0', ' ']).parse().ok()))
+}
+
+/// Unsigned integers of 8 and 16 bits keep their type; all others become floats of the same value, missing ones NaN.
+fn into_pixels(samples: DecodingResult, planes: usize, nodata: Option<f32>) -> Pixels {
+    let missing = |v: f32| if Some(v) == nodata { f32::NAN } else { v };
+    macro_rules! floats {
+        ($samples:expr, $float:expr) => {
+            Pixels::F32(interleave($samples.into_iter().map($float).map(missing).collect(), planes))
+        };
+    }
+    match samples {
+        DecodingResult::U8(v) => Pixels::U8(interleave(v, planes)),
+        DecodingResult::U16(v) => Pixels::U16(interleave(v, planes)),
+        DecodingResult::F16(v) => floats!(v, f32::from),
+        DecodingResult::F32(v) => floats!(v, |x| x),
+        DecodingResult::F64(v) => floats!(v, |x| x as f32),
+        DecodingResult::U32(v) => floats!(v, |x| x as f32),
+        DecodingResult::U64(v) => floats!(v, |x| x as f32),
+        DecodingResult::I8(v) => floats!(v, f32::from),
+        DecodingResult::I16(v) => floats!(v, f32::from),
+        DecodingResult::I32(v) => floats!(v, |x| x as f32),
+        DecodingResult::I64(v) => floats!(v, |x| x as f32),
+    }
 }
 
 /// Planar bands `[planes, pixels]` to interleaved `[pixels, planes]`.

@@ -34,7 +34,7 @@ pub enum Mixture {
     Cutmix {
         /// Top, bottom, left, right in pixels; bottom and right are outside.
         rectangle: [usize; 4],
-        /// Share of the image that is left.
+        /// Share of the image that is left, of whole pixels.
         share: f64,
     },
 }
@@ -77,16 +77,8 @@ impl Mix {
         if !cut {
             return Mixture::Mixup { share };
         }
-        let side = (1.0 - share).sqrt();
-        let (cut_height, cut_width) = ((height as f64 * side) as usize, (width as f64 * side) as usize);
-        let (y, x) = (stream.below(height as u64) as usize, stream.below(width as u64) as usize);
-        let span = |center: usize, cut: usize, len: usize| {
-            [center.saturating_sub(cut / 2), (center + cut.div_ceil(2)).min(len)]
-        };
-        let ([top, bottom], [left, right]) = (span(y, cut_height, height), span(x, cut_width, width));
-        // The share that is really left: the rectangle may hang over the border.
-        let share = 1.0 - ((bottom - top) * (right - left)) as f64 / (height * width) as f64;
-        Mixture::Cutmix { rectangle: [top, bottom, left, right], share }
+        let center = (stream.below(height as u64) as usize, stream.below(width as u64) as usize);
+        Mixture::cutmix((height, width), share, center)
     }
 
     /// Soft labels `[batch, classes]` of a mixed batch: smoothed one-hot labels of each image and of its partner, by their shares.
@@ -108,6 +100,21 @@ impl Mix {
 }
 
 impl Mixture {
+    /// Cutmix of images of `(height, width)` that leaves about `share` of each: a rectangle around `center` (row, column), of the
+    /// images' aspect ratio. Half of its sides, rounded down, lies on each side of the centre, as in timm's `rand_bbox`; what hangs
+    /// over the border is cut off.
+    #[must_use]
+    pub fn cutmix((height, width): (usize, usize), share: f64, center: (usize, usize)) -> Self {
+        let side = (1.0 - share).sqrt();
+        let span = |center: usize, len: usize| {
+            let half = (len as f64 * side) as usize / 2;
+            [center.saturating_sub(half), (center + half).min(len)]
+        };
+        let ([top, bottom], [left, right]) = (span(center.0, height), span(center.1, width));
+        let share = 1.0 - ((bottom - top) * (right - left)) as f64 / (height * width) as f64;
+        Self::Cutmix { rectangle: [top, bottom, left, right], share }
+    }
+
     /// Mixes a batch of images, each `[channels, height, width]`.
     pub fn apply(self, images: &mut [f32], values: usize, (height, width): (usize, usize)) {
         let count = images.len() / values.max(1);

@@ -17,8 +17,9 @@ const MAX_DEPTH: usize = 64;
 /// All images below a folder, sorted by path.
 ///
 /// Images are files with a known extension in any case, or without any extension but with the content of an image.
-/// Hidden files and folders (`.name`) are ignored, links are followed. Where every folder of the first level is a
-/// class, the label is the place of that folder among the sorted names; images at the top have no label.
+/// Hidden files and folders (`.name`) are ignored, links are followed. Folders that hold a run ([`holds_run`]) are passed
+/// over: their pictures are reconstructions, not data. Where every folder of the first level is a class, the label is the
+/// index of that folder among the sorted names; images at the top have no label.
 #[derive(Debug)]
 pub struct FolderSource {
     root: PathBuf,
@@ -26,25 +27,32 @@ pub struct FolderSource {
     files: Vec<PathBuf>,
     labels: Vec<Option<usize>>,
     classes: Vec<String>,
+    /// Relative paths of the runs among the folders.
+    runs: Vec<PathBuf>,
 }
 
 impl FolderSource {
     /// Searches a folder.
     ///
     /// # Errors
-    /// [`DataError::Missing`], [`DataError::Io`] for folders that cannot be read, [`DataError::NoImages`].
+    /// [`DataError::Missing`], [`DataError::Io`] for folders that cannot be read, [`DataError::NoImages`],
+    /// [`DataError::Run`] where the folder itself holds a run.
     pub fn open(root: &Path) -> Result<Self, DataError> {
+        if holds_run(root) {
+            return Err(DataError::Run { path: root.to_owned() });
+        }
         let mut search = Search::default();
         search.visit(root, Path::new(""), &mut Vec::new())?;
-        let Search { mut files, others } = search;
+        let Search { mut files, mut runs, others } = search;
         if files.is_empty() {
             return Err(DataError::NoImages { path: root.to_owned(), files: others });
         }
         files.sort();
+        runs.sort();
         let folders: BTreeSet<String> = files.iter().filter_map(|f| first_folder(f)).collect();
         let place: BTreeMap<&str, usize> = folders.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
         let labels = files.iter().map(|f| first_folder(f).and_then(|name| place.get(name.as_str()).copied())).collect();
-        Ok(Self { root: root.to_owned(), files, labels, classes: folders.into_iter().collect() })
+        Ok(Self { root: root.to_owned(), files, labels, classes: folders.into_iter().collect(), runs })
     }
 
     /// A source of one image file.
@@ -52,7 +60,7 @@ impl FolderSource {
     pub fn single(file: &Path) -> Self {
         let root = file.parent().unwrap_or(Path::new("")).to_owned();
         let name = file.file_name().map(PathBuf::from).unwrap_or_default();
-        Self { root, files: vec![name], labels: vec![None], classes: Vec::new() }
+        Self { root, files: vec![name], labels: vec![None], classes: Vec::new(), runs: Vec::new() }
     }
 }
 
@@ -73,6 +81,10 @@ impl Source for FolderSource {
         &self.classes
     }
 
+    fn passed_over(&self) -> Vec<String> {
+        self.runs.iter().map(|folder| display_path(folder)).collect()
+    }
+
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         decode::decode_file(&join(&self.root, element(&self.files, index)?), channels)
     }
@@ -89,6 +101,16 @@ impl Source for FolderSource {
     }
 }
 
+/// Whether a folder holds a run: a `config.toml` beside the lock, the metrics or the checkpoints that only a run has. A data set
+/// may well have a `config.toml` of its own.
+#[must_use]
+pub fn holds_run(folder: &Path) -> bool {
+    folder.join("config.toml").is_file()
+        && (folder.join(".lock").is_file()
+            || folder.join("metrics.jsonl").is_file()
+            || folder.join("checkpoints").is_dir())
+}
+
 /// The first folder of a relative path, `None` for a file at the top.
 fn first_folder(file: &Path) -> Option<String> {
     let mut parts = file.components();
@@ -100,6 +122,8 @@ fn first_folder(file: &Path) -> Option<String> {
 #[derive(Default)]
 struct Search {
     files: Vec<PathBuf>,
+    /// Folders that hold a run.
+    runs: Vec<PathBuf>,
     others: usize,
 }
 
@@ -127,7 +151,9 @@ impl Search {
             } else {
                 kind.is_dir()
             };
-            if is_folder {
+            if is_folder && holds_run(&entry.path()) {
+                self.runs.push(below);
+            } else if is_folder {
                 self.visit(root, &below, above)?;
             } else if looks_like_image(&name, &entry.path()) {
                 self.files.push(below);

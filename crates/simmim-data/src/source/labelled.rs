@@ -18,20 +18,20 @@ const FOREIGN: &str =
 
 /// A source of which every image has a class, numbered by a given list of names.
 #[derive(Clone)]
-pub struct Labelled {
+pub struct LabelledSource {
     source: Arc<dyn Source>,
     path: PathBuf,
     labels: Vec<usize>,
     classes: Vec<String>,
 }
 
-impl std::fmt::Debug for Labelled {
+impl std::fmt::Debug for LabelledSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Labelled").field("path", &self.path).field("images", &self.labels.len()).finish_non_exhaustive()
     }
 }
 
-impl Labelled {
+impl LabelledSource {
     /// The images of a source with the classes that occur in it, in the order of the source. `path` names it in errors.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ fn list(names: &[String]) -> String {
     if more > 0 { format!("{} and {more} more", shown.join(", ")) } else { shown.join(", ") }
 }
 
-impl Source for Labelled {
+impl Source for LabelledSource {
     fn len(&self) -> usize {
         self.labels.len()
     }
@@ -189,6 +189,10 @@ impl Source for Labelled {
         self.source.file(index, path)
     }
 
+    fn passed_over(&self) -> Vec<String> {
+        self.source.passed_over()
+    }
+
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         element(&self.labels, index)?;
         self.source.load(index, channels)
@@ -206,10 +210,10 @@ mod tests {
 
     #[test]
     fn a_balanced_share_has_the_same_part_of_every_class() {
-        let all = Labelled::new(Arc::new(demo().unwrap()), Path::new("demo")).unwrap();
+        let all = LabelledSource::new(Arc::new(demo().unwrap()), Path::new("demo")).unwrap();
         let chosen = all.balanced(0.01, 3).unwrap();
         assert_eq!(chosen.len(), 60);
-        let part = Labelled::new(subset(chosen.clone()), Path::new("demo")).unwrap();
+        let part = LabelledSource::new(subset(chosen.clone()), Path::new("demo")).unwrap();
         assert_eq!(part.counts(), [6; 10]);
         assert_eq!(all.balanced(0.01, 3).unwrap(), chosen);
         assert_ne!(all.balanced(0.01, 4).unwrap(), chosen);
@@ -222,9 +226,9 @@ mod tests {
     fn labels_are_matched_by_name_and_differences_are_named() {
         let held_out: Arc<dyn Source> = Arc::new(demo_held_out().unwrap());
         let turned: Vec<String> = held_out.class_names().iter().rev().cloned().collect();
-        let labelled = Labelled::with_classes(Arc::clone(&held_out), Path::new("val"), &turned).unwrap();
+        let labelled = LabelledSource::with_classes(Arc::clone(&held_out), Path::new("val"), &turned).unwrap();
         assert!((0..50).all(|i| labelled.label(i).unwrap() == 9 - held_out.label(i).unwrap()));
-        let error = Labelled::with_classes(held_out, Path::new("val"), &turned[1..]).unwrap_err();
+        let error = LabelledSource::with_classes(held_out, Path::new("val"), &turned[1..]).unwrap_err();
         assert!(error.to_string().contains("`val`: there are no classes `ankle boot` among the 9"), "{error}");
         assert_eq!(error.help().unwrap(), FOREIGN);
     }
@@ -233,12 +237,12 @@ mod tests {
     fn one_class_and_missing_classes_are_refused() {
         let all = demo().unwrap();
         let of = |wanted: usize| (0..6000).filter(|&i| all.label(i) == Some(wanted)).take(5).collect::<Vec<_>>();
-        let error = Labelled::new(subset(of(4)), Path::new("x")).unwrap_err();
+        let error = LabelledSource::new(subset(of(4)), Path::new("x")).unwrap_err();
         assert!(error.to_string().contains("one class, `coat`"), "{error}");
         assert!(error.help().unwrap().contains("two classes or more"));
-        let two = Labelled::new(subset([of(4), of(1)].concat()), Path::new("x")).unwrap();
+        let two = LabelledSource::new(subset([of(4), of(1)].concat()), Path::new("x")).unwrap();
         assert_eq!(two.class_names(), ["trouser", "coat"]);
-        let part = Labelled::with_classes(subset(of(4)), Path::new("x"), two.class_names()).unwrap();
+        let part = LabelledSource::with_classes(subset(of(4)), Path::new("x"), two.class_names()).unwrap();
         assert_eq!(part.absent(), ["trouser"]);
         assert!(part.complete().unwrap_err().to_string().contains("no image of `trouser`"));
     }

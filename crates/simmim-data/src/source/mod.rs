@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use crate::{DataError, Image, decode};
 
 pub use demo::{demo, demo_held_out};
-pub use folder::FolderSource;
+pub use folder::{FolderSource, holds_run};
 pub use idx::IdxSource;
-pub use labelled::Labelled;
+pub use labelled::LabelledSource;
 pub use list::ListSource;
 pub use subset::{Subset, split};
 
@@ -38,6 +38,11 @@ pub trait Source: Send + Sync {
 
     /// The names of the classes; empty without labels.
     fn class_names(&self) -> &[String];
+
+    /// Folders of the source that hold a run and were therefore not searched for images, relative to the source and sorted.
+    fn passed_over(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Reads one image with `channels` channels, see [`Image::into_channels`].
     ///

@@ -52,6 +52,10 @@ impl Source for Subset {
         self.source.class_names()
     }
 
+    fn passed_over(&self) -> Vec<String> {
+        self.source.passed_over()
+    }
+
     fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
         self.source.load(*element(&self.indices, index)?, channels)
     }

@@ -90,12 +90,37 @@ fn many_bands_come_only_from_files_that_have_them() {
     assert_eq!(read("gray-alpha.png", 2).unwrap().channels, 2);
 }
 
+/// The samples of a file of floats.
+fn floats(name: &str, channels: usize) -> Vec<f32> {
+    match read(name, channels).unwrap().pixels {
+        Pixels::F32(samples) => samples,
+        other => panic!("{name}: expected floats, found {other:?}"),
+    }
+}
+
 #[test]
-fn floats_are_read_and_must_be_finite() {
-    let Pixels::F32(gray) = read("float1.tif", 1).unwrap().pixels else { panic!("floats") };
-    assert!(gray.iter().enumerate().all(|(i, &v)| (v - i as f32 * 5.0 / 1500.0).abs() < 1e-6));
-    let Pixels::F32(rgb) = read("float3.tif", 3).unwrap().pixels else { panic!("floats") };
-    assert!((rgb[4] - 6.0 / 1500.0).abs() < 1e-6);
-    let error = read("nan.tif", 1).unwrap_err();
-    assert!(matches!(error, DataError::Damaged { .. }) && error.to_string().contains("NaN"), "{error}");
+fn floats_signed_and_wide_integers_keep_their_values() {
+    assert!(floats("float1.tif", 1).iter().enumerate().all(|(i, &v)| (v - i as f32 * 5.0 / 1500.0).abs() < 1e-6));
+    assert!((floats("float3.tif", 3)[4] - 6.0 / 1500.0).abs() < 1e-6);
+    assert!(floats("int16.tif", 1).iter().enumerate().all(|(i, &v)| v == i as f32 * 5.0 - 600.0));
+    let wide = floats("uint32-3.tif", 3);
+    assert!(wide.iter().enumerate().all(|(i, &v)| v == ((i / 3 * 5 + i % 3) * 1000) as f32));
+    assert_eq!(floats("int16.tif", 3).len(), 3 * 13 * 19);
+}
+
+#[test]
+fn missing_samples_get_the_mean_of_their_band() {
+    let found = floats("nodata2.tif", 2);
+    let at = |row: usize, column: usize, band: usize| (row * 19 + column) * 2 + band;
+    for (band, missing) in [(0, vec![at(3, 3, 0)]), (1, vec![at(0, 1, 1), at(12, 18, 1)])] {
+        let valid = (band..found.len()).step_by(2).filter(|i| !missing.contains(i));
+        let stored: Vec<(usize, f32)> = valid.map(|i| (i, (i / 2 * 5 + band) as f32)).collect();
+        assert!(stored.iter().all(|&(i, v)| found[i] == v));
+        let mean = stored.iter().map(|(_, v)| f64::from(*v)).sum::<f64>() / stored.len() as f64;
+        assert!(missing.iter().all(|&i| (f64::from(found[i]) - mean).abs() < 1e-3), "{band}: {mean}");
+    }
+    assert!(floats("nan.tif", 1).iter().all(|v| v.is_finite()));
+    let error = read("all-nan.tif", 1).unwrap_err();
+    assert!(matches!(error, DataError::Damaged { .. }), "{error}");
+    assert!(error.to_string().contains("all samples of band 1 are missing"), "{error}");
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use simmim_data::source::open;
-use simmim_data::{Batch, DataError, Loader, LoaderConfig, Position, Source, Transform, demo_held_out, load_centered};
+use simmim_data::{Batch, DataError, Image, Loader, LoaderConfig, Position, Source, Transform, demo_held_out, load_centered};
 
-use crate::folder_of;
+use crate::{folder_of, pattern};
 
 fn config(batch: usize) -> LoaderConfig {
     let mut config = LoaderConfig::new(batch, 11, Transform::new((6, 8), 3));
@@ -117,6 +117,60 @@ fn damaged_files_are_replaced_and_named_once() {
         let names: Vec<&str> = skipped.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["003.png", "007.png"]);
         assert!(skipped[0].1.contains("damaged"), "{skipped:?}");
+    }
+}
+
+#[test]
+fn a_replacement_gets_a_crop_of_its_own() {
+    let folder = folder_of(8);
+    std::fs::write(folder.path().join("003.png"), "damaged").unwrap();
+    let source: Arc<dyn Source> = open(folder.path()).unwrap().into();
+    let config = LoaderConfig { max_errors: 1, ..config(8) };
+    for batch in take(&source, &config, Position::default(), 6) {
+        let draws: BTreeSet<u64> = batch.draws.iter().copied().collect();
+        assert_eq!(draws, (0..8).collect(), "every row has the draw of its own place in the order");
+        let twice = batch.draws.iter().position(|&draw| draw == 3).unwrap();
+        let once = (0..8).find(|&row| row != twice && batch.samples[row] == batch.samples[twice]).unwrap();
+        let row = |i: usize| &batch.images[i * 144..(i + 1) * 144];
+        assert_ne!(row(once), row(twice), "the same crop twice");
+    }
+}
+
+/// A source whose fourth image panics.
+struct Faulty;
+
+impl Source for Faulty {
+    fn len(&self) -> usize {
+        40
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("image {index}")
+    }
+
+    fn label(&self, _: usize) -> Option<usize> {
+        None
+    }
+
+    fn class_names(&self) -> &[String] {
+        &[]
+    }
+
+    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        assert!(index != 3, "index out of bounds: the len is {index}");
+        Ok(pattern(9, 7, channels, index))
+    }
+}
+
+#[test]
+fn a_panic_is_named_with_its_image() {
+    for (batch, workers) in [(4, 1), (4, 3), (40, 2)] {
+        let config = LoaderConfig { workers, ..config(batch) };
+        let mut loader = Loader::new(Arc::new(Faulty), config, Position::default()).unwrap();
+        let error = (0..20).find_map(|_| loader.next_batch().err()).unwrap();
+        assert_eq!(error.to_string(), "reading `image 3` panicked: index out of bounds: the len is 3");
+        assert!(error.help().unwrap().contains("report it"));
+        assert!(matches!(loader.next_batch(), Err(DataError::Stopped)));
     }
 }
 

@@ -105,6 +105,23 @@ fn mixed_batches_and_their_labels_agree_with_timm() {
 }
 
 #[test]
+fn rectangles_of_cutmix_are_those_of_timm() {
+    let fixture = Fixture::load("cutmix_rectangles");
+    let (shape, drawn) = &fixture.ints["drawn"];
+    let shares = fixture.config["shares"].as_array().unwrap();
+    assert_eq!(shape[1], 8);
+    assert_eq!(shares.len(), drawn.len() / 8);
+    for (row, shares) in drawn.chunks_exact(8).zip(shares) {
+        let of = |i: usize| row[i] as usize;
+        let (asked, left) = (shares[0].as_f64().unwrap(), shares[1].as_f64().unwrap());
+        let found = Mixture::cutmix((of(0), of(1)), asked, (of(2), of(3)));
+        let Mixture::Cutmix { rectangle, share } = found else { panic!("{found:?}") };
+        assert_eq!(rectangle, [of(4), of(5), of(6), of(7)], "{row:?} at {asked}");
+        assert!((share - left).abs() < 1e-12, "{row:?}: {share}, {left}");
+    }
+}
+
+#[test]
 fn a_policy_that_does_nothing_leaves_the_view_as_it_was() {
     let image = pattern(23, 19, 3, 0);
     let nothing = Policy { rand_augment: None, color_jitter: 0.0, erase: 0.0, filter: Filter::Bilinear };

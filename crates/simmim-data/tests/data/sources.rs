@@ -72,6 +72,37 @@ fn links_are_followed_but_not_in_circles() {
 }
 
 #[test]
+fn runs_among_the_images_are_passed_over() {
+    let folder = folder_of(2);
+    let picture = std::fs::read(folder.path().join("000.png")).unwrap();
+    let write = |name: &str, content: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, content).unwrap();
+    };
+    for (run, sign) in [("locked", ".lock"), ("deep/er/logged", "metrics.jsonl"), ("saved", "checkpoints/latest")] {
+        write(&format!("{run}/config.toml"), b"");
+        write(&format!("{run}/{sign}"), b"");
+        write(&format!("{run}/reconstructions/step-00000001.png"), &picture);
+    }
+    // A recipe or metrics alone are no run.
+    write("recipe/config.toml", b"");
+    write("recipe/a.png", &picture);
+    write("metrics/metrics.jsonl", b"");
+    write("metrics/b.png", &picture);
+    let source = open(folder.path()).unwrap();
+    assert_eq!(names(&*source), ["000.png", "001.png", "metrics/b.png", "recipe/a.png"]);
+    assert_eq!(source.class_names(), ["metrics", "recipe"]);
+    let runs = ["deep/er/logged", "locked", "saved"];
+    assert_eq!(source.passed_over(), runs);
+    assert_eq!(Subset::new(source.into(), vec![1]).unwrap().passed_over(), runs);
+
+    let error = fails(&folder.path().join("locked"));
+    assert!(error.to_string().contains("holds a run") && error.help().unwrap().contains("`reconstructions`"), "{error}");
+    assert_eq!(open(&folder.path().join("locked/reconstructions")).unwrap().len(), 1);
+}
+
+#[test]
 fn wrong_places_are_explained() {
     let folder = tempfile::tempdir().unwrap();
     let missing = fails(&folder.path().join("nowhere"));

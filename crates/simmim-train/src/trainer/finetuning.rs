@@ -7,7 +7,7 @@ use crate::classify::{ClassifierFile, Scores};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
-use simmim_data::{Batch, Labelled, Mix, Source, Transform, demo, demo_held_out, source};
+use simmim_data::{Batch, LabelledSource, Mix, Source, Transform, demo, demo_held_out, source};
 use simmim_engine::Executor;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ const NAMED: usize = 5;
 #[derive(Debug, Clone)]
 pub struct LabelledData {
     /// Images to train on.
-    pub train: Labelled,
+    pub train: LabelledSource,
     /// Images to measure on.
-    pub val: Labelled,
+    pub val: LabelledSource,
 }
 
 impl LabelledData {
@@ -34,8 +34,8 @@ impl LabelledData {
         let d = &recipe.data;
         if d.path.is_empty() && d.val_path.is_empty() {
             let name = Path::new("the demonstration set");
-            let train = Labelled::new(Arc::new(demo()?), name)?;
-            let val = Labelled::with_classes(Arc::new(demo_held_out()?), name, train.class_names())?;
+            let train = LabelledSource::new(Arc::new(demo()?), name)?;
+            let val = LabelledSource::with_classes(Arc::new(demo_held_out()?), name, train.class_names())?;
             return Ok(Self { train, val });
         }
         for (key, path, flag) in [("data.path", &d.path, "--data"), ("data.val_path", &d.val_path, "--val")] {
@@ -48,8 +48,8 @@ impl LabelledData {
             }
         }
         let (path, val_path) = (Path::new(&d.path), Path::new(&d.val_path));
-        let train = Labelled::new(source::open(path)?.into(), path)?;
-        let val = Labelled::with_classes(source::open(val_path)?.into(), val_path, train.class_names())?.complete()?;
+        let train = LabelledSource::new(source::open(path)?.into(), path)?;
+        let val = LabelledSource::with_classes(source::open(val_path)?.into(), val_path, train.class_names())?.complete()?;
         Ok(Self { train, val })
     }
 }
@@ -74,8 +74,8 @@ pub struct FineTuning {
     classifier: Classifier,
     mix: Mix,
     transform: Transform,
-    train: Labelled,
-    val: Labelled,
+    train: LabelledSource,
+    val: LabelledSource,
     measured: Vec<usize>,
     threads: usize,
     unreadable: Vec<(String, String)>,

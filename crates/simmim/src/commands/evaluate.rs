@@ -9,7 +9,7 @@
 use crate::arguments::Evaluate;
 use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
-use simmim_data::{Labelled, Source, demo_held_out, source};
+use simmim_data::{LabelledSource, Source, demo_held_out, source};
 use simmim_train::Classifier;
 use simmim_train::classify::{ClassifierFile, Scores, confusion_csv, draw_confusion};
 use std::path::Path;
@@ -32,7 +32,7 @@ pub(crate) fn run(a: &Evaluate) -> Result<ExitCode, Failure> {
         Some(path) => (source::open(path)?.into(), path),
         None => (Arc::new(demo_held_out()?), Path::new("the demonstration set")),
     };
-    let labelled = Labelled::with_classes(images, path, &file.classes)?;
+    let labelled = LabelledSource::with_classes(images, path, &file.classes)?;
     if let Some(out) = &a.out {
         std::fs::create_dir_all(out)
             .map_err(|e| Failure::input(format!("{}: {e}", out.display()), "name a folder that can be written to"))?;

@@ -14,7 +14,7 @@ use crate::diagnostics::Failure;
 use crate::progress::Progress;
 use probes::Probes;
 use serde::{Deserialize, Serialize};
-use simmim_data::{Labelled, Source, Subset};
+use simmim_data::{LabelledSource, Source, Subset};
 use simmim_train::classify::{Arm, ArmResult, Comparison, Method, RateTrial};
 use simmim_train::probe::split;
 use simmim_train::{Event, FineTuning, LabelledData, Recipe, RunFolder, TrainError, Trainer, settle_finetuning};
@@ -408,10 +408,10 @@ impl Bench {
         Ok(summary.val_top1.zip(summary.val_loss).map(trained))
     }
 
-    fn subset(&self, images: &[usize]) -> Result<Labelled, Failure> {
+    fn subset(&self, images: &[usize]) -> Result<LabelledSource, Failure> {
         let source: Arc<dyn Source> = Arc::new(self.data.train.clone());
         let subset: Arc<dyn Source> = Arc::new(Subset::new(source, images.to_vec())?);
         let path = Path::new(&self.recipe.data.path);
-        Ok(Labelled::with_classes(subset, path, self.data.train.class_names())?)
+        Ok(LabelledSource::with_classes(subset, path, self.data.train.class_names())?)
     }
 }
