@@ -29,6 +29,8 @@ pub enum Purpose {
     Mix = 20,
     /// The choice of labelled images; `sample` is the class.
     Labels = 21,
+    /// The choice of images for pictures.
+    Spread = 22,
 }
 
 /// A stream of random numbers, positioned by `(seed, purpose, epoch, sample)`.

@@ -5,19 +5,21 @@ mod folder;
 mod idx;
 mod labelled;
 mod list;
+mod spread;
 mod subset;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::{DataError, Image, decode};
+use crate::{Channels, DataError, Image, decode};
 
 pub use demo::{demo, demo_held_out};
 pub use folder::{FolderSource, holds_run};
 pub use idx::IdxSource;
 pub use labelled::LabelledSource;
 pub use list::ListSource;
+pub use spread::spread;
 pub use subset::{Subset, split};
 
 /// A numbered collection of images, with labels where they are known.
@@ -44,11 +46,11 @@ pub trait Source: Send + Sync {
         Vec::new()
     }
 
-    /// Reads one image with `channels` channels, see [`Image::into_channels`].
+    /// Reads one image in the channels that are wanted, see [`Image::into_channels`].
     ///
     /// # Errors
     /// [`DataError`] for images that cannot be read, decoded or converted, and for an index beyond the end.
-    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError>;
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError>;
 
     /// Length in bytes and time of last change (nanoseconds since 1970) of the file that holds an image alone; `None` where there is
     /// no such file, and only the pixels tell whether the image is the same as before.

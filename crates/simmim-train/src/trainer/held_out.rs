@@ -6,6 +6,7 @@ use crate::features::{Unread, for_batches};
 use crate::picture;
 use crate::recipe::Recipe;
 use crate::trivial::TrivialLosses;
+use simmim_data::source::spread;
 use simmim_data::{MaskSpec, Source, Transform, load_centered, mask};
 use simmim_models::SimMimConfig;
 use std::ops::Range;
@@ -121,7 +122,7 @@ impl HeldOut {
         Ok(Some((sum / held.masks.len() as f64) as f32))
     }
 
-    /// Draws the first images to `path`, if there are any.
+    /// Draws some of the images to `path`, if there are any: always the same ones, spread over all and over the classes.
     pub(super) fn draw(
         &mut self,
         session: &mut Session,
@@ -130,19 +131,21 @@ impl HeldOut {
         tell: &mut dyn FnMut(Event),
     ) -> Result<(), TrainError> {
         let held = self.ready(tell)?;
-        let count = recipe.reconstruct.images.min(held.masks.len());
-        if count == 0 {
+        let labels: Vec<Option<usize>> = held.indices.iter().map(|&i| held.source.label(i)).collect();
+        let chosen = spread(&labels, recipe.reconstruct.images, recipe.train.seed);
+        if chosen.is_empty() {
             return Ok(());
         }
-        let mut images = vec![0.0; count * held.transform.values()];
-        let unread = load_centered(&*held.source, &held.indices[..count], &held.transform, threads(), &mut images)?;
+        let indices: Vec<usize> = chosen.iter().map(|&i| held.indices[i]).collect();
+        let masks: Vec<Vec<bool>> = chosen.iter().map(|&i| held.masks[i].clone()).collect();
+        let mut images = vec![0.0; indices.len() * held.transform.values()];
+        let unread = load_centered(&*held.source, &indices, &held.transform, threads(), &mut images)?;
         if let Some((_, error)) = unread.into_iter().next() {
             return Err(error.into());
         }
-        let masks = &held.masks[..count];
-        let r = session.reconstruct(&images, masks)?;
+        let r = session.reconstruct(&images, &masks)?;
         let (mean, std) = recipe.statistics();
-        picture::draw(&path()?, session.config(), &images, masks, &r, (&mean, &std))
+        picture::draw(&path()?, session.config(), &images, &masks, &r, (&mean, &std))
     }
 }
 

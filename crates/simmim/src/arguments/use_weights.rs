@@ -50,7 +50,7 @@ pub(crate) struct Reconstruct {
     /// Picture to write: a row an image, with original, masked and reconstruction.
     #[arg(long, value_name = "FILE.png")]
     pub(crate) out: PathBuf,
-    /// Number of images.
+    /// Number of images, spread over the data and its classes.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     pub(crate) images: usize,
     /// Masks: a 0/1 array [images, rows, columns] in mask units that hides as many cells of each image; default: drawn from the
@@ -61,7 +61,7 @@ pub(crate) struct Reconstruct {
     /// pixels of `prediction` are 0 unless the recipe's area is full; so are those of a per-patch normalised `target`.
     #[arg(long, value_name = "V.safetensors")]
     pub(crate) values: Option<PathBuf>,
-    /// Seed of the masks.
+    /// Seed of the masks and of the choice of images.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
 }

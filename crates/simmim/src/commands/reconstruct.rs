@@ -6,7 +6,7 @@ use crate::arguments::Reconstruct;
 use crate::commands::{check_output, mask_file, weights};
 use crate::device;
 use crate::diagnostics::Failure;
-use simmim_data::{MaskSpec, load_centered, mask};
+use simmim_data::{MaskSpec, load_centered, mask, source};
 use simmim_models::weights::{Tensor, Weights, match_parameters, write};
 use simmim_models::{SimMimConfig, Target};
 use simmim_train::{Session, open_data, picture};
@@ -25,8 +25,9 @@ pub(crate) fn run(a: &Reconstruct) -> Result<ExitCode, Failure> {
     let data = open_data(&model.recipe)?;
     model.recipe.fix_statistics(&*data.train)?;
     let transform = model.recipe.transform();
-    let count = a.images.min(data.held_out.len()).max(1);
-    let indices: Vec<usize> = (0..count).collect();
+    let labels: Vec<Option<usize>> = (0..data.held_out.len()).map(|i| data.held_out.label(i)).collect();
+    let indices = source::spread(&labels, a.images.max(1), a.seed);
+    let count = indices.len();
     let mut images = vec![0.0; count * transform.values()];
     if let Some((_, error)) = load_centered(&*data.held_out, &indices, &transform, 2, &mut images)?.into_iter().next() {
         return Err(error.into());
@@ -48,6 +49,10 @@ pub(crate) fn run(a: &Reconstruct) -> Result<ExitCode, Failure> {
         write_values(path, &model.config, &spec, &cells, (&images, &r))?;
     }
     println!("loss {:.6} on {count} images; picture: {}", r.loss, a.out.display());
+    if count < data.held_out.len() {
+        let names: Vec<String> = indices.iter().map(|&i| data.held_out.name(i)).collect();
+        println!("images, from the top: {}", names.join(", "));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
