@@ -28,7 +28,7 @@ fn loader(c: &mut Criterion) {
 /// One view of 224 x 224 with nothing, and with the parts of the official fine-tuning policy.
 fn policy(c: &mut Criterion) {
     let mut group = c.benchmark_group("policy/224");
-    let image = simmim_data::demo().unwrap().load(0, 3).unwrap();
+    let image = simmim_data::demo().unwrap().load(0, 3.into()).unwrap();
     let none = Policy { rand_augment: None, color_jitter: 0.0, erase: 0.0, filter: Filter::Bicubic };
     let rand_augment = Some(RandAugment { layers: 2, magnitude: 9.0, std: 0.5 });
     let cases = [

@@ -9,7 +9,7 @@ use simmim_random::Stream;
 use crate::region::Region;
 use crate::resize::{Resizer, Target, Window};
 use crate::simd::{Isa, vectorised};
-use crate::{DataError, Image, Pixels, Policy, orientation};
+use crate::{Background, Channels, DataError, Image, Pixels, Policy, orientation};
 
 /// Per-channel mean of ImageNet, for pixels in 0..1.
 pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -49,6 +49,8 @@ pub struct Transform {
     pub size: (usize, usize),
     /// Channels of the result.
     pub channels: usize,
+    /// What shows behind transparency, where alpha is not among the channels.
+    pub background: Background,
     /// The random crop of [`apply_random`](Self::apply_random); without it, the centred crop is taken there too.
     pub crop: Option<RandomResizedCrop>,
     /// Probability of a horizontal flip in [`apply_random`](Self::apply_random).
@@ -89,6 +91,7 @@ impl Transform {
         Self {
             size,
             channels,
+            background: Background::default(),
             crop,
             flip: 0.5,
             interpolation: Interpolation::Bilinear,
@@ -103,6 +106,12 @@ impl Transform {
     #[must_use]
     pub fn values(&self) -> usize {
         self.channels * self.size.0 * self.size.1
+    }
+
+    /// The channels in which images are to be read for it.
+    #[must_use]
+    pub fn wanted(&self) -> Channels {
+        Channels { count: self.channels, background: self.background }
     }
 
     /// Checks every value once, so that applying can only fail on a wrong image.

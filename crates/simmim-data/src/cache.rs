@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::DataError;
 use crate::loader::lock;
+use crate::{Background, Channels, DataError};
 use simmim_files::AtomicFile;
 
 /// Where decoded pixels are kept.
@@ -48,6 +48,32 @@ pub(crate) struct Layout {
     pub(crate) width: usize,
     pub(crate) height: usize,
     pub(crate) orientation: u8,
+    /// What was done with the transparency of the image; `None` where there was none, and the pixels serve any background.
+    pub(crate) background: Option<Background>,
+}
+
+impl Layout {
+    /// Whether these pixels are what an image on this background has.
+    fn fits(self, background: Background) -> bool {
+        self.background.is_none_or(|own| own == background)
+    }
+
+    /// Number of the background in a file.
+    fn background_code(self) -> u32 {
+        match self.background {
+            None => 0,
+            Some(Background::Drop) => 1,
+            Some(Background::Color([r, g, b])) => u32::from_be_bytes([1, r, g, b]),
+        }
+    }
+
+    fn background_of(code: u32) -> Option<Background> {
+        match code.to_be_bytes() {
+            [0, 0, 0, 0] => None,
+            [1, r, g, b] => Some(Background::Color([r, g, b])),
+            _ => Some(Background::Drop),
+        }
+    }
 }
 
 /// What tells whether a file is still the same: length, seconds and nanoseconds of its last change.
@@ -139,14 +165,15 @@ impl Cache {
         index: usize,
         path: &Path,
         stamp: Stamp,
-        channels: usize,
+        channels: Channels,
         buffer: &mut Vec<u8>,
     ) -> Option<Hit> {
+        let Channels { count, background } = channels;
         match &self.store {
             Store::Memory(parts) => {
                 let mut part = lock(&parts[index % PARTS]);
                 let entry = part.get(&index)?;
-                if entry.stamp == stamp {
+                if entry.stamp == stamp && entry.layout.fits(background) {
                     return Some(Hit::Memory(Arc::clone(entry)));
                 }
                 let old = part.remove(&index)?;
@@ -154,13 +181,14 @@ impl Cache {
                 None
             }
             Store::Disk { folder, form } => {
-                let key = Key::new(path, *form, channels);
+                let key = Key::new(path, *form, count);
                 let place = key.place(folder);
                 let mut file = File::open(&place).ok()?;
                 let length = file.metadata().ok()?.len();
-                let found = read_entry(&mut file, length, &key, stamp, channels, buffer);
+                let found = read_entry(&mut file, length, &key, stamp, count, buffer)
+                    .filter(|(layout, _)| layout.fits(background));
                 if found.is_none() {
-                    // Of a changed file, damaged, or of another file with the same hash: to be made anew.
+                    // Of a changed file, on another background, damaged, or of another file with the same hash: to be made anew.
                     if fs::remove_file(&place).is_ok() {
                         self.release(length);
                     }
@@ -222,11 +250,11 @@ fn user_folder() -> Result<PathBuf, DataError> {
 }
 
 const MAGIC: [u8; 8] = *b"simmimpx";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic number, version, checksum of all that follows.
 const SEAL: usize = 16;
-/// The seal, then length, time (seconds, nanoseconds), form, channels, width, height, orientation, length of the path.
-const FIXED: usize = SEAL + 8 + 8 + 4 + 6 * 4;
+/// The seal, then length, time (seconds, nanoseconds), form, channels, width, height, orientation, background, length of the path.
+const FIXED: usize = SEAL + 8 + 8 + 4 + 7 * 4;
 const EXTENSION: &str = "pixels";
 
 /// What an entry on disk is found by.
@@ -271,6 +299,7 @@ impl Key {
             layout.width as u32,
             layout.height as u32,
             u32::from(layout.orientation),
+            layout.background_code(),
             self.name().len() as u32,
         ];
         numbers.iter().for_each(|n| head.extend(n.to_le_bytes()));
@@ -296,8 +325,9 @@ fn read_entry(
     file.read_exact(entry).ok()?;
     let word = |at: usize| entry.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes);
     let (width, height) = (word(SEAL + 28)?, word(SEAL + 32)?);
-    let layout = Layout { width: width as usize, height: height as usize, orientation: word(SEAL + 36)? as u8 };
-    let start = FIXED + word(SEAL + 40)? as usize;
+    let (orientation, background) = (word(SEAL + 36)? as u8, Layout::background_of(word(SEAL + 40)?));
+    let layout = Layout { width: width as usize, height: height as usize, orientation, background };
+    let start = FIXED + word(SEAL + 44)? as usize;
     let pixels = entry.get(start..)?;
     // A head made for what is asked and the pixels at hand must be the one at hand, checksum and all.
     let same = pixels.len() as u64 == u64::from(width) * u64::from(height) * channels as u64

@@ -20,6 +20,7 @@
 //! ```
 
 mod augment;
+mod background;
 pub mod cache;
 mod decode;
 mod error;
@@ -36,12 +37,13 @@ pub mod source;
 mod statistics;
 
 pub use augment::{IMAGENET_MEAN, IMAGENET_STD, Interpolation, RandomResizedCrop, Transform};
+pub use background::{Background, Channels};
 pub use cache::{Cache, CacheConfig, CacheKind};
 pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, decode};
 pub use error::DataError;
-pub use loader::{Batch, Loader, LoaderConfig, Position, load_centered};
+pub use loader::{Batch, Loader, LoaderConfig, Position, Transparency, load_centered};
 pub use mask::{MaskKind, MaskSpec};
-pub use pixels::{Image, Pixels};
+pub use pixels::{Alpha, Image, Pixels};
 pub use policy::{Mix, Mixture, Policy, RandAugment};
 pub use read::Reading;
 pub use source::{LabelledSource, Source, Subset, demo, demo_held_out, split};

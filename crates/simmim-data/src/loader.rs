@@ -130,6 +130,7 @@ pub struct Loader {
     /// Sequence number of the first batch.
     first: u64,
     skipped: BTreeMap<usize, Failure>,
+    seen: Seen,
     waited: Duration,
     failed: bool,
 }
@@ -145,7 +146,47 @@ struct Lane {
 /// What a lane hands over: a batch, unless too much failed on the way.
 struct Built {
     batch: Option<Batch>,
+    /// Whether the image of each row had transparent pixels.
+    transparent: Vec<bool>,
     trouble: Trouble,
+}
+
+/// How many images had transparent pixels that were composited on a background or whose alpha was dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Transparency {
+    /// Distinct images read so far.
+    pub images: usize,
+    /// Those of them with transparent pixels.
+    pub transparent: usize,
+}
+
+/// Which samples were delivered.
+#[derive(Default)]
+struct Seen {
+    /// A bit for each sample.
+    samples: Vec<u64>,
+    count: Transparency,
+}
+
+impl Seen {
+    fn add(&mut self, sample: u64, transparent: bool) {
+        let (word, bit) = ((sample / 64) as usize, 1 << (sample % 64));
+        if self.samples.len() <= word {
+            self.samples.resize(word + 1, 0);
+        }
+        if self.samples[word] & bit == 0 {
+            self.samples[word] |= bit;
+            self.count.images += 1;
+            self.count.transparent += usize::from(transparent);
+        }
+    }
+}
+
+/// One row of a batch.
+struct Row {
+    sample: u64,
+    draw: u64,
+    transparent: bool,
 }
 
 /// What went wrong while a batch was built.
@@ -204,6 +245,7 @@ impl Loader {
             delivered: 0,
             first,
             skipped: BTreeMap::new(),
+            seen: Seen::default(),
             waited: Duration::ZERO,
             failed: false,
         };
@@ -234,7 +276,7 @@ impl Loader {
         let begin = Instant::now();
         let built = self.lanes[lane].batches.recv();
         self.waited += begin.elapsed();
-        let Ok(Built { batch, trouble }) = built else {
+        let Ok(Built { batch, transparent, trouble }) = built else {
             self.failed = true;
             return Err(DataError::Stopped);
         };
@@ -246,6 +288,7 @@ impl Loader {
             DataError::TooManyFailures { found, limit, examples: examples(&self.skipped) }
         } else if let Some(batch) = batch {
             self.delivered += 1;
+            batch.samples.iter().zip(transparent).for_each(|(&sample, transparent)| self.seen.add(sample, transparent));
             return Ok(batch);
         } else {
             DataError::NothingReadable { found, examples: examples(&self.skipped) }
@@ -278,6 +321,12 @@ impl Loader {
     #[must_use]
     pub fn wait_seconds(&self) -> f64 {
         self.waited.as_secs_f64()
+    }
+
+    /// How many of the images delivered so far had transparency that is gone. It does not depend on timing.
+    #[must_use]
+    pub fn transparency(&self) -> Transparency {
+        self.seen.count
     }
 
     /// Names and reasons of the unreadable images met so far, each once, in the order of the source.
@@ -338,15 +387,15 @@ impl Shared {
         let batch = self.config.batch;
         let mut images = lock(&self.spare).pop().unwrap_or_default();
         images.resize(batch * values, 0.0);
-        let mut rows: Vec<Option<(u64, u64)>> = vec![None; batch];
+        let mut rows: Vec<Option<Row>> = (0..batch).map(|_| None).collect();
         let trouble = Mutex::new(Trouble::default());
         let work = Mutex::new(images.chunks_exact_mut(values).zip(&mut rows).enumerate());
         let fill = || {
             let mut scratch = Scratch::take();
             loop {
-                let Some((row, (out, id))) = lock(&work).next() else { break };
-                *id = self.fill_row(position, row, &order, &trouble, &mut scratch, out);
-                if id.is_none() {
+                let Some((row, (out, filled))) = lock(&work).next() else { break };
+                *filled = self.fill_row(position, row, &order, &trouble, &mut scratch, out);
+                if filled.is_none() {
                     break;
                 }
             }
@@ -358,15 +407,16 @@ impl Shared {
             }
             fill();
         });
-        let ids: Option<Vec<(u64, u64)>> = rows.into_iter().collect();
-        let batch = ids.map(|ids| {
-            let (samples, draws) = ids.into_iter().unzip();
+        let rows: Vec<Row> = rows.into_iter().flatten().collect();
+        let batch = (rows.len() == batch).then(|| {
+            let (samples, draws) = rows.iter().map(|row| (row.sample, row.draw)).unzip();
             Batch { images, samples, draws, epoch: position.epoch, index_in_epoch: position.batch_index }
         });
-        Built { batch, trouble: trouble.into_inner().unwrap_or_else(PoisonError::into_inner) }
+        let transparent = rows.iter().map(|row| row.transparent).collect();
+        Built { batch, transparent, trouble: trouble.into_inner().unwrap_or_else(PoisonError::into_inner) }
     }
 
-    /// Fills one row from the first readable sample at or after its place in the order. Returns sample and draw; `None`
+    /// Fills one row from the first readable sample at or after its place in the order. `None`
     /// when the loader stops, when too many images failed or reading one panicked, or when nothing is readable.
     fn fill_row(
         &self,
@@ -376,7 +426,7 @@ impl Shared {
         trouble: &Mutex<Trouble>,
         scratch: &mut Scratch,
         out: &mut [f32],
-    ) -> Option<(u64, u64)> {
+    ) -> Option<Row> {
         let Self { source, config, cache, .. } = self;
         let LoaderConfig { transform, reading, .. } = config;
         let reader = Reader { source: &**source, transform, reading: *reading, cache: cache.as_ref() };
@@ -393,13 +443,16 @@ impl Shared {
             let mut stream = Stream::new(config.seed, Purpose::Augment, position.epoch, draw);
             // Buffers that a panic leaves half filled are filled anew by the next use, and this batch is not delivered.
             let filled = catch_unwind(AssertUnwindSafe(|| {
+                let mut transparent = false;
                 transform.random_through(&mut stream, out, |transform, choose, out| {
-                    Reader { transform, ..reader }.fill(sample as usize, choose, scratch, out)
-                })
+                    transparent = Reader { transform, ..reader }.fill(sample as usize, choose, scratch, out)?;
+                    Ok(())
+                })?;
+                Ok::<bool, DataError>(transparent)
             }));
             let name = || source.name(sample as usize);
             match filled {
-                Ok(Ok(())) => return Some((sample, draw)),
+                Ok(Ok(transparent)) => return Some(Row { sample, draw, transparent }),
                 Ok(Err(error)) => {
                     lock(trouble).unreadable.insert(sample as usize, (name(), error.to_string()));
                 }
@@ -442,7 +495,7 @@ pub fn load_centered(
         loop {
             let Some((row, (out, &index))) = lock(&work).next() else { break };
             let filled = transform.centered_through(out, |transform, choose, out| {
-                Reader { transform, ..reader }.fill(index, choose, &mut scratch, out)
+                Reader { transform, ..reader }.fill(index, choose, &mut scratch, out).map(drop)
             });
             if let Err(error) = filled {
                 out.fill(0.0);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::DataError;
+use crate::{Channels, DataError};
 
 /// A decoded image: interleaved samples, row by row (`[height, width, channels]`).
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,20 @@ pub struct Image {
     pub channels: usize,
     /// The samples, `height * width * channels` of them.
     pub pixels: Pixels,
+    /// Where the transparency is.
+    pub alpha: Alpha,
+}
+
+/// What became of the alpha channel of an [`Image`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Alpha {
+    /// There is none, or it was opaque everywhere.
+    #[default]
+    Opaque,
+    /// It is the last channel; colours are not multiplied by it.
+    Last,
+    /// The image had transparent pixels; they were composited on a background, or their alpha was dropped.
+    Removed,
 }
 
 /// The samples of an [`Image`] in the depth of the file.
@@ -47,78 +61,171 @@ impl Pixels {
 }
 
 impl Image {
-    /// The same image with `channels` channels. `path` names the image in errors.
+    /// The same image in other channels. `path` names the image in errors.
     ///
     /// Gray becomes RGB by replication, RGB becomes gray with the integer weights of PIL's `convert("L")`
-    /// (ITU-R 601-2), alpha is dropped without blending as PIL's `convert("RGB")` does.
+    /// (ITU-R 601-2). Alpha that is not asked for is composited on the background before anything else, rounded as PIL's
+    /// `alpha_composite` does, or dropped. The fourth of four bands that is not alpha is dropped.
     ///
     /// # Errors
-    /// [`DataError::Channels`] for any other pair: channels are never invented, and bands are never dropped.
-    pub fn into_channels(self, channels: usize, path: &Path) -> Result<Self, DataError> {
-        let Self { width, height, channels: have, pixels } = self;
-        if have == channels {
-            return Ok(Self { width, height, channels, pixels });
+    /// [`DataError::Channels`] for any other pair: channels are never invented, and other bands are never dropped.
+    pub fn into_channels(self, channels: impl Into<Channels>, path: &Path) -> Result<Self, DataError> {
+        let Channels { count, background } = channels.into();
+        let Self { width, height, channels: have, pixels, alpha } = self;
+        if have == count {
+            return Ok(Self { width, height, channels: have, pixels, alpha });
         }
-        if !matches!((have, channels), (1..=4, 1) | (1 | 2 | 4, 3)) {
-            return Err(DataError::Channels { path: path.to_owned(), expected: channels, found: have });
+        if !matches!((have, count), (1..=4, 1) | (1 | 2 | 4, 3)) {
+            return Err(DataError::Channels { path: path.to_owned(), expected: count, found: have });
         }
-        let pixels = match pixels {
-            Pixels::U8(v) => Pixels::U8(convert(&v, have, channels, luma_u8)),
-            Pixels::U16(v) => Pixels::U16(convert(&v, have, channels, luma_u16)),
-            Pixels::F32(v) => Pixels::F32(convert(&v, have, channels, luma_f32)),
+        let has_alpha = alpha == Alpha::Last && matches!(have, 2 | 4);
+        let change = Change { have, count, background: background.color().filter(|_| has_alpha) };
+        let (pixels, transparent) = match pixels {
+            Pixels::U8(v) => (Pixels::U8(convert(&v, change)), has_alpha && any_transparent(&v, have)),
+            Pixels::U16(v) => (Pixels::U16(convert(&v, change)), has_alpha && any_transparent(&v, have)),
+            Pixels::F32(v) => (Pixels::F32(convert(&v, change)), has_alpha && any_transparent(&v, have)),
         };
-        Ok(Self { width, height, channels, pixels })
+        let alpha = match alpha {
+            Alpha::Last => if transparent { Alpha::Removed } else { Alpha::Opaque },
+            known => known,
+        };
+        Ok(Self { width, height, channels: count, pixels, alpha })
     }
 }
 
-/// [`Image::into_channels`] for 8-bit samples and pairs that it knows, into memory that is there.
-pub(crate) fn convert_bytes(samples: &[u8], have: usize, want: usize, out: &mut Vec<u8>) {
-    out.clear();
-    convert_into(samples, have, want, luma_u8, out);
+/// A conversion between channel counts.
+#[derive(Clone, Copy)]
+struct Change {
+    have: usize,
+    count: usize,
+    /// The colour on which alpha, the last channel, is composited.
+    background: Option<[u8; 3]>,
 }
 
-fn convert<T: Copy>(samples: &[T], have: usize, want: usize, luma: impl Fn(T, T, T) -> T) -> Vec<T> {
-    let mut out = Vec::with_capacity(samples.len() / have * want);
-    convert_into(samples, have, want, luma, &mut out);
+/// [`Image::into_channels`] for opaque 8-bit samples and pairs that it knows, into memory that is there.
+pub(crate) fn convert_bytes(samples: &[u8], have: usize, count: usize, out: &mut Vec<u8>) {
+    out.clear();
+    convert_into(samples, Change { have, count, background: None }, out);
+}
+
+fn convert<T: Sample>(samples: &[T], change: Change) -> Vec<T> {
+    let mut out = Vec::with_capacity(samples.len() / change.have * change.count);
+    convert_into(samples, change, &mut out);
     out
 }
 
-fn convert_into<T: Copy>(samples: &[T], have: usize, want: usize, luma: impl Fn(T, T, T) -> T, out: &mut Vec<T>) {
-    for pixel in samples.chunks_exact(have) {
-        match (pixel, want) {
-            (&[r, g, b] | &[r, g, b, _], 1) => out.push(luma(r, g, b)),
+fn convert_into<T: Sample>(samples: &[T], change: Change, out: &mut Vec<T>) {
+    if let Some(background) = change.background {
+        let behind = background.map(T::from_byte);
+        for pixel in samples.chunks_exact(change.have) {
+            let (color, alpha) = match *pixel {
+                [v, a] => ([v; 3], a),
+                [r, g, b, a] => ([r, g, b], a),
+                _ => continue,
+            };
+            let [r, g, b] = [0, 1, 2].map(|c| color[c].over(behind[c], alpha));
+            if change.count == 1 { out.push(T::luma(r, g, b)) } else { out.extend_from_slice(&[r, g, b]) }
+        }
+        return;
+    }
+    for pixel in samples.chunks_exact(change.have) {
+        match (pixel, change.count) {
+            (&[r, g, b] | &[r, g, b, _], 1) => out.push(T::luma(r, g, b)),
             (&[r, g, b, _], _) => out.extend_from_slice(&[r, g, b]),
-            (&[v, ..], _) => out.extend(std::iter::repeat_n(v, want)),
+            (&[v, ..], count) => out.extend(std::iter::repeat_n(v, count)),
             (&[], _) => {}
         }
+    }
+}
+
+/// Whether the last channel is below opaque anywhere.
+fn any_transparent<T: Sample>(samples: &[T], channels: usize) -> bool {
+    samples.iter().skip(channels - 1).step_by(channels).any(|&alpha| alpha < T::OPAQUE)
+}
+
+/// A sample of any depth.
+trait Sample: Copy + PartialOrd {
+    /// Alpha of an opaque pixel, and white.
+    const OPAQUE: Self;
+
+    /// A sample of 8 bits in this depth.
+    fn from_byte(byte: u8) -> Self;
+
+    /// The sample with this alpha over an opaque one.
+    fn over(self, behind: Self, alpha: Self) -> Self;
+
+    /// Gray of a colour.
+    fn luma(r: Self, g: Self, b: Self) -> Self;
+}
+
+impl Sample for u8 {
+    const OPAQUE: Self = 255;
+
+    fn from_byte(byte: u8) -> Self {
+        byte
+    }
+
+    fn over(self, behind: Self, alpha: Self) -> Self {
+        let sum = u32::from(self) * u32::from(alpha) + u32::from(behind) * u32::from(255 - alpha);
+        // Rounded: 255 is odd, so there are no ties.
+        ((sum + 127) / 255) as Self
+    }
+
+    fn luma(r: Self, g: Self, b: Self) -> Self {
+        u16::luma(r.into(), g.into(), b.into()) as Self
+    }
+}
+
+impl Sample for u16 {
+    const OPAQUE: Self = 65535;
+
+    fn from_byte(byte: u8) -> Self {
+        Self::from(byte) * 257
+    }
+
+    fn over(self, behind: Self, alpha: Self) -> Self {
+        let sum = u64::from(self) * u64::from(alpha) + u64::from(behind) * u64::from(65535 - alpha);
+        ((sum + 32767) / 65535) as Self
+    }
+
+    fn luma(r: Self, g: Self, b: Self) -> Self {
+        ((u64::from(r) * LUMA[0] + u64::from(g) * LUMA[1] + u64::from(b) * LUMA[2] + 0x8000) >> 16) as Self
+    }
+}
+
+impl Sample for f32 {
+    const OPAQUE: Self = 1.0;
+
+    fn from_byte(byte: u8) -> Self {
+        Self::from(byte) / 255.0
+    }
+
+    fn over(self, behind: Self, alpha: Self) -> Self {
+        let alpha = alpha.clamp(0.0, 1.0);
+        self * alpha + behind * (1.0 - alpha)
+    }
+
+    fn luma(r: Self, g: Self, b: Self) -> Self {
+        0.299 * r + 0.587 * g + 0.114 * b
     }
 }
 
 // The weights of PIL's rgb2l: 0.299, 0.587 and 0.114 in units of 2^-16, rounded.
 const LUMA: [u64; 3] = [19595, 38470, 7471];
 
-fn luma_u8(r: u8, g: u8, b: u8) -> u8 {
-    luma_u16(u16::from(r), u16::from(g), u16::from(b)) as u8
-}
-
-fn luma_u16(r: u16, g: u16, b: u16) -> u16 {
-    ((u64::from(r) * LUMA[0] + u64::from(g) * LUMA[1] + u64::from(b) * LUMA[2] + 0x8000) >> 16) as u16
-}
-
-fn luma_f32(r: f32, g: f32, b: f32) -> f32 {
-    0.299 * r + 0.587 * g + 0.114 * b
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Background;
 
     fn image(channels: usize, samples: &[u8]) -> Image {
-        Image { width: samples.len() / channels, height: 1, channels, pixels: Pixels::U8(samples.to_vec()) }
+        let alpha = if matches!(channels, 2 | 4) { Alpha::Last } else { Alpha::Opaque };
+        let (width, pixels) = (samples.len() / channels, Pixels::U8(samples.to_vec()));
+        Image { width, height: 1, channels, pixels, alpha }
     }
 
     #[test]
-    fn conversions_follow_pil() {
+    fn conversions_that_drop_alpha_follow_pil() {
         // PIL: Image.new("RGB", (1, 1), (200, 100, 50)).convert("L") gives 124.
         let cases: &[(usize, &[u8], usize, &[u8])] = &[
             (1, &[7, 9], 3, &[7, 7, 7, 9, 9, 9]),
@@ -131,9 +238,46 @@ mod tests {
             (4, &[1, 2, 3, 4], 4, &[1, 2, 3, 4]),
         ];
         for &(have, input, want, expected) in cases {
-            let converted = image(have, input).into_channels(want, Path::new("x")).unwrap();
+            let wanted = Channels { count: want, background: Background::Drop };
+            let converted = image(have, input).into_channels(wanted, Path::new("x")).unwrap();
             assert_eq!(converted.pixels, Pixels::U8(expected.to_vec()), "{have} -> {want}");
             assert_eq!(converted.channels, want);
+        }
+    }
+
+    #[test]
+    fn what_became_of_transparency_is_known() {
+        let to = |have: usize, input: &[u8], want: usize| image(have, input).into_channels(want, Path::new("x")).unwrap();
+        assert_eq!(to(4, &[1, 2, 3, 255, 4, 5, 6, 254], 3).alpha, Alpha::Removed);
+        assert_eq!(to(4, &[1, 2, 3, 255, 4, 5, 6, 255], 3).alpha, Alpha::Opaque);
+        assert_eq!(to(2, &[9, 0], 1).alpha, Alpha::Removed);
+        assert_eq!(to(4, &[1, 2, 3, 0], 4).alpha, Alpha::Last);
+        assert_eq!(to(3, &[1, 2, 3], 1).alpha, Alpha::Opaque);
+        // A fourth band that is not alpha is no transparency.
+        let bands = Image { alpha: Alpha::Opaque, ..image(4, &[1, 2, 3, 0]) };
+        let rgb = bands.into_channels(3, Path::new("x")).unwrap();
+        assert_eq!((rgb.pixels, rgb.alpha), (Pixels::U8(vec![1, 2, 3]), Alpha::Opaque));
+    }
+
+    /// Every sample, alpha and background of 8 bits, and some of the other depths, against the plain formula.
+    #[test]
+    fn compositing_is_the_rounded_mean() {
+        let plain = |v: f64, behind: f64, alpha: f64, white: f64| v * alpha / white + behind * (white - alpha) / white;
+        for v in 0..=255u8 {
+            for alpha in 0..=255u8 {
+                for behind in [0, 1, 127, 128, 200, 255u8] {
+                    let expected = plain(v.into(), behind.into(), alpha.into(), 255.0).round();
+                    assert_eq!(f64::from(v.over(behind, alpha)), expected, "{v} {behind} {alpha}");
+                }
+            }
+        }
+        for i in 0..5000u32 {
+            let [v, behind, alpha] = [i * 7919, i * 104_729, i * 1_299_709].map(|x| (x % 65536) as u16);
+            let expected = plain(v.into(), behind.into(), alpha.into(), 65535.0).round();
+            assert_eq!(f64::from(v.over(behind, alpha)), expected);
+            let [fv, fb, fa] = [v, behind, alpha].map(|x| f32::from(x) / 65535.0);
+            let expected = plain(fv.into(), fb.into(), fa.into(), 1.0);
+            assert!((f64::from(fv.over(fb, fa)) - expected).abs() < 1e-6);
         }
     }
 

@@ -12,7 +12,7 @@ use crate::loader::lock;
 use crate::orientation::{shown_size, stored_part, swaps};
 use crate::region::Region;
 use crate::resize::{Resizer, Target, Window};
-use crate::{DataError, Image, Interpolation, Pixels, Source, Transform};
+use crate::{Alpha, DataError, Image, Interpolation, Pixels, Source, Transform};
 
 /// A smaller size is decoded where the crop has at least this many quarters of the result's width and height in it. At 5 a sharp
 /// photograph differed from filtering all pixels by 2.2 of 255 in the mean (libjpeg's reduced decoding: 1.9), at 6 by less than 1.
@@ -89,19 +89,19 @@ struct Decoded {
 
 impl Reader<'_> {
     /// Writes a view of a sample to `out`, of shape `[channels, height, width]`; `choose` gets the width and height of the
-    /// image as it is shown.
+    /// image as it is shown. Returns whether the image had transparent pixels that are no longer there.
     pub(crate) fn fill(
         &self,
         index: usize,
         choose: impl FnOnce((usize, usize)) -> Crop,
         scratch: &mut Scratch,
         out: &mut [f32],
-    ) -> Result<(), DataError> {
+    ) -> Result<bool, DataError> {
         self.transform.check(self.transform.channels, out)?;
         let buffers = scratch.0.get_or_insert_default();
         if !self.source.file(index, &mut buffers.path)? {
-            let image = self.source.load(index, self.transform.channels)?;
-            return self.transform.render(&image, choose((image.width, image.height)), out);
+            let image = self.source.load(index, self.transform.wanted())?;
+            return self.render(&image, choose, out);
         }
         match self.cache {
             Some(cache) => self.fill_cached(cache, index, choose, buffers, out),
@@ -118,10 +118,10 @@ impl Reader<'_> {
         choose: impl FnOnce((usize, usize)) -> Crop,
         buffers: &mut Buffers,
         out: &mut [f32],
-    ) -> Result<(), DataError> {
+    ) -> Result<bool, DataError> {
         let Some(header) = self.jpeg_header(buffers)? else {
-            let image = decode::decode(&buffers.file, &buffers.path, self.transform.channels)?;
-            return self.transform.render(&image, choose((image.width, image.height)), out);
+            let image = decode::decode(&buffers.file, &buffers.path, self.transform.wanted())?;
+            return self.render(&image, choose, out);
         };
         let size = (header.width, header.height);
         let crop = choose(shown_size(size, header.orientation));
@@ -129,14 +129,25 @@ impl Reader<'_> {
         let shift = if self.reading.scaled_decoding { self.shift(part, header.orientation) } else { 0 };
         if let Some(decoded) = self.decode_jpeg(&header, part, shift, buffers) {
             self.finish(decoded, Crop { part, ..crop }, buffers, out);
-            return Ok(());
+            return Ok(false);
         }
-        let image = decode::decode(&buffers.file, &buffers.path, self.transform.channels)?;
+        let image = decode::decode(&buffers.file, &buffers.path, self.transform.wanted())?;
         if shown_size(size, header.orientation) != (image.width, image.height) {
             let reason = "two decoders find different sizes".into();
             return Err(DataError::Damaged { path: buffers.path.clone(), reason });
         }
-        self.transform.render(&image, crop, out)
+        self.render(&image, |_| crop, out)
+    }
+
+    /// Writes a view of a decoded image.
+    fn render(
+        &self,
+        image: &Image,
+        choose: impl FnOnce((usize, usize)) -> Crop,
+        out: &mut [f32],
+    ) -> Result<bool, DataError> {
+        self.transform.render(image, choose((image.width, image.height)), out)?;
+        Ok(image.alpha == Alpha::Removed)
     }
 
     /// The header of the file at hand where it is a JPEG that can be decoded in part.
@@ -192,8 +203,8 @@ impl Reader<'_> {
         choose: impl FnOnce((usize, usize)) -> Crop,
         buffers: &mut Buffers,
         out: &mut [f32],
-    ) -> Result<(), DataError> {
-        let channels = self.transform.channels;
+    ) -> Result<bool, DataError> {
+        let channels = self.transform.wanted();
         let stamp = Stamp::of(&buffers.path)?;
         let hit = cache.get(index, &buffers.path, stamp, channels, &mut buffers.cached);
         if let Some(hit) = hit {
@@ -203,20 +214,18 @@ impl Reader<'_> {
                 Hit::Disk(layout, range) => (*layout, &cached[range.clone()]),
             };
             self.show(layout, pixels, choose, resizer, resized, out);
-            return Ok(());
+            return Ok(layout.background.is_some());
         }
         decode::read_into(&buffers.path, MAX_FILE_BYTES, &mut buffers.file)?;
         let layout = match self.decode_whole(cache.size(), buffers)? {
             Whole::Bytes(layout) => layout,
-            Whole::Other(image) => {
-                return self.transform.render(&image, choose((image.width, image.height)), out);
-            }
+            Whole::Other(image) => return self.render(&image, choose, out),
         };
         let Buffers { path, decoded, resizer, resized, .. } = buffers;
-        let pixels = &decoded[..layout.width * layout.height * channels];
-        cache.put(index, path, stamp, channels, layout, pixels);
+        let pixels = &decoded[..layout.width * layout.height * channels.count];
+        cache.put(index, path, stamp, channels.count, layout, pixels);
         self.show(layout, pixels, choose, resizer, resized, out);
-        Ok(())
+        Ok(layout.background.is_some())
     }
 
     fn show(
@@ -228,7 +237,7 @@ impl Reader<'_> {
         resized: &mut Vec<u8>,
         out: &mut [f32],
     ) {
-        let Layout { width, height, orientation } = layout;
+        let Layout { width, height, orientation, .. } = layout;
         let crop = choose(shown_size((width, height), orientation));
         let crop = Crop { part: stored_part(crop.part, (width, height), orientation), ..crop };
         let window = Region::whole(width, height);
@@ -249,10 +258,12 @@ impl Reader<'_> {
             let decoded = self.decode_jpeg(&header, whole, shift, buffers)?;
             Some((decoded, header.width, header.height))
         });
+        let mut background = None;
         let (decoded, width, height) = match decoded {
             Some(decoded) => decoded,
             None => {
-                let image = decode::decode(&buffers.file, &buffers.path, channels)?;
+                let image = decode::decode(&buffers.file, &buffers.path, self.transform.wanted())?;
+                background = (image.alpha == Alpha::Removed).then_some(self.transform.background);
                 let Pixels::U8(pixels) = image.pixels else { return Ok(Whole::Other(image)) };
                 let window = Region::whole(image.width, image.height);
                 buffers.decoded = pixels;
@@ -262,7 +273,7 @@ impl Reader<'_> {
         let orientation = decoded.orientation;
         let shorter = width.min(height);
         if size == 0 || shorter <= size {
-            return Ok(Whole::Bytes(Layout { width, height, orientation }));
+            return Ok(Whole::Bytes(Layout { width, height, orientation, background }));
         }
         let scaled = |side: usize| ((side * size) as f64 / shorter as f64).round().max(1.0) as usize;
         let (small_width, small_height) = (scaled(width), scaled(height));
@@ -273,7 +284,7 @@ impl Reader<'_> {
         converted.resize(small_width * small_height * channels, 0);
         resizer.bytes(&source, &Target { part, size, flip: false, interpolation: Interpolation::Bilinear }, converted);
         std::mem::swap(pixels, converted);
-        Ok(Whole::Bytes(Layout { width: small_width, height: small_height, orientation }))
+        Ok(Whole::Bytes(Layout { width: small_width, height: small_height, orientation, background }))
     }
 }
 
@@ -342,7 +353,7 @@ mod tests {
             file.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);
             file.extend(&photo[2..]);
             std::fs::write(&path, file).unwrap();
-            let image = decode::decode_file(&path, 3).unwrap();
+            let image = decode::decode_file(&path, 3.into()).unwrap();
             let (width, height) = shown_size((640, 480), orientation);
             assert_eq!((image.width, image.height), (width, height));
             let part = Region { left: 40, top: 24, width: width - 70, height: height - 31 };

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use crate::loader::lock;
-use crate::{DataError, Pixels, Source};
+use crate::{Channels, DataError, Pixels, Source};
 
 /// Per-channel mean and standard deviation of pixels in 0..1, over at most `max_images` images spread evenly over the
 /// source. Every image weighs the same, whatever its size.
@@ -13,7 +13,13 @@ use crate::{DataError, Pixels, Source};
 ///
 /// # Errors
 /// [`DataError::NothingReadable`] when no image could be read.
-pub fn mean_std(source: &dyn Source, channels: usize, max_images: usize) -> Result<(Vec<f32>, Vec<f32>), DataError> {
+pub fn mean_std(
+    source: &dyn Source,
+    wanted: impl Into<Channels>,
+    max_images: usize,
+) -> Result<(Vec<f32>, Vec<f32>), DataError> {
+    let wanted = wanted.into();
+    let channels = wanted.count;
     let len = source.len();
     let count = max_images.clamp(1, len.max(1)).min(len);
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count.max(1));
@@ -27,7 +33,7 @@ pub fn mean_std(source: &dyn Source, channels: usize, max_images: usize) -> Resu
                     let Some((i, slot)) = lock(&work).next() else { break };
                     // u128 keeps the product exact for any length.
                     let index = (i as u128 * len as u128 / count as u128) as usize;
-                    match source.load(index, channels) {
+                    match source.load(index, wanted) {
                         Ok(image) => *slot = Some(image_moments(&image.pixels, channels)),
                         Err(error) => {
                             let mut first = lock(&first_failure);

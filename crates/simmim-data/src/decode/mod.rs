@@ -9,7 +9,7 @@ use std::path::Path;
 
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 
-use crate::{DataError, Image, Pixels};
+use crate::{Alpha, Channels, DataError, Image, Pixels};
 
 /// Largest number of pixels that an image may claim, 2^28 (16384 x 16384).
 pub const MAX_PIXELS: u64 = 1 << 28;
@@ -20,7 +20,7 @@ pub const MAX_FILE_BYTES: u64 = 1 << 30;
 /// What one decoder may allocate in all: the largest image in RGBA with 16 bits.
 const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8;
 
-/// Decodes an image file into `channels` channels; the format is recognised by content, never by the name.
+/// Decodes an image file into the channels that are wanted; the format is recognised by content, never by the name.
 ///
 /// EXIF orientation is applied, as viewers do: crops of a sideways photo would teach the model sideways photos.
 /// (torchvision's `ImageFolder` does not.) GIFs give their first frame, palettes are expanded, 16-bit samples
@@ -29,7 +29,7 @@ const MAX_DECODER_BYTES: u64 = MAX_PIXELS * 8;
 /// # Errors
 /// [`DataError`] with the path for unreadable, unknown, damaged or too large files, and for channels that the file
 /// cannot give.
-pub(crate) fn decode_file(path: &Path, channels: usize) -> Result<Image, DataError> {
+pub(crate) fn decode_file(path: &Path, channels: Channels) -> Result<Image, DataError> {
     let bytes = read_limited(path, MAX_FILE_BYTES)?;
     decode(&bytes, path, channels)
 }
@@ -61,7 +61,8 @@ pub(crate) fn read_into(path: &Path, limit: u64, bytes: &mut Vec<u8>) -> Result<
     Ok(())
 }
 
-/// Decodes an image in memory into `channels` channels; `path` names it in errors.
+/// Decodes an image in memory into the channels that are wanted; `path` names it in errors. A number of channels alone
+/// composites transparency on white.
 ///
 /// The format is recognised by content. EXIF orientation is applied, GIFs give their first frame, palettes are
 /// expanded, 16-bit samples keep their depth; [`Image::into_channels`] says how channels are converted.
@@ -73,7 +74,7 @@ pub(crate) fn read_into(path: &Path, limit: u64, bytes: &mut Vec<u8>) -> Result<
 /// # Errors
 /// [`DataError::UnknownFormat`], [`DataError::Damaged`], [`DataError::Unsupported`], [`DataError::TooLarge`] or
 /// [`DataError::Channels`].
-pub fn decode(bytes: &[u8], path: &Path, channels: usize) -> Result<Image, DataError> {
+pub fn decode(bytes: &[u8], path: &Path, channels: impl Into<Channels>) -> Result<Image, DataError> {
     // Decoders are written for hostile input, but a panic in one of them must cost one image and not the run.
     let mut decoded = catch_unwind(AssertUnwindSafe(|| decode_native(bytes, path)))
         .unwrap_or_else(|_| Err(DataError::Damaged { path: path.to_owned(), reason: "the decoder panicked".into() }))?;
@@ -185,6 +186,7 @@ pub(crate) fn check_size(width: u32, height: u32, path: &Path) -> Result<(), Dat
 
 fn from_dynamic(image: DynamicImage, path: &Path) -> Result<Image, DataError> {
     let (width, height) = (image.width() as usize, image.height() as usize);
+    let alpha = if image.color().has_alpha() { Alpha::Last } else { Alpha::Opaque };
     let (channels, pixels) = match image {
         DynamicImage::ImageLuma8(i) => (1, Pixels::U8(i.into_raw())),
         DynamicImage::ImageLumaA8(i) => (2, Pixels::U8(i.into_raw())),
@@ -204,7 +206,7 @@ fn from_dynamic(image: DynamicImage, path: &Path) -> Result<Image, DataError> {
             });
         }
     };
-    Ok(Image { width, height, channels, pixels })
+    Ok(Image { width, height, channels, pixels, alpha })
 }
 
 fn from_image_error(error: ImageError, path: &Path) -> DataError {

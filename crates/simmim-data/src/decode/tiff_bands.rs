@@ -8,7 +8,7 @@ use tiff::decoder::{Decoder, DecodingResult, Limits};
 use tiff::{ColorType, tags::SampleFormat, tags::Tag};
 
 use super::{MAX_DECODER_BYTES, check_size};
-use crate::{DataError, Image, Pixels};
+use crate::{Alpha, DataError, Image, Pixels};
 
 /// Decodes bands as they are; `None` where `image` does it (RGB, RGBA, CMYK, gray of up to 16 bits).
 pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
@@ -29,6 +29,7 @@ fn decode_bands(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
     if unsigned && color.bit_depth() <= 16 && !matches!(color, ColorType::Multiband { bit_depth: 8.., .. }) {
         return Ok(None);
     }
+    let alpha = if matches!(color, ColorType::RGBA(_)) { Alpha::Last } else { Alpha::Opaque };
     let channels = match color {
         ColorType::Multiband { bit_depth: 8 | 16 | 32 | 64, num_samples } => usize::from(num_samples),
         ColorType::Gray(8 | 16 | 32 | 64) => 1,
@@ -48,7 +49,7 @@ fn decode_bands(bytes: &[u8], path: &Path) -> Result<Option<Image>, DataError> {
             reason: format!("expected {} samples, found {}", width * height * channels, pixels.len()),
         });
     }
-    Ok(Some(Image { width, height, channels, pixels }))
+    Ok(Some(Image { width, height, channels, pixels, alpha }))
 }
 
 /// The value that stands for a missing sample: GDAL's tag, a number as text.
@@ -140,7 +141,7 @@ fn decode_palette(bytes: &[u8], path: &Path) -> Result<Image, DataError> {
     // The map holds all reds, then all greens, then all blues, in 16 bits.
     let color = |i: u8| [0, 256, 512].map(|part| (map[part + usize::from(i)] >> 8) as u8);
     let pixels = Pixels::U8(indices.into_iter().flat_map(color).collect());
-    Ok(Image { width: width as usize, height: height as usize, channels: 3, pixels })
+    Ok(Image { width: width as usize, height: height as usize, channels: 3, pixels, alpha: Alpha::Opaque })
 }
 
 fn limits() -> Limits {

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::{Source, display_path, element, first_bytes, join};
-use crate::{DataError, Image, decode};
+use crate::{Channels, DataError, Image, decode};
 
 /// Names that image files carry; the decoder looks at the content only.
 const EXTENSIONS: [&str; 12] =
@@ -85,7 +85,7 @@ impl Source for FolderSource {
         self.runs.iter().map(|folder| display_path(folder)).collect()
     }
 
-    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
         decode::decode_file(&join(&self.root, element(&self.files, index)?), channels)
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use super::Source;
-use crate::{DataError, Image, Pixels};
+use crate::{Alpha, Channels, DataError, Image, Pixels};
 
 /// Largest unpacked IDX file, in bytes (4 GiB; MNIST has 47 MB).
 const MAX_IDX_BYTES: u64 = 1 << 32;
@@ -106,13 +106,13 @@ impl Source for IdxSource {
         &self.classes
     }
 
-    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
         if index >= self.len() {
             return Err(DataError::OutOfRange { index, len: self.len() });
         }
         let pixels = self.rows * self.cols;
         let pixels = Pixels::U8(self.data[index * pixels..(index + 1) * pixels].to_vec());
-        Image { width: self.cols, height: self.rows, channels: 1, pixels }.into_channels(channels, &self.path)
+        Image { width: self.cols, height: self.rows, channels: 1, pixels, alpha: Alpha::Opaque }.into_channels(channels, &self.path)
     }
 }
 

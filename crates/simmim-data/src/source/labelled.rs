@@ -6,7 +6,7 @@ use std::sync::Arc;
 use simmim_random::{Purpose, Stream};
 
 use super::{Source, element};
-use crate::{DataError, Image};
+use crate::{Channels, DataError, Image};
 
 /// Classes that an error names.
 const NAMED: usize = 8;
@@ -193,7 +193,7 @@ impl Source for LabelledSource {
         self.source.passed_over()
     }
 
-    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
         element(&self.labels, index)?;
         self.source.load(index, channels)
     }

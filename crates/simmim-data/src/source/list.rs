@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::{Source, element};
-use crate::{DataError, Image, decode};
+use crate::{Channels, DataError, Image, decode};
 
 /// Largest list that is read, in bytes (1 GiB, about ten million lines).
 const MAX_LIST_BYTES: u64 = 1 << 30;
@@ -89,7 +89,7 @@ impl Source for ListSource {
         &self.classes
     }
 
-    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
         decode::decode_file(element(&self.paths, index)?, channels)
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use simmim_random::{Purpose, Stream};
 
 use super::{Source, element};
-use crate::{DataError, Image};
+use crate::{Channels, DataError, Image};
 
 /// Chosen images of another source, in a chosen order.
 #[derive(Clone)]
@@ -56,7 +56,7 @@ impl Source for Subset {
         self.source.passed_over()
     }
 
-    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
         self.source.load(*element(&self.indices, index)?, channels)
     }
 

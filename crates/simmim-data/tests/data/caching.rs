@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 use simmim_data::source::open;
 use simmim_data::{
     Batch, Cache, CacheConfig, CacheKind, DataError, Image, Loader, LoaderConfig, Pixels, Position, Source, Transform,
+    Transparency,
 };
 
 use crate::{encode, fixtures, pattern};
 
-/// JPEGs (one of them sideways, one progressive), a PNG, and one with 16 bits, which no cache keeps.
+/// JPEGs (one of them sideways, one progressive), two PNGs (one transparent), and one with 16 bits, which no cache keeps.
 fn folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (from, name) in [
@@ -21,6 +22,7 @@ fn folder() -> tempfile::TempDir {
         ("formats", "sideways.jpg"),
         ("formats", "progressive.jpg"),
         ("formats", "rgb.png"),
+        ("formats", "alpha.png"),
         ("formats", "gray16.png"),
     ] {
         std::fs::copy(fixtures(from).join(name), folder.path().join(name)).unwrap();
@@ -71,7 +73,32 @@ fn caches_give_the_same_pixels_as_none() {
             }
         }
     }
-    assert_eq!(entries(&disk.path().join((1u64 << 30).to_string())).len(), 6);
+    assert_eq!(entries(&disk.path().join((1u64 << 30).to_string())).len(), 7);
+}
+
+#[test]
+fn runs_on_different_backgrounds_share_a_cache_without_mixing() {
+    let folder = folder();
+    let source: Arc<dyn Source> = open(folder.path()).unwrap().into();
+    let disk = tempfile::tempdir().unwrap();
+    let on = |cache: CacheConfig, background: &str| {
+        let mut config = config(cache);
+        config.transform.background = background.parse().unwrap();
+        let mut loader = Loader::new(Arc::clone(&source), config, Position::default()).unwrap();
+        let batches: Vec<Batch> = (0..6).map(|_| loader.next_batch().unwrap()).collect();
+        assert_eq!(loader.transparency(), Transparency { images: 8, transparent: 1 }, "{background}");
+        batches
+    };
+    let mut all = Vec::new();
+    for background in ["white", "#3060c0", "drop", "white"] {
+        let expected = on(CacheConfig::default(), background);
+        for kind in [CacheKind::Memory, CacheKind::Disk] {
+            assert_eq!(on(cache(kind, 0, 1 << 30, disk.path()), background), expected, "{kind:?} on {background}");
+        }
+        all.push(expected);
+    }
+    assert!(all[0] != all[1] && all[1] != all[2] && all[0] == all[3]);
+    assert_eq!(entries(disk.path()).len(), 7);
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! Every format and layout against what PIL reads.
 
-use simmim_data::{DataError, Image, Pixels, decode};
+use simmim_data::{Alpha, Background, Channels, DataError, Image, Pixels, decode};
 
 use crate::fixtures;
 
-fn read(name: &str, channels: usize) -> Result<Image, DataError> {
+/// A file in so many channels, its alpha dropped where it is not among them.
+fn read(name: &str, count: usize) -> Result<Image, DataError> {
+    read_on(name, Channels { count, background: Background::Drop })
+}
+
+fn read_on(name: &str, channels: Channels) -> Result<Image, DataError> {
     let path = fixtures("formats").join(name);
     decode(&std::fs::read(&path).unwrap(), &path, channels)
 }
@@ -58,6 +63,24 @@ fn formats_agree_with_pil() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn transparency_is_composited_as_by_pil() {
+    for name in ["alpha.png", "gray-alpha.png", "palette-transparent.png", "alpha.webp"] {
+        for color in ["ffffff", "000000", "3060c0"] {
+            let background: Background = format!("#{color}").parse().unwrap();
+            for (count, suffix) in [(3, ""), (1, ".gray")] {
+                let found = read_on(name, Channels { count, background }).unwrap();
+                let expected = read(&format!("{name}.on-{color}{suffix}.png"), count).unwrap();
+                assert_eq!(bytes(&found), bytes(&expected), "{name} on {color} in {count} channels");
+                assert_eq!(found.alpha, Alpha::Removed, "{name}");
+            }
+        }
+        assert_eq!(read_on(name, 3.into()).unwrap(), read_on(name, Channels { count: 3, background: Background::WHITE }).unwrap());
+    }
+    assert_eq!(read_on("alpha.png", 4.into()).unwrap().alpha, Alpha::Last);
+    assert_eq!(read_on("rgb.png", 3.into()).unwrap().alpha, Alpha::Opaque);
 }
 
 #[test]

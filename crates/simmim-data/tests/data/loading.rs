@@ -4,9 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use simmim_data::source::open;
-use simmim_data::{Batch, DataError, Image, Loader, LoaderConfig, Position, Source, Transform, demo_held_out, load_centered};
+use simmim_data::{
+    Background, Batch, Channels, DataError, Image, Loader, LoaderConfig, Position, Source, Transform, Transparency, demo_held_out,
+    load_centered,
+};
 
-use crate::{folder_of, pattern};
+use crate::{encode_png, folder_of, pattern};
 
 fn config(batch: usize) -> LoaderConfig {
     let mut config = LoaderConfig::new(batch, 11, Transform::new((6, 8), 3));
@@ -136,6 +139,33 @@ fn a_replacement_gets_a_crop_of_its_own() {
     }
 }
 
+#[test]
+fn transparent_images_are_counted_once_each() {
+    let folder = folder_of(9);
+    for i in [1, 4, 5] {
+        // Alpha of `pattern` is below opaque everywhere.
+        std::fs::write(folder.path().join(format!("{i:03}.png")), encode_png(&pattern(9, 7, 4, i))).unwrap();
+    }
+    let source: Arc<dyn Source> = open(folder.path()).unwrap().into();
+    for workers in [1, 3] {
+        let mut loader =
+            Loader::new(Arc::clone(&source), LoaderConfig { workers, ..config(3) }, Position::default()).unwrap();
+        let mut seen = BTreeSet::new();
+        for _ in 0..7 {
+            seen.extend(loader.next_batch().unwrap().samples);
+            let transparent = seen.iter().filter(|sample| [1, 4, 5].contains(*sample)).count();
+            assert_eq!(loader.transparency(), Transparency { images: seen.len(), transparent });
+        }
+        assert_eq!(loader.transparency(), Transparency { images: 9, transparent: 3 });
+    }
+    let mut kept = config(3);
+    kept.transform = Transform { background: Background::Drop, ..Transform::new((6, 8), 4) };
+    let only = Arc::new(simmim_data::source::Subset::new(source, vec![1, 4, 5]).unwrap());
+    let mut loader = Loader::new(only, kept, Position::default()).unwrap();
+    loader.next_batch().unwrap();
+    assert_eq!(loader.transparency().transparent, 0, "four channels keep alpha");
+}
+
 /// A source whose fourth image panics.
 struct Faulty;
 
@@ -156,9 +186,9 @@ impl Source for Faulty {
         &[]
     }
 
-    fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
         assert!(index != 3, "index out of bounds: the len is {index}");
-        Ok(pattern(9, 7, channels, index))
+        Ok(pattern(9, 7, channels.count, index))
     }
 }
 
@@ -258,7 +288,7 @@ fn evaluation_keeps_its_order_and_reports_what_failed() {
     let indices = [8, 4, 0, 0, 5];
     let mut expected = vec![0.0; indices.len() * values];
     for (row, &index) in expected.chunks_mut(values).zip(&indices) {
-        if let Ok(image) = source.load(index, 3) {
+        if let Ok(image) = source.load(index, 3.into()) {
             transform.apply_centered(&image, row).unwrap();
         }
     }

@@ -40,7 +40,7 @@ fn cut(image: &Image, left: usize, top: usize, width: usize, height: usize) -> I
         let start = (row * image.width + left) * image.channels;
         bytes(image)[start..start + width * image.channels].to_vec()
     });
-    Image { width, height, channels: image.channels, pixels: Pixels::U8(pixels.collect()) }
+    Image { width, height, pixels: Pixels::U8(pixels.collect()), ..image.clone() }
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn normalisation_and_planes_are_exact_without_resizing() {
 fn the_centred_view_is_the_middle() {
     // Left third black, middle white, right third black: a square from the middle of a 3:1 image is white.
     let pixels = (0..30 * 10).map(|i| if (10..20).contains(&(i % 30)) { 255 } else { 0 }).collect();
-    let image = Image { width: 30, height: 10, channels: 1, pixels: Pixels::U8(pixels) };
+    let image = Image { pixels: Pixels::U8(pixels), ..pattern(30, 10, 1, 0) };
     let transform = plain((10, 10), 1, Interpolation::Bilinear);
     let mut out = vec![0.0; 100];
     transform.apply_centered(&image, &mut out).unwrap();

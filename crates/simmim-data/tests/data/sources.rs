@@ -55,9 +55,9 @@ fn folders_are_sorted_labelled_and_mixed() {
     let labels: Vec<_> = (0..7).map(|i| source.label(i)).collect();
     assert_eq!(labels, [Some(0), Some(0), Some(1), Some(1), Some(1), None, None]);
     for i in 0..source.len() {
-        assert_eq!(source.load(i, 3).unwrap().width, 5, "{}", source.name(i));
+        assert_eq!(source.load(i, 3.into()).unwrap().width, 5, "{}", source.name(i));
     }
-    assert!(matches!(source.load(7, 3), Err(DataError::OutOfRange { index: 7, len: 7 })));
+    assert!(matches!(source.load(7, 3.into()), Err(DataError::OutOfRange { index: 7, len: 7 })));
 }
 
 #[cfg(unix)]
@@ -126,7 +126,7 @@ fn one_image_is_a_source() {
     let folder = folder_of(3);
     let source = open(&folder.path().join("001.png")).unwrap();
     assert_eq!(names(&*source), ["001.png"]);
-    assert_eq!(source.load(0, 1).unwrap().channels, 1);
+    assert_eq!(source.load(0, 1.into()).unwrap().channels, 1);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn lists_take_labels_headers_and_commas() {
         assert_eq!(names(&*source), files, "{name}");
         assert_eq!((0..source.len()).map(|i| source.label(i)).collect::<Vec<_>>(), labels, "{name}");
         assert_eq!(source.class_names(), classes, "{name}");
-        assert!((0..source.len()).all(|i| source.load(i, 3).is_ok()));
+        assert!((0..source.len()).all(|i| source.load(i, 3.into()).is_ok()));
     };
     check("plain.txt", "# comment\n000.png\n\n a,b.png \r\n", &["000.png", "a,b.png"], &[None, None], &[]);
     check(
@@ -192,9 +192,9 @@ fn idx_folders_are_recognised() {
     write("train-labels-idx1-ubyte.gz", gzip(&idx(&[2], &[4, 1])));
     let train = open(folder.path()).unwrap();
     assert_eq!((train.len(), train.label(0), train.label(1), train.class_names().len()), (2, Some(4), Some(1), 5));
-    let image = train.load(1, 1).unwrap();
+    let image = train.load(1, 1.into()).unwrap();
     assert_eq!((image.width, image.height, image.pixels), (3, 2, Pixels::U8((6..12).collect())));
-    assert_eq!(train.load(1, 3).unwrap().channels, 3);
+    assert_eq!(train.load(1, 3.into()).unwrap().channels, 3);
     assert_eq!(train.name(1), "train-images-idx3-ubyte#1");
     let test = open(&folder.path().join("t10k-images-idx3-ubyte.gz")).unwrap();
     assert_eq!((test.len(), test.label(0)), (1, None));
@@ -242,7 +242,7 @@ fn the_demonstration_set_is_complete_and_balanced() {
         (0..count).for_each(|i| per_class[source.label(i).unwrap()] += 1);
         assert_eq!(per_class, [count / 10; 10]);
         assert_eq!(source.class_names().len(), 10);
-        let image = source.load(count - 1, 1).unwrap();
+        let image = source.load(count - 1, 1.into()).unwrap();
         assert_eq!((image.width, image.height, image.channels), (28, 28, 1));
     }
     let (mean, std) = mean_std(&demo().unwrap(), 1, usize::MAX).unwrap();
@@ -283,7 +283,7 @@ fn subsets_pass_everything_through() {
     let all: Arc<dyn Source> = open(folder.path()).unwrap().into();
     let part = Subset::new(Arc::clone(&all), vec![3, 1]).unwrap();
     assert_eq!(names(&part), ["003.png", "001.png"]);
-    assert_eq!(part.load(0, 3).unwrap(), all.load(3, 3).unwrap());
-    assert!(part.load(2, 3).is_err());
+    assert_eq!(part.load(0, 3.into()).unwrap(), all.load(3, 3.into()).unwrap());
+    assert!(part.load(2, 3.into()).is_err());
     assert!(matches!(Subset::new(all, vec![4]), Err(DataError::OutOfRange { index: 4, len: 4 })));
 }

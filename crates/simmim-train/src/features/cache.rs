@@ -8,7 +8,7 @@ use super::{Features, Matrix, Plan};
 use crate::error::TrainError;
 use crate::run_folder::sync_folder;
 use serde::{Deserialize, Serialize};
-use simmim_data::{DataError, Pixels, Source};
+use simmim_data::{Channels, DataError, Pixels, Source};
 use simmim_models::Encoder;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -46,11 +46,14 @@ impl Key {
             data.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(&label.to_le_bytes());
             match source.stamp(index) {
                 Some((size, changed)) => data.update(&size.to_le_bytes()).update(&changed.to_le_bytes()),
-                None => hash_pixels(&mut data, source, index, plan.transform.channels),
+                None => hash_pixels(&mut data, source, index, plan.transform.wanted()),
             };
         }
         let t = &plan.transform;
-        let transform = format!("{:?} {} {:?} {:?} {:?}", t.size, t.channels, t.interpolation, t.mean, t.std);
+        let transform = format!(
+            "{:?} {} {} {:?} {:?} {:?} {}",
+            t.size, t.channels, t.background, t.interpolation, t.mean, t.std, t.keep
+        );
         data.update(format!("{transform} {encoder:?} {:?}", plan.pooling).as_bytes());
         let images = data.clone();
         data.update(format!(" {:?}", plan.layers).as_bytes());
@@ -75,7 +78,7 @@ fn hash_pixels<'a>(
     hash: &'a mut blake3::Hasher,
     source: &dyn Source,
     index: usize,
-    channels: usize,
+    channels: Channels,
 ) -> &'a mut blake3::Hasher {
     match source.load(index, channels) {
         Ok(image) => {

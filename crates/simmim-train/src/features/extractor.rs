@@ -335,7 +335,7 @@ mod tests {
         fn class_names(&self) -> &[String] {
             &[]
         }
-        fn load(&self, index: usize, channels: usize) -> Result<Image, DataError> {
+        fn load(&self, index: usize, channels: simmim_data::Channels) -> Result<Image, DataError> {
             if self.0.contains(&index) {
                 return Err(DataError::Damaged { path: format!("{index}.png").into(), reason: "torn".into() });
             }

@@ -241,7 +241,7 @@ mod tests {
         fn class_names(&self) -> &[String] {
             &self.1
         }
-        fn load(&self, index: usize, _: usize) -> Result<Image, DataError> {
+        fn load(&self, index: usize, _: simmim_data::Channels) -> Result<Image, DataError> {
             Err(DataError::OutOfRange { index, len: 0 })
         }
     }

@@ -38,7 +38,7 @@ impl Choice {
         let mut first = None;
         let mut seen = Vec::new();
         for i in 0..count {
-            match source.load(i * source.len() / count, 3) {
+            match source.load(i * source.len() / count, 3.into()) {
                 Ok(image) => seen.push(Seen::of(&image)),
                 Err(error) => first = first.or(Some(error)),
             }

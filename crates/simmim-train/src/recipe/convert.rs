@@ -167,7 +167,7 @@ impl Recipe {
     pub fn fix_statistics(&mut self, source: &dyn Source) -> Result<(), TrainError> {
         let channels = self.model.channels;
         let measured = if [&self.data.mean, &self.data.std].contains(&&Statistic::Named("measure".into())) {
-            Some(simmim_data::mean_std(source, channels, MEASURED)?)
+            Some(simmim_data::mean_std(source, self.transform().wanted(), MEASURED)?)
         } else {
             None
         };
@@ -211,6 +211,8 @@ impl Recipe {
             RandomResizedCrop { scale: (d.crop_scale[0], d.crop_scale[1]), ratio: (d.crop_ratio[0], d.crop_ratio[1]) };
         transform.crop = d.random_crop.then_some(crop);
         transform.flip = d.flip;
+        // A recipe that was read has a valid one.
+        transform.background = d.background.parse().unwrap_or_default();
         transform.interpolation = if d.interpolation == InterpolationKind::Bilinear {
             Interpolation::Bilinear
         } else {

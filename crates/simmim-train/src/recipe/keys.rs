@@ -53,6 +53,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("data.crop_ratio", "smallest and largest width divided by height of a crop"),
     ("data.flip", "probability of a horizontal flip"),
     ("data.interpolation", "bilinear or bicubic, antialiased"),
+    (
+        "data.background",
+        "what shows behind transparency: white, black, a colour such as \"#808080\", or drop (the hidden colours); 2 or 4 channels keep alpha",
+    ),
     ("data.mean", "\"imagenet\", \"measure\", or a number for each channel (pixels in 0 to 1)"),
     ("data.std", "as data.mean"),
     ("data.workers", "loader threads; 0: one for each core, at most 8"),

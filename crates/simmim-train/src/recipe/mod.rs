@@ -77,14 +77,15 @@ impl Recipe {
         Self::resolve_for(name_or_file, set, None)
     }
 
-    /// As [`Recipe::resolve`], for a model that exists: where the recipe names no other model, architecture, mean and deviation are
-    /// those of the run the model comes from. Drop path is no part of the architecture, and a recipe may change single values (the
+    /// As [`Recipe::resolve`], for a model that exists: where the recipe names no other model, architecture, mean, deviation and
+    /// background are those of the run the model comes from. Drop path is no part of the architecture, and a recipe may change single values (the
     /// image size, say).
     ///
     /// # Errors
     /// As [`Recipe::resolve`].
     pub fn resolve_for(name_or_file: &str, set: &[String], model: Option<&Recipe>) -> Result<Self, TrainError> {
         let mut table = read(name_or_file, 0)?;
+        keep_former_ways(&mut table);
         if let Some(model) = model {
             let own = lookup(&table, "model.name").and_then(Value::as_str);
             if own.is_none_or(|name| name == model.model.name) {
@@ -120,7 +121,7 @@ impl Recipe {
         Self::resolve(&config.display().to_string(), &[])
     }
 
-    /// What belongs to the model itself: its sizes and the statistics it was trained with.
+    /// What belongs to the model itself: its sizes, and the statistics and background it was trained with.
     fn architecture(&self) -> Table {
         let mut table = Table::try_from(self).unwrap_or_default();
         table.retain(|section, _| section == "model" || section == "data");
@@ -128,7 +129,7 @@ impl Recipe {
             model.remove("drop_path");
         }
         if let Some(Value::Table(data)) = table.get_mut("data") {
-            data.retain(|key, _| key == "mean" || key == "std");
+            data.retain(|key, _| matches!(key, "mean" | "std" | "background"));
         }
         table
     }
@@ -259,6 +260,26 @@ fn read(name_or_file: &str, depth: usize) -> Result<Table, TrainError> {
         }
         Some(_) => Err(wrong(name_or_file, "`extends` is not a string", "write extends = \"NAME\"")),
         None => Ok(table),
+    }
+}
+
+/// Sections that every complete recipe has.
+const SECTIONS: [&str; 12] = [
+    "model", "simmim", "data", "optimizer", "schedule", "train", "validate", "reconstruct", "probe", "log", "checkpoint", "guard",
+];
+
+/// Keys that came later than the first runs, with the values that do what was done before they came.
+const FORMER_WAYS: [(&str, &str); 1] = [("data.background", "drop")];
+
+/// Gives a complete recipe of an earlier version (the `config.toml` of a run, above all) the values of keys that it could not know,
+/// so that a resumed run goes on as it began. Other recipes get today's defaults.
+fn keep_former_ways(table: &mut Table) {
+    if SECTIONS.iter().all(|section| table.contains_key(*section)) {
+        for (key, value) in FORMER_WAYS {
+            if lookup(table, key).is_none() {
+                put(table, key, Value::String(value.to_owned()));
+            }
+        }
     }
 }
 
@@ -445,6 +466,20 @@ mod tests {
     }
 
     #[test]
+    fn a_run_of_an_earlier_version_goes_on_as_it_began() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let config = set(&[]).unwrap().to_toml();
+        let without: String = config.lines().filter(|l| !l.starts_with("background")).map(|l| format!("{l}\n")).collect();
+        assert_ne!(config, without);
+        std::fs::write(&path, without).unwrap();
+        assert_eq!(Recipe::from_run(&path).unwrap().data.background, "drop");
+        assert_eq!(set(&[]).unwrap().data.background, "white");
+        std::fs::write(&path, "extends = \"demo\"").unwrap();
+        assert_eq!(Recipe::from_run(&path).unwrap().data.background, "white");
+    }
+
+    #[test]
     fn differences_name_keys_with_both_values() {
         let (a, b) = (set(&["train.seed=1"]).unwrap(), set(&["train.seed=2", "schedule.epochs=3"]).unwrap());
         assert!(a.differences(&a).is_empty());
@@ -490,6 +525,7 @@ mod tests {
             ("data.std=[0.0]", "data.std", "above 0"),
             ("data.mean=imagnet", "data.mean is \"imagnet\"", "\"measure\""),
             ("schedule.milestones=[-3.0]", "schedule.milestones", "not negative"),
+            ("data.background=blue", "data.background is \"blue\"", "hexadecimal"),
             ("checkpoint.keep=0", "checkpoint.keep is 0", "1 to"),
             ("model.embed_dim=100000000", "model.embed_dim is 100000000", "1 to"),
             ("data.workers=100000", "data.workers is 100000", "0 to"),

@@ -74,7 +74,7 @@ section!(
     /// Images.
     Data {
         path: String, val_path: String, held_out: usize, random_crop: bool, crop_scale: [f64; 2], crop_ratio: [f64; 2], flip: f64,
-        interpolation: InterpolationKind, mean: Statistic, std: Statistic, workers: usize, prefetch: usize, max_errors: usize,
+        interpolation: InterpolationKind, background: String, mean: Statistic, std: Statistic, workers: usize, prefetch: usize, max_errors: usize,
         scaled_decoding: bool, cache: CacheKind, cache_size: usize, cache_limit: u64, cache_path: String,
     }
 );

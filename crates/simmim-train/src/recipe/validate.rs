@@ -2,6 +2,7 @@
 
 use super::{Heads, MaskKind, ModeKind, Recipe, Statistic, wrong};
 use crate::error::TrainError;
+use simmim_data::Background;
 use std::fmt::Debug;
 
 /// Complains about values of one recipe.
@@ -138,6 +139,13 @@ impl Recipe {
         check.within("data.workers", d.workers, 0, 1024)?;
         check.within("data.prefetch", d.prefetch, 0, 1024)?;
         check.within("data.cache_size", d.cache_size, 0, 32_768)?;
+        let background = &d.background;
+        check.that(
+            background.parse::<Background>().is_ok(),
+            "data.background",
+            background,
+            "write white, black, drop or a colour such as \"#808080\" (red, green and blue in hexadecimal)",
+        )?;
         for (key, statistic) in [("data.mean", &d.mean), ("data.std", &d.std)] {
             match statistic {
                 Statistic::Given(v) if key == "data.std" => {

@@ -52,7 +52,7 @@ fn readable(images: &dyn Source, channels: usize) -> Result<(), TrainError> {
     const TRIED: usize = 16;
     let mut first = None;
     for i in 0..images.len().min(TRIED) {
-        match images.load(i, channels) {
+        match images.load(i, channels.into()) {
             Ok(_) => return Ok(()),
             Err(e) => first = first.or(Some(e)),
         }

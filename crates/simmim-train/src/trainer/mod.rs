@@ -32,7 +32,7 @@ use crate::run_folder::{RunFolder, atomic_write};
 use crate::schedule::LearningRate;
 use crate::trivial::TrivialLosses;
 use log::Log;
-use simmim_data::{Loader, LoaderConfig, Position, Source};
+use simmim_data::{Loader, LoaderConfig, Position, Source, Transparency};
 use simmim_engine::Executor;
 use simmim_engine::executor::Machine;
 use simmim_models::weights::{self, Weights};
@@ -41,6 +41,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+
+/// Images after which it is said how many have transparency.
+const COUNTED: usize = 4096;
 
 /// Something that happened while training, for progress and logs.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,6 +131,8 @@ pub struct Trainer<T = Pretraining> {
     trivial: Option<TrivialLosses>,
     curve: Curve,
     plateau: Plateau,
+    /// Whether it was said how many images have transparency.
+    transparency_told: bool,
 }
 
 /// Settles what a recipe leaves to the data and the plan: mean and deviation, and the parts of a step. A run's `config.toml` is
@@ -227,6 +232,7 @@ impl<T: Task> Trainer<T> {
             trivial: None,
             curve,
             plateau: Plateau::default(),
+            transparency_told: false,
         })
     }
 
@@ -310,6 +316,7 @@ impl<T: Task> Trainer<T> {
             }
         }
         let finished = self.step >= self.schedule.total_steps;
+        self.tell_transparency(1, tell);
         self.save(tell)?;
         if finished {
             if measured.is_none() {
@@ -356,9 +363,29 @@ impl<T: Task> Trainer<T> {
         Ok(())
     }
 
+    /// Says once what was done with transparency, as soon as so many images are read.
+    fn tell_transparency(&mut self, enough: usize, tell: &mut dyn FnMut(Event)) {
+        let Transparency { images, transparent } = self.loader.transparency();
+        if self.transparency_told || images < enough {
+            return;
+        }
+        self.transparency_told = true;
+        if transparent > 0 {
+            let done = match self.recipe.data.background.as_str() {
+                "drop" => "dropped, hidden colours show".to_owned(),
+                color => format!("composited on {color}"),
+            };
+            tell(Event::Warning(format!(
+                "{transparent} of {images} images have transparency: {done} (data.background = \"{}\")",
+                self.recipe.data.background
+            )));
+        }
+    }
+
     /// One step with everything that is due after it; returns what was measured on held-out images.
     fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
         let mut batch = self.loader.next_batch()?;
+        self.tell_transparency(COUNTED.min(self.images), tell);
         let lr = self.schedule.at(self.step);
         self.task.accumulate(&mut batch, self.step)?;
         self.loader.recycle(batch);
