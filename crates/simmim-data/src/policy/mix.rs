@@ -101,14 +101,14 @@ impl Mix {
 
 impl Mixture {
     /// Cutmix of images of `(height, width)` that leaves about `share` of each: a rectangle around `center` (row, column), of the
-    /// images' aspect ratio. Half of its sides, rounded down, lies on each side of the centre, as in timm's `rand_bbox`; what hangs
-    /// over the border is cut off.
+    /// images' aspect ratio. Of an odd side the larger half lies below or right of the centre, as in timm 1.0.31's `rand_bbox` (the
+    /// original halves both down); what hangs over the border is cut off.
     #[must_use]
     pub fn cutmix((height, width): (usize, usize), share: f64, center: (usize, usize)) -> Self {
         let side = (1.0 - share).sqrt();
         let span = |center: usize, len: usize| {
-            let half = (len as f64 * side) as usize / 2;
-            [center.saturating_sub(half), (center + half).min(len)]
+            let cut = (len as f64 * side) as usize;
+            [center.saturating_sub(cut / 2), (center + cut.div_ceil(2)).min(len)]
         };
         let ([top, bottom], [left, right]) = (span(center.0, height), span(center.1, width));
         let share = 1.0 - ((bottom - top) * (right - left)) as f64 / (height * width) as f64;
