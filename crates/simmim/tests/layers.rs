@@ -15,6 +15,8 @@ fn crates_see_only_the_layers_below_them() {
         ("simmim-data", &["simmim-files", "simmim-random"]),
         ("simmim-models", &["simmim-engine", "simmim-files", "simmim-random"]),
         ("simmim-train", &["simmim-data", "simmim-engine", "simmim-files", "simmim-models", "simmim-random"]),
+        ("simmim-fuzzing", &["simmim-data", "simmim-models", "simmim-random", "simmim-train"]),
+        ("xtask", &[]),
         ("simmim", &["simmim-data", "simmim-engine", "simmim-files", "simmim-models", "simmim-random", "simmim-train"]),
     ]
     .into();
