@@ -42,7 +42,9 @@ pub(crate) fn check(verify: bool) -> Result<(), String> {
         if let Some(stray) = listing.lines().find(|file| file.starts_with("tests/")) {
             return Err(format!("{name} publishes {stray}: exclude its tests, whose fixtures stay in the repository"));
         }
-        if let Some(missing) = ["LICENSE-APACHE", "LICENSE-MIT", "README.md"].iter().find(|&f| listing.lines().all(|l| l != *f)) {
+        if let Some(missing) =
+            ["LICENSE-APACHE", "LICENSE-MIT", "README.md"].iter().find(|&f| listing.lines().all(|l| l != *f))
+        {
             return Err(format!("{name} lacks {missing}: link to the one in the repository's root"));
         }
         println!("{name}: {} files, {} KiB", listing.lines().count(), total.div_ceil(1024));

@@ -54,7 +54,8 @@ impl FromStr for Background {
             // `from_str_radix` would take a sign.
             _ => text.strip_prefix('#').filter(|d| d.len() == 6 && !d.starts_with('+')).and_then(color),
         };
-        known.ok_or_else(|| DataError::config("data.background", "white, black, drop or a colour such as #808080", text))
+        known
+            .ok_or_else(|| DataError::config("data.background", "white, black, drop or a colour such as #808080", text))
     }
 }
 

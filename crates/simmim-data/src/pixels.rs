@@ -86,7 +86,13 @@ impl Image {
             Pixels::F32(v) => (Pixels::F32(convert(&v, change)), has_alpha && any_transparent(&v, have)),
         };
         let alpha = match alpha {
-            Alpha::Last => if transparent { Alpha::Removed } else { Alpha::Opaque },
+            Alpha::Last => {
+                if transparent {
+                    Alpha::Removed
+                } else {
+                    Alpha::Opaque
+                }
+            }
             known => known,
         };
         Ok(Self { width, height, channels: count, pixels, alpha })
@@ -247,7 +253,8 @@ mod tests {
 
     #[test]
     fn what_became_of_transparency_is_known() {
-        let to = |have: usize, input: &[u8], want: usize| image(have, input).into_channels(want, Path::new("x")).unwrap();
+        let to =
+            |have: usize, input: &[u8], want: usize| image(have, input).into_channels(want, Path::new("x")).unwrap();
         assert_eq!(to(4, &[1, 2, 3, 255, 4, 5, 6, 254], 3).alpha, Alpha::Removed);
         assert_eq!(to(4, &[1, 2, 3, 255, 4, 5, 6, 255], 3).alpha, Alpha::Opaque);
         assert_eq!(to(2, &[9, 0], 1).alpha, Alpha::Removed);
@@ -271,7 +278,7 @@ mod tests {
                 }
             }
         }
-        for i in 0..5000u32 {
+        for i in 0..5000u64 {
             let [v, behind, alpha] = [i * 7919, i * 104_729, i * 1_299_709].map(|x| (x % 65536) as u16);
             let expected = plain(v.into(), behind.into(), alpha.into(), 65535.0).round();
             assert_eq!(f64::from(v.over(behind, alpha)), expected);

@@ -19,7 +19,10 @@ fn main() -> ExitCode {
     let folder = std::path::Path::new(folder);
     let write = || {
         std::fs::create_dir_all(folder)?;
-        (target.seeds)().iter().enumerate().try_for_each(|(i, seed)| std::fs::write(folder.join(format!("seed-{i}")), seed))
+        (target.seeds)()
+            .iter()
+            .enumerate()
+            .try_for_each(|(i, seed)| std::fs::write(folder.join(format!("seed-{i}")), seed))
     };
     match write() {
         Ok(()) => ExitCode::SUCCESS,

@@ -145,8 +145,10 @@ impl TempFile {
 /// Committed files of a folder, with one of these endings.
 fn committed(folder: &str, endings: &[&str]) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder);
-    let mut paths: Vec<PathBuf> =
-        std::fs::read_dir(&folder).expect("the repository's files").map(|entry| entry.expect("an entry").path()).collect();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("the repository's files")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
     paths.sort();
     let wanted = |path: &PathBuf| endings.iter().any(|e| path.to_string_lossy().ends_with(e));
     let files = paths.iter().filter(|path| wanted(path)).map(|path| std::fs::read(path).expect("a committed file"));

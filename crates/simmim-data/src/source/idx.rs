@@ -112,7 +112,8 @@ impl Source for IdxSource {
         }
         let pixels = self.rows * self.cols;
         let pixels = Pixels::U8(self.data[index * pixels..(index + 1) * pixels].to_vec());
-        Image { width: self.cols, height: self.rows, channels: 1, pixels, alpha: Alpha::Opaque }.into_channels(channels, &self.path)
+        Image { width: self.cols, height: self.rows, channels: 1, pixels, alpha: Alpha::Opaque }
+            .into_channels(channels, &self.path)
     }
 }
 

@@ -77,7 +77,10 @@ fn transparency_is_composited_as_by_pil() {
                 assert_eq!(found.alpha, Alpha::Removed, "{name}");
             }
         }
-        assert_eq!(read_on(name, 3.into()).unwrap(), read_on(name, Channels { count: 3, background: Background::WHITE }).unwrap());
+        assert_eq!(
+            read_on(name, 3.into()).unwrap(),
+            read_on(name, Channels { count: 3, background: Background::WHITE }).unwrap()
+        );
     }
     assert_eq!(read_on("alpha.png", 4.into()).unwrap().alpha, Alpha::Last);
     assert_eq!(read_on("rgb.png", 3.into()).unwrap().alpha, Alpha::Opaque);

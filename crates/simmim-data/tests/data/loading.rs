@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use simmim_data::source::open;
 use simmim_data::{
-    Background, Batch, Channels, DataError, Image, Loader, LoaderConfig, Position, Source, Transform, Transparency, demo_held_out,
-    load_centered,
+    Background, Batch, Channels, DataError, Image, Loader, LoaderConfig, Position, Source, Transform, Transparency,
+    demo_held_out, load_centered,
 };
 
 use crate::{encode_png, folder_of, pattern};

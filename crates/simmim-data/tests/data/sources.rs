@@ -98,7 +98,10 @@ fn runs_among_the_images_are_passed_over() {
     assert_eq!(Subset::new(source.into(), vec![1]).unwrap().passed_over(), runs);
 
     let error = fails(&folder.path().join("locked"));
-    assert!(error.to_string().contains("holds a run") && error.help().unwrap().contains("`reconstructions`"), "{error}");
+    assert!(
+        error.to_string().contains("holds a run") && error.help().unwrap().contains("`reconstructions`"),
+        "{error}"
+    );
     assert_eq!(open(&folder.path().join("locked/reconstructions")).unwrap().len(), 1);
 }
 

@@ -265,7 +265,18 @@ fn read(name_or_file: &str, depth: usize) -> Result<Table, TrainError> {
 
 /// Sections that every complete recipe has.
 const SECTIONS: [&str; 12] = [
-    "model", "simmim", "data", "optimizer", "schedule", "train", "validate", "reconstruct", "probe", "log", "checkpoint", "guard",
+    "model",
+    "simmim",
+    "data",
+    "optimizer",
+    "schedule",
+    "train",
+    "validate",
+    "reconstruct",
+    "probe",
+    "log",
+    "checkpoint",
+    "guard",
 ];
 
 /// Keys that came later than the first runs, with the values that do what was done before they came.
@@ -470,7 +481,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         let config = set(&[]).unwrap().to_toml();
-        let without: String = config.lines().filter(|l| !l.starts_with("background")).map(|l| format!("{l}\n")).collect();
+        let without: String =
+            config.lines().filter(|l| !l.starts_with("background")).map(|l| format!("{l}\n")).collect();
         assert_ne!(config, without);
         std::fs::write(&path, without).unwrap();
         assert_eq!(Recipe::from_run(&path).unwrap().data.background, "drop");

@@ -49,7 +49,8 @@ impl LabelledData {
         }
         let (path, val_path) = (Path::new(&d.path), Path::new(&d.val_path));
         let train = LabelledSource::new(source::open(path)?.into(), path)?;
-        let val = LabelledSource::with_classes(source::open(val_path)?.into(), val_path, train.class_names())?.complete()?;
+        let val =
+            LabelledSource::with_classes(source::open(val_path)?.into(), val_path, train.class_names())?.complete()?;
         Ok(Self { train, val })
     }
 }
