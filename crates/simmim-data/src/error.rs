@@ -79,7 +79,7 @@ pub enum DataError {
         found: String,
     },
     /// An image that does not have the requested channels.
-    #[error("`{}` cannot give the requested channels: expected {expected}, found {found}", path.display())]
+    #[error("`{}` does not have the requested channels: expected {expected}, found {found}", path.display())]
     Channels {
         /// The file.
         path: PathBuf,

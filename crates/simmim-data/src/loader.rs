@@ -90,7 +90,7 @@ impl LoaderConfig {
     }
 }
 
-/// The place of a batch in the endless sequence of batches.
+/// The position of a batch in the endless sequence of batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position {
     /// The epoch, from 0.
@@ -305,7 +305,7 @@ impl Loader {
         }
     }
 
-    /// The place of the batch that [`next_batch`](Self::next_batch) will return next; starting there continues exactly.
+    /// The position of the batch that [`next_batch`](Self::next_batch) will return next; starting there continues exactly.
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.position(self.first.saturating_add(self.delivered))

@@ -42,7 +42,7 @@ pub(crate) struct Reader<'a> {
     pub(crate) cache: Option<&'a Cache>,
 }
 
-/// Memory that is kept from image to image.
+/// Scratch memory, reused from image to image.
 #[derive(Default)]
 struct Buffers {
     path: PathBuf,

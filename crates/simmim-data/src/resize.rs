@@ -53,7 +53,7 @@ struct Axis {
     line: Vec<f64>,
 }
 
-/// Memory that is kept from image to image.
+/// Scratch memory, reused from image to image.
 #[derive(Default)]
 pub(crate) struct Resizer {
     isa: Isa,

@@ -50,8 +50,8 @@ impl FolderSource {
         files.sort();
         runs.sort();
         let folders: BTreeSet<String> = files.iter().filter_map(|f| first_folder(f)).collect();
-        let place: BTreeMap<&str, usize> = folders.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
-        let labels = files.iter().map(|f| first_folder(f).and_then(|name| place.get(name.as_str()).copied())).collect();
+        let index: BTreeMap<&str, usize> = folders.iter().enumerate().map(|(i, name)| (name.as_str(), i)).collect();
+        let labels = files.iter().map(|f| first_folder(f).and_then(|name| index.get(name.as_str()).copied())).collect();
         Ok(Self { root: root.to_owned(), files, labels, classes: folders.into_iter().collect(), runs })
     }
 

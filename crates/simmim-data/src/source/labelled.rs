@@ -58,11 +58,11 @@ impl LabelledSource {
     /// # Errors
     /// [`DataError::Labels`] where an image has no class or one that is not in the list.
     pub fn with_classes(source: Arc<dyn Source>, path: &Path, classes: &[String]) -> Result<Self, DataError> {
-        let place: Vec<Option<usize>> =
+        let index: Vec<Option<usize>> =
             source.class_names().iter().map(|name| classes.iter().position(|c| c == name)).collect();
         let (mut numbers, mut unlabelled, mut foreign) = (Vec::with_capacity(source.len()), Vec::new(), Vec::new());
         for i in 0..source.len() {
-            match source.label(i).map(|l| (l, place.get(l).copied().flatten())) {
+            match source.label(i).map(|l| (l, index.get(l).copied().flatten())) {
                 Some((_, Some(number))) => numbers.push(number),
                 Some((label, None)) => foreign.push(label),
                 None => unlabelled.push(i),

@@ -20,7 +20,7 @@ const CHECKED_ENTRIES: usize = 16;
 ///
 /// Empty lines and lines that start with `#` are skipped, as is a header line (`path`, `file`, `filename` or `image`).
 /// In a `.txt` list, a comma that belongs to an existing file's name does not separate a label. Labels that are all
-/// whole numbers are taken as they are; otherwise a label is the place of its name among the sorted names.
+/// whole numbers are taken as they are; otherwise a label is the index of its name among the sorted names.
 #[derive(Debug)]
 pub struct ListSource {
     paths: Vec<PathBuf>,
@@ -139,8 +139,8 @@ fn number_labels(labels: Vec<Option<&str>>) -> (Vec<Option<usize>>, Vec<String>)
             (labels, (0..classes).map(|n| n.to_string()).collect())
         }
         None => {
-            let place: BTreeMap<&str, usize> = distinct.iter().enumerate().map(|(i, &name)| (name, i)).collect();
-            let labels = labels.into_iter().map(|l| l.and_then(|l| place.get(l).copied())).collect();
+            let index: BTreeMap<&str, usize> = distinct.iter().enumerate().map(|(i, &name)| (name, i)).collect();
+            let labels = labels.into_iter().map(|l| l.and_then(|l| index.get(l).copied())).collect();
             (labels, distinct.into_iter().map(str::to_owned).collect())
         }
     }

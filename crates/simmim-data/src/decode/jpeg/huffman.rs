@@ -311,8 +311,8 @@ impl AcTable {
         })
     }
 
-    /// Decodes coefficients 1 to `last` of a block, in the order of the file, and passes over the others. `store` gets place
-    /// and value. Returns the largest place stored, 0 where there is none.
+    /// Decodes coefficients 1 to `last` of a block, in the order of the file, and passes over the others. `store` gets index
+    /// and value. Returns the largest index stored, 0 where there is none.
     #[inline(always)]
     pub(super) fn block(
         &self,
@@ -357,7 +357,7 @@ impl AcTable {
         Ok(largest)
     }
 
-    /// Passes over the rest of a block, from place `k` on.
+    /// Passes over the rest of a block, from index `k` on.
     #[inline(always)]
     pub(super) fn pass(&self, outer: &mut Bits<'_>, mut k: usize) -> Result<(), Unusual> {
         let mut local = *outer;

@@ -32,11 +32,11 @@ const F_2_053: i32 = fix(2.053_119_869);
 const F_2_562: i32 = fix(2.562_915_447);
 const F_3_072: i32 = fix(3.072_711_026);
 
-/// Places of the largest coefficients that the sizes 1, 2, 4 and 8 need, in the order of the file.
+/// Indices of the largest coefficients that the sizes 1, 2, 4 and 8 need, in the order of the file.
 pub(super) const LAST: [usize; 4] = [0, 4, 24, 63];
 
 /// Writes the pixels of a block of dequantised coefficients (row by row) to `out`, whose rows are `stride` apart. The block
-/// becomes `1 << size` pixels wide and high; `largest` is the place of the largest coefficient that may not be zero, in the
+/// becomes `1 << size` pixels wide and high; `largest` is the index of the largest coefficient that may not be zero, in the
 /// order of the file.
 #[inline(always)]
 pub(super) fn inverse<const AVX2: bool>(block: &[i16; 64], largest: usize, size: u32, out: &mut [u8], stride: usize) {

@@ -28,7 +28,7 @@ fn unusual<T>(reason: &'static str) -> Result<T, Unusual> {
     Err(Unusual(reason))
 }
 
-/// Memory that is kept from image to image.
+/// Scratch memory, reused from image to image.
 #[derive(Default)]
 pub(crate) struct Workspace {
     isa: Isa,
