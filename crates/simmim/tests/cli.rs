@@ -116,6 +116,49 @@ fn a_run_made_longer_is_used_with_its_newest_weights() {
     assert!(errors(&lost).contains("its checkpoints are gone"), "{}", errors(&lost));
 }
 
+/// Images of 8 x 8 pixels, of so many channels, in two classes.
+fn photos(folder: &Path, channels: u8) {
+    for i in 0..24u8 {
+        let path = folder.join(if i < 12 { "a" } else { "b" });
+        std::fs::create_dir_all(&path).unwrap();
+        let pixels: Vec<u8> = (0..64 * u32::from(channels)).map(|p| (p * 7 + u32::from(i) * 31) as u8).collect();
+        let color = if channels == 4 { image::ExtendedColorType::Rgba8 } else { image::ExtendedColorType::Rgb8 };
+        image::save_buffer(path.join(format!("{i}.png")), &pixels, 8, 8, color).unwrap();
+    }
+}
+
+#[test]
+fn a_run_among_its_images_is_no_data_and_transparency_is_told_once() {
+    let place = tempfile::tempdir().unwrap();
+    photos(&place.path().join("photos"), 4);
+    let small = "--set model.image_size=8 --set model.patch_size=4 --set simmim.mask_patch=4 --set model.embed_dim=32";
+    let run = format!("pretrain --data photos --out photos/run --steps 6 {SHORT} {small} --set train.batch_size=8");
+    let first = simmim(place.path(), &run);
+    assert!(first.status.success(), "{}", errors(&first));
+    assert!(!errors(&first).contains("passed over"), "{}", errors(&first));
+    let told = "images have transparency: composited on white (data.background = \"white\")";
+    assert_eq!(errors(&first).matches(told).count(), 1, "{}", errors(&first));
+    // The run's picture lies below the images now.
+    let resumed = simmim(place.path(), "pretrain --out photos/run --resume --steps 9");
+    assert!(resumed.status.success(), "{}", errors(&resumed));
+    assert!(
+        errors(&resumed).contains("a folder among the images holds a run and is passed over: run"),
+        "{}",
+        errors(&resumed)
+    );
+    assert!(errors(&resumed).contains("22 images"), "{}", errors(&resumed));
+    let whole = simmim(place.path(), &run.replace("photos/run", "elsewhere").replace("--steps 6", "--steps 9"));
+    assert!(whole.status.success(), "{}", errors(&whole));
+
+    let shown = simmim(place.path(), "reconstruct --weights elsewhere --data photos --out grid.png --images 4");
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let names = text.lines().find(|l| l.starts_with("images, from the top:")).unwrap_or_else(|| panic!("{text}"));
+    assert!(names.matches("a/").count() == 2 && names.matches("b/").count() == 2, "{names}");
+    let wrong = simmim(place.path(), "pretrain --data photos --out c --set data.background=blue");
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(errors(&wrong).contains("data.background is \"blue\""), "{}", errors(&wrong));
+}
+
 #[test]
 fn unreadable_held_out_images_do_not_lose_a_run() {
     let place = tempfile::tempdir().unwrap();

@@ -35,6 +35,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     }
     let config = recipe.simmim_config()?;
     let demo = recipe.data.path.is_empty();
+    let runs: Vec<String> = [&data.train, &data.held_out].iter().flat_map(|images| images.passed_over()).collect();
     let probe = LiveProbe::open(&recipe, a.device.threads)?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config, format)).transpose()?;
     let run = if a.resume {
@@ -51,7 +52,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     }
     let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
     let warnings = probe.iter().flat_map(|p| p.warnings().to_vec()).collect::<Vec<_>>();
-    warnings.into_iter().for_each(|w| progress.show(&Event::Warning(w)));
+    warnings.into_iter().chain(said_of_runs(runs)).for_each(|w| progress.show(&Event::Warning(w)));
     trainer.set_probe(probe);
     announce(&trainer, &progress);
     let stop = on_interrupt();
@@ -59,6 +60,17 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     progress.finish();
     conclude(&trainer, &summary, &progress, demo);
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// Names the folders among the images that hold runs, once each.
+fn said_of_runs(mut folders: Vec<String>) -> Option<String> {
+    folders.sort();
+    folders.dedup();
+    let what = match folders.len() {
+        1 => "a folder among the images holds a run and is".to_owned(),
+        count => format!("{count} folders among the images hold runs and are"),
+    };
+    (!folders.is_empty()).then(|| format!("{what} passed over: {}", folders.join(", ")))
 }
 
 /// Is set by the first Ctrl-C; the second one ends the process.
