@@ -128,6 +128,20 @@ pub enum EngineError {
         /// How much.
         bytes: usize,
     },
+    /// The device has no kernel for an operation.
+    #[error("the device has no kernel for {op} yet")]
+    NoKernel {
+        /// The operation's name.
+        op: &'static str,
+    },
+    /// A device could not do what it was asked for.
+    #[error("{what}")]
+    Device {
+        /// What went wrong.
+        what: String,
+        /// What the user can do.
+        help: Option<String>,
+    },
     /// A graph or a program that breaks an invariant; a fault of the code that built it, not of a user.
     #[error("internal fault: {0}")]
     Invalid(String),
@@ -141,6 +155,8 @@ impl EngineError {
             Self::OutOfMemory { .. } => {
                 Some("take a smaller batch, or cut a step into more parts (train.accumulation)".to_owned())
             }
+            Self::Device { help, .. } => help.clone(),
+            Self::NoKernel { .. } => Some("compute with --device cpu".to_owned()),
             _ => None,
         }
     }

@@ -1,4 +1,11 @@
-//! A random case of every operation.
+//! A random case of every operation: a small graph around it, of odd shape.
+//!
+//! Executors are tested against the reference on them, and `simmim selftest` does so on the machine of a user.
+
+#![allow(
+    clippy::expect_used,
+    reason = "a case that does not fit its operation is a fault of this crate, found by any test"
+)]
 
 use simmim_engine::graph::{Graph, TensorType, ValueId};
 use simmim_engine::ops::*;
@@ -7,15 +14,17 @@ use simmim_random::Stream;
 use std::collections::HashMap;
 
 /// Builds a small graph around one operation, of random shape.
-pub(crate) struct Case {
+#[derive(Debug, Clone, Copy)]
+pub struct Case {
     /// The operation's variant.
-    pub(crate) variant: &'static str,
+    pub variant: &'static str,
     /// Builds it.
-    pub(crate) build: fn(&mut Stream) -> Graph,
+    pub build: fn(&mut Stream) -> Graph,
 }
 
 /// Random contents for the inputs of a graph; inputs named `positive...` hold no negative numbers.
-pub(crate) fn random_inputs(graph: &Graph, stream: &mut Stream) -> HashMap<String, Tensor> {
+#[must_use]
+pub fn random_inputs(graph: &Graph, stream: &mut Stream) -> HashMap<String, Tensor> {
     graph
         .inputs()
         .map(|(_, v)| {
@@ -528,7 +537,8 @@ fn adamw(s: &mut Stream) -> Graph {
 }
 
 /// All cases.
-pub(crate) fn cases() -> Vec<Case> {
+#[must_use]
+pub fn cases() -> Vec<Case> {
     macro_rules! table {
         ($($variant:ident => $build:ident),* $(,)?) => {
             vec![$(Case { variant: stringify!($variant), build: $build }),*]
@@ -548,4 +558,17 @@ pub(crate) fn cases() -> Vec<Case> {
         ResidualGrad => residual_grad, ScatterAddRows => scatter_add_rows, WindowAttention => window_attention,
         WindowAttentionGrad => window_attention_grad, WindowNormalize => window_normalize, Zero => zero,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_operation_has_a_case() {
+        let covered: BTreeSet<&str> = cases().iter().map(|c| c.variant).collect();
+        let all: BTreeSet<&str> = Op::VARIANTS.iter().copied().collect();
+        assert_eq!(all, covered);
+    }
 }
