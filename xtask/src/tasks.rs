@@ -37,6 +37,11 @@ pub(crate) fn ci() -> Result<(), String> {
     if cfg!(target_arch = "x86_64") {
         step("models on another instruction set than the widest", narrow.env("SIMMIM_ISA", "avx2"))?;
     }
+    let pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
+    if pip.is_ok_and(|output| output.status.success()) && cfg!(target_os = "linux") {
+        println!("== kernels");
+        crate::ptx::run(true)?;
+    }
     println!("== packages");
     crate::packages::check(false)
 }

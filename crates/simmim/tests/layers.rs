@@ -12,12 +12,27 @@ fn crates_see_only_the_layers_below_them() {
         ("simmim-random", &[]),
         ("simmim-testing", &[]),
         ("simmim-engine", &[]),
+        ("simmim-cases", &["simmim-engine", "simmim-random"]),
+        ("simmim-cuda", &["simmim-engine"]),
+        ("simmim-cuda-emulator", &[]),
         ("simmim-data", &["simmim-files", "simmim-random"]),
         ("simmim-models", &["simmim-engine", "simmim-files", "simmim-random"]),
         ("simmim-train", &["simmim-data", "simmim-engine", "simmim-files", "simmim-models", "simmim-random"]),
         ("simmim-fuzzing", &["simmim-data", "simmim-models", "simmim-random", "simmim-train"]),
         ("xtask", &[]),
-        ("simmim", &["simmim-data", "simmim-engine", "simmim-files", "simmim-models", "simmim-random", "simmim-train"]),
+        (
+            "simmim",
+            &[
+                "simmim-cases",
+                "simmim-cuda",
+                "simmim-data",
+                "simmim-engine",
+                "simmim-files",
+                "simmim-models",
+                "simmim-random",
+                "simmim-train",
+            ],
+        ),
     ]
     .into();
     let output = Command::new(env!("CARGO"))

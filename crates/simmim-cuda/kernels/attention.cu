@@ -1,0 +1,278 @@
+// Attention in one pass over the keys (Dao et al., arXiv 2205.14135): the scores of 32 keys at a time, with a running largest
+// score and sum for each query; the score matrix is never written. The backward computes the probabilities again from the
+// log-sum-exp.
+#include "attention_tiles.cuh"
+
+namespace {
+
+// blockIdx.x: sample and head; blockIdx.y: ROWS queries.
+template <int ROWS, int DIM>
+__device__ __forceinline__ void forward(const Attention& attention, float* out, float* lse) {
+    constexpr int THREADS = 2 * ROWS;
+    SHARED(float, queries, [ROWS][DIM + PAD]);
+    SHARED(float, columns, [COLUMNS][DIM + PAD]);
+    SHARED(float, weights, [ROWS][COLUMNS + PAD]);
+    int batch = blockIdx.x / attention.heads, head = blockIdx.x % attention.heads, first = blockIdx.y * ROWS;
+    load_rows<ROWS, DIM, THREADS>(queries, attention.queries_of(batch, head), first);
+    Result<DIM> result = {};
+    float largest[4], total[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; i++) largest[i] = -INFINITY;
+    for (int key = 0; key < attention.tokens; key += COLUMNS) {
+        __syncthreads();
+        load_rows<COLUMNS, DIM, THREADS>(columns, attention.keys_of(batch, head), key);
+        __syncthreads();
+        float score[4][4];
+        dots_of<ROWS, DIM>(score, queries, columns);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int query = min(first + row_of(i), attention.queries - 1);
+            float most = largest[i];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int k = key + column_of(j);
+                score[i][j] = k < attention.tokens ? attention.score(score[i][j], batch, head, query, k) : -INFINITY;
+                most = fmaxf(most, score[i][j]);
+            }
+            most = row_max(most);
+            float shrink = expf(largest[i] - most), sum = 0;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float weight = expf(score[i][j] - most);
+                weights[row_of(i)][column_of(j)] = weight;
+                sum += weight;
+            }
+            total[i] = fmaf(total[i], shrink, row_sum(sum));
+            largest[i] = most;
+            result.scale_row(i, shrink);
+        }
+        __syncthreads();
+        load_rows<COLUMNS, DIM, THREADS>(columns, attention.values_of(batch, head), key);
+        __syncthreads();
+        result.add(weights, columns);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int query = first + row_of(i);
+        if (query >= attention.queries) continue;
+        Index row = static_cast<Index>(batch) * attention.queries + query;
+        result.write_row(i, out + (row * attention.heads + head) * attention.head_dim, attention.head_dim, 1.0f / total[i]);
+        if (threadIdx.x % 8 == 0) lse[attention.row(batch, head, query)] = largest[i] + logf(total[i]);
+    }
+}
+
+// What the backward reads beside the forward's inputs: delta is the sum over a head of grad_out times out.
+struct Saved {
+    const float* grad_out;
+    const float* lse;
+    const float* delta;
+};
+
+// grad_q of ROWS queries.
+template <int ROWS, int DIM>
+__device__ __forceinline__ void grad_queries(const Attention& attention, const Saved& saved, float* grad_q) {
+    constexpr int THREADS = 2 * ROWS;
+    SHARED(float, queries, [ROWS][DIM + PAD]);
+    SHARED(float, grads, [ROWS][DIM + PAD]);
+    SHARED(float, columns, [COLUMNS][DIM + PAD]);
+    SHARED(float, weights, [ROWS][COLUMNS + PAD]);
+    int batch = blockIdx.x / attention.heads, head = blockIdx.x % attention.heads, first = blockIdx.y * ROWS;
+    load_rows<ROWS, DIM, THREADS>(queries, attention.queries_of(batch, head), first);
+    load_rows<ROWS, DIM, THREADS>(grads, attention.outputs_of(saved.grad_out, batch, head), first);
+    Result<DIM> result = {};
+    for (int key = 0; key < attention.tokens; key += COLUMNS) {
+        float score[4][4], grad[4][4];
+        __syncthreads();
+        load_rows<COLUMNS, DIM, THREADS>(columns, attention.values_of(batch, head), key);
+        __syncthreads();
+        dots_of<ROWS, DIM>(grad, grads, columns);
+        __syncthreads();
+        load_rows<COLUMNS, DIM, THREADS>(columns, attention.keys_of(batch, head), key);
+        __syncthreads();
+        dots_of<ROWS, DIM>(score, queries, columns);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int query = min(first + row_of(i), attention.queries - 1);
+            Index row = attention.row(batch, head, query);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int k = key + column_of(j);
+                bool valid = k < attention.tokens;
+                float p = valid ? expf(attention.score(score[i][j], batch, head, query, k) - saved.lse[row]) : 0.0f;
+                weights[row_of(i)][column_of(j)] = p * (grad[i][j] - saved.delta[row]);
+            }
+        }
+        // A row of the weights is written and read by eight threads of one warp.
+        __syncwarp();
+        result.add(weights, columns);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int query = first + row_of(i);
+        if (query >= attention.queries) continue;
+        Index row = static_cast<Index>(batch) * attention.queries + query;
+        result.write_row(i, grad_q + row * attention.q_stride + head * attention.head_dim, attention.head_dim, attention.scale);
+    }
+}
+
+// grad_k and grad_v of ROWS keys.
+template <int ROWS, int DIM>
+__device__ __forceinline__ void grad_keys(const Attention& attention, const Saved& saved, float* grad_kv) {
+    constexpr int THREADS = 2 * ROWS;
+    SHARED(float, keys, [ROWS][DIM + PAD]);
+    SHARED(float, values, [ROWS][DIM + PAD]);
+    SHARED(float, columns, [COLUMNS][DIM + PAD]);
+    SHARED(float, weights, [ROWS][COLUMNS + PAD]);
+    int batch = blockIdx.x / attention.heads, head = blockIdx.x % attention.heads, first = blockIdx.y * ROWS;
+    load_rows<ROWS, DIM, THREADS>(keys, attention.keys_of(batch, head), first);
+    load_rows<ROWS, DIM, THREADS>(values, attention.values_of(batch, head), first);
+    Result<DIM> grad_k = {}, grad_v = {};
+    for (int query = 0; query < attention.queries; query += COLUMNS) {
+        float p[4][4], grad[4][4];
+        __syncthreads();
+        load_rows<COLUMNS, DIM, THREADS>(columns, attention.queries_of(batch, head), query);
+        __syncthreads();
+        dots_of<ROWS, DIM>(p, keys, columns);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int key = first + row_of(i);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int q = query + column_of(j);
+                bool valid = q < attention.queries && key < attention.tokens;
+                float score = valid ? attention.score(p[i][j], batch, head, q, key) - saved.lse[attention.row(batch, head, q)] : 0.0f;
+                p[i][j] = valid ? expf(score) : 0.0f;
+                weights[row_of(i)][column_of(j)] = p[i][j];
+            }
+        }
+        __syncthreads();
+        load_rows<COLUMNS, DIM, THREADS>(columns, attention.outputs_of(saved.grad_out, batch, head), query);
+        __syncthreads();
+        grad_v.add(weights, columns);
+        dots_of<ROWS, DIM>(grad, values, columns);
+        __syncthreads();
+        load_rows<COLUMNS, DIM, THREADS>(columns, attention.queries_of(batch, head), query);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int q = min(query + column_of(j), attention.queries - 1);
+                weights[row_of(i)][column_of(j)] = p[i][j] * (grad[i][j] - saved.delta[attention.row(batch, head, q)]);
+            }
+        }
+        __syncthreads();
+        grad_k.add(weights, columns);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int key = first + row_of(i);
+        if (key >= attention.tokens) continue;
+        float* to = grad_kv + (static_cast<Index>(batch) * attention.tokens + key) * attention.kv_stride + head * attention.head_dim;
+        grad_k.write_row(i, to, attention.head_dim, attention.scale);
+        grad_v.write_row(i, to + attention.heads * attention.head_dim, attention.head_dim, 1.0f);
+    }
+}
+
+// grad_bias of ROWS positions and 32 keys of a head, summed over the samples in their order. A position may belong to several
+// queries of a sample, or to none.
+template <int ROWS, int DIM>
+__device__ __forceinline__ void grad_bias_of(const Attention& attention, const Saved& saved, float* grad_bias, int batches) {
+    constexpr int THREADS = 2 * ROWS;
+    SHARED(float, queries, [ROWS][DIM + PAD]);
+    SHARED(float, columns, [COLUMNS][DIM + PAD]);
+    SHARED(int, which, [ROWS]);
+    SHARED(int, found, [1]);
+    int head = blockIdx.x, first = blockIdx.y * ROWS, key = blockIdx.z * COLUMNS;
+    float sum[4][4] = {};
+    for (int batch = 0; batch < batches; batch++) {
+        int next = 0;
+        for (bool more = true; more;) {
+            __syncthreads();
+            if (threadIdx.x == 0) found[0] = 0;
+            __syncthreads();
+            if (threadIdx.x < ROWS) {
+                int position = first + threadIdx.x;
+                const int* named = attention.query + static_cast<Index>(batch) * attention.queries;
+                if (attention.query) {
+                    while (next < attention.queries && named[next] != position) next++;
+                } else if (next == 0) {
+                    next = position;
+                } else {
+                    next = attention.queries;
+                }
+                which[threadIdx.x] = next < attention.queries ? next++ : -1;
+                if (which[threadIdx.x] >= 0) found[0] = 1;
+            }
+            __syncthreads();
+            more = found[0];
+            if (!more) continue;
+            float score[4][4], grad[4][4];
+            load_rows<ROWS, DIM, THREADS>(queries, attention.queries_of(batch, head), 0, which);
+            load_rows<COLUMNS, DIM, THREADS>(columns, attention.keys_of(batch, head), key);
+            __syncthreads();
+            dots_of<ROWS, DIM>(score, queries, columns);
+            __syncthreads();
+            load_rows<ROWS, DIM, THREADS>(queries, attention.outputs_of(saved.grad_out, batch, head), 0, which);
+            load_rows<COLUMNS, DIM, THREADS>(columns, attention.values_of(batch, head), key);
+            __syncthreads();
+            dots_of<ROWS, DIM>(grad, queries, columns);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int query = which[row_of(i)];
+                if (query < 0) continue;
+                Index row = attention.row(batch, head, query);
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int k = key + column_of(j);
+                    if (k >= attention.tokens) continue;
+                    float p = expf(attention.score(score[i][j], batch, head, query, k) - saved.lse[row]);
+                    sum[i][j] = fmaf(p, grad[i][j] - saved.delta[row], sum[i][j]);
+                }
+            }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int position = first + row_of(i), k = key + column_of(j);
+            if (position < attention.positions && k < attention.tokens) {
+                grad_bias[(static_cast<Index>(head) * attention.positions + position) * attention.tokens + k] += sum[i][j];
+            }
+        }
+    }
+}
+
+}  // namespace
+
+// Heads of up to 32, 64, 96 and 128 columns.
+extern "C" __global__ void __launch_bounds__(128, 2) attention_32(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<64, 32>(attention, out, lse); }
+extern "C" __global__ void __launch_bounds__(128, 2) attention_64(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<64, 64>(attention, out, lse); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_96(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<32, 96>(attention, out, lse); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_128(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<32, 128>(attention, out, lse); }
+
+// delta[row] = sum over a head of grad_out out, the rows [batch][heads][queries]: a warp takes a row.
+extern "C" __global__ void __launch_bounds__(128) attention_grad_delta(const float* __restrict__ grad_out, const float* __restrict__ out, float* __restrict__ delta, Index rows, int queries, int heads, int head_dim) {
+    Index row = static_cast<Index>(blockIdx.x) * 4 + threadIdx.x / 32, kept = min(row, rows - 1);
+    int lane = threadIdx.x % 32, query = static_cast<int>(kept % queries), head = static_cast<int>(kept / queries % heads);
+    Index start = ((kept / queries / heads * queries + query) * heads + head) * head_dim;
+    float sum = 0;
+    for (int c = lane; c < head_dim; c += 32) sum = fmaf(grad_out[start + c], out[start + c], sum);
+    sum = warp_sum(sum);
+    if (row < rows && lane == 0) delta[row] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<32, 32>(attention, saved, grad_q); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<32, 64>(attention, saved, grad_q); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_96(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<32, 96>(attention, saved, grad_q); }
+extern "C" __global__ void __launch_bounds__(32, 8) attention_grad_queries_128(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<16, 128>(attention, saved, grad_q); }
+
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<32, 32>(attention, saved, grad_kv); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<32, 64>(attention, saved, grad_kv); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_96(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<32, 96>(attention, saved, grad_kv); }
+extern "C" __global__ void __launch_bounds__(32, 8) attention_grad_keys_128(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<16, 128>(attention, saved, grad_kv); }
+
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_bias_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_bias, int batches) { grad_bias_of<32, 32>(attention, saved, grad_bias, batches); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_bias_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_bias, int batches) { grad_bias_of<32, 64>(attention, saved, grad_bias, batches); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_bias_96(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_bias, int batches) { grad_bias_of<32, 96>(attention, saved, grad_bias, batches); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_bias_128(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_bias, int batches) { grad_bias_of<32, 128>(attention, saved, grad_bias, batches); }

@@ -1,0 +1,28 @@
+//! The kernels as PTX, made from `kernels/` by `cargo xtask ptx`.
+
+macro_rules! modules {
+    ($($name:literal),* $(,)?) => {
+        /// Name and text of each module.
+        pub(crate) const MODULES: &[(&str, &str)] = &[$(($name, include_str!(concat!("../ptx/", $name, ".ptx")))),*];
+    };
+}
+
+modules!(
+    "adamw",
+    "add",
+    "attention",
+    "cross_entropy",
+    "embed_rows",
+    "gather_rows",
+    "global_norm",
+    "layer_norm",
+    "linear",
+    "mean_tokens",
+    "moving_average",
+    "partials",
+    "patch_gather",
+    "pixel_loss",
+    "qkv_bias",
+    "relative_bias",
+    "residual",
+);

@@ -1,0 +1,135 @@
+//! Operations that work row by row.
+
+use super::{Builder, Operand, parts_of};
+use crate::step::{Address, Kernel, Launch, Step};
+use simmim_engine::ops::{
+    CrossEntropy, CrossEntropyGrad, EmbedRows, EmbedRowsGrad, LayerNorm, LayerNormGradInput, PatchGather, Residual,
+    ResidualGrad,
+};
+
+/// A launch in which a warp takes a row.
+fn warp_a_row(kernel: Kernel, rows: usize) -> Launch {
+    Launch::new(kernel, [rows.div_ceil(4), 1, 1], 128)
+}
+
+pub(super) fn cross_entropy(b: &mut Builder<'_>, op: &CrossEntropy, inputs: &[Operand], outputs: &[Operand]) {
+    let (rows, classes) = (inputs[0].rows(), inputs[0].columns());
+    let losses = b.scratch(8 * rows);
+    let launch = warp_a_row(Kernel("cross_entropy", "cross_entropy_parts"), rows);
+    b.launch(launch.address(inputs[0].at).address(inputs[1].at).address(losses).int(rows).int(classes));
+    b.sum_parts(outputs[0].at, losses, rows, op.scale);
+}
+
+pub(super) fn cross_entropy_grad(b: &mut Builder<'_>, op: &CrossEntropyGrad, inputs: &[Operand], outputs: &[Operand]) {
+    let (rows, classes) = (inputs[0].rows(), inputs[0].columns());
+    let launch = warp_a_row(Kernel("cross_entropy", "cross_entropy_grad"), rows);
+    let launch = launch.address(inputs[0].at).address(inputs[1].at).address(outputs[0].at);
+    b.launch(launch.int(rows).int(classes).with(op.scale));
+}
+
+/// The operand at a position that there may be none of.
+fn optional(operands: &[Operand], at: Option<usize>) -> Address {
+    at.map_or(Address::NONE, |at| operands[at].at)
+}
+
+pub(super) fn embed_rows(b: &mut Builder<'_>, op: &EmbedRows, inputs: &[Operand], outputs: &[Operand]) {
+    let [mask, cls, pos] = op.parameters(2).map(|at| optional(inputs, at));
+    let launch = Launch::for_each(Kernel("embed_rows", "embed_rows"), outputs[0].len());
+    let launch = launch.address(inputs[0].at).address(inputs[1].at).address(mask).address(cls).address(pos);
+    let launch = launch.address(outputs[0].at).int(inputs[1].len()).int(op.templates()).index(outputs[0].len());
+    b.launch(launch.int(outputs[0].columns()).int(op.offset));
+}
+
+pub(super) fn embed_rows_grad(b: &mut Builder<'_>, op: &EmbedRowsGrad, inputs: &[Operand], outputs: &[Operand]) {
+    let f = &op.forward;
+    let (visible, dim) = (inputs[1].len(), inputs[0].columns());
+    b.push(Step::Copy { to: outputs[0].at, from: inputs[0].at, bytes: outputs[0].ty.bytes() });
+    let token = |first: usize, sum: Address, rows: usize| {
+        let kernel = Kernel("embed_rows", "embed_rows_grad_token");
+        let launch = Launch::new(kernel, [dim.div_ceil(128), 1, 1], 128);
+        launch.address(inputs[0].at.element(first * dim)).address(sum).int(rows).int(dim)
+    };
+    let [mask, cls, pos] = f.parameters(1);
+    if let Some(at) = mask {
+        b.launch(token(visible, outputs[at].at, f.templates()));
+    }
+    if let Some(at) = cls {
+        b.launch(token(visible + f.templates(), outputs[at].at, 1));
+    }
+    if let Some(at) = pos {
+        let positions = f.offset + f.tokens;
+        let kernel = Kernel("embed_rows", "embed_rows_grad_pos");
+        let launch = Launch::new(kernel, [positions, dim.div_ceil(128), 1], 128);
+        let launch = launch.address(inputs[0].at).address(inputs[1].at).address(outputs[at].at);
+        b.launch(launch.int(visible).int(f.templates()).flag(f.cls_token).int(dim).int(f.offset));
+    }
+}
+
+pub(super) fn layer_norm(b: &mut Builder<'_>, op: &LayerNorm, inputs: &[Operand], outputs: &[Operand]) {
+    let (rows, dim) = (inputs[0].rows(), inputs[0].columns());
+    let launch = warp_a_row(Kernel("layer_norm", "layer_norm"), rows);
+    let launch = inputs[..3].iter().chain(outputs).fold(launch, |launch, operand| launch.address(operand.at));
+    b.launch(launch.int(rows).int(dim).with(op.eps));
+}
+
+pub(super) fn layer_norm_grad_input(
+    b: &mut Builder<'_>,
+    op: &LayerNormGradInput,
+    inputs: &[Operand],
+    outputs: &[Operand],
+) {
+    let (rows, dim) = (inputs[0].rows(), inputs[0].columns());
+    let launch = warp_a_row(Kernel("layer_norm", "layer_norm_grad_input"), rows);
+    let launch = inputs[..5].iter().chain(outputs).fold(launch, |launch, operand| launch.address(operand.at));
+    b.launch(launch.int(rows).int(dim).flag(op.accumulate));
+}
+
+pub(super) fn layer_norm_grad_parameters(b: &mut Builder<'_>, inputs: &[Operand], outputs: &[Operand]) {
+    let (rows, dim) = (inputs[0].rows(), inputs[0].columns());
+    let (parts, rows_of_part) = parts_of(rows);
+    let sums = b.scratch(2 * 4 * parts * dim);
+    let kernel = Kernel("layer_norm", "layer_norm_grad_parameters");
+    let launch = Launch::new(kernel, [dim.div_ceil(32), parts, 1], 256);
+    let launch = inputs[..4].iter().fold(launch, |launch, operand| launch.address(operand.at));
+    b.launch(launch.address(sums).int(rows).int(dim).int(rows_of_part));
+    b.add_parts(outputs[0].at, sums, parts, dim);
+    b.add_parts(outputs[1].at, sums.element(parts * dim), parts, dim);
+}
+
+pub(super) fn patch_gather(b: &mut Builder<'_>, op: &PatchGather, inputs: &[Operand], outputs: &[Operand]) {
+    let [_, channels, height, width] = [0, 1, 2, 3].map(|axis| inputs[0].shape()[axis]);
+    let patches = inputs[1].shape()[1];
+    let launch = Launch::new(Kernel("patch_gather", "patch_gather"), [inputs[1].len(), 1, 1], 128);
+    let launch = launch.address(inputs[0].at).address(inputs[1].at).address(outputs[0].at).int(patches).int(channels);
+    let launch = launch.int(height).int(width).int(op.patch.0).int(op.patch.1);
+    b.launch(launch.flag(op.normalise.is_some()).with(op.normalise.unwrap_or(0.0)));
+}
+
+pub(super) fn residual(b: &mut Builder<'_>, op: &Residual, inputs: &[Operand], outputs: &[Operand]) {
+    let len = outputs[0].len();
+    let keep = op.keep.then(|| 2 + usize::from(op.gamma));
+    let group = keep.map_or(len, |at| len / inputs[at].len());
+    let launch = Launch::for_each(Kernel("residual", "residual"), len);
+    let launch = launch.address(inputs[0].at).address(inputs[1].at).address(optional(inputs, op.gamma.then_some(2)));
+    let launch = launch.address(optional(inputs, keep)).address(outputs[0].at);
+    b.launch(launch.index(len).int(inputs[0].columns()).index(group));
+}
+
+pub(super) fn residual_grad(b: &mut Builder<'_>, op: &ResidualGrad, inputs: &[Operand], outputs: &[Operand]) {
+    let (len, rows, dim) = (inputs[0].len(), inputs[0].rows(), inputs[0].columns());
+    let keep = op.keep.then(|| 1 + 2 * usize::from(op.gamma));
+    let groups = keep.map_or(1, |at| inputs[at].len());
+    let launch = Launch::for_each(Kernel("residual", "residual_grad"), len);
+    let launch = launch.address(inputs[0].at).address(optional(inputs, op.gamma.then_some(2)));
+    let launch = launch.address(optional(inputs, keep)).address(outputs[0].at);
+    b.launch(launch.index(len).int(dim).index(len / groups));
+    if op.gamma {
+        let (parts, rows_of_part) = parts_of(rows);
+        let sums = b.scratch(4 * parts * dim);
+        let kernel = Kernel("residual", "residual_grad_gamma");
+        let launch = Launch::new(kernel, [dim.div_ceil(32), parts, 1], 256);
+        let launch = launch.address(inputs[0].at).address(inputs[1].at).address(optional(inputs, keep)).address(sums);
+        b.launch(launch.int(rows).int(dim).int(rows_of_part).int(rows / groups));
+        b.add_parts(outputs[1].at, sums, parts, dim);
+    }
+}
