@@ -8,24 +8,38 @@ use simmim_engine::cpu::{CpuExecutor, Isa};
 /// Which device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DeviceName {
-    /// The best there is.
+    /// The processor, until the kernels for GPUs have been proven on one.
     Auto,
     /// The processor.
     Cpu,
+    /// The GPU of that number.
+    #[cfg(feature = "cuda")]
+    Cuda(usize),
 }
+
+/// What `--device` takes in this build.
+const DEVICES: &str = if cfg!(feature = "cuda") { "auto, cpu, cuda or cuda:N" } else { "auto or cpu" };
 
 fn device_name(text: &str) -> Result<DeviceName, String> {
     match text {
         "auto" => Ok(DeviceName::Auto),
         "cpu" => Ok(DeviceName::Cpu),
-        other => Err(format!("there is no device `{other}` in this build; give auto or cpu")),
+        #[cfg(feature = "cuda")]
+        "cuda" => Ok(DeviceName::Cuda(0)),
+        other => {
+            #[cfg(feature = "cuda")]
+            if let Some(number) = other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+                return Ok(DeviceName::Cuda(number));
+            }
+            Err(format!("there is no device `{other}` in this build; give {DEVICES}"))
+        }
     }
 }
 
 /// Where to compute.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceArguments {
-    /// Where to compute: auto or cpu.
+    /// Where to compute: cpu, or cuda:N for a GPU (not proven on hardware yet: run `simmim selftest --device cuda` first). auto is cpu.
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_name)]
     pub(crate) device: DeviceName,
     /// Threads that compute; 0: one for each core.
@@ -34,6 +48,11 @@ pub(crate) struct DeviceArguments {
 }
 
 impl DeviceArguments {
+    /// The processor with so many threads.
+    pub(crate) fn processor(threads: usize) -> Self {
+        Self { device: DeviceName::Cpu, threads }
+    }
+
     /// Threads of the host: for reading images, and for what is computed outside of programs.
     pub(crate) fn host_threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -56,6 +75,14 @@ pub(crate) fn open_with(a: &DeviceArguments, isa: Option<&str>) -> Result<Box<dy
             };
             Ok(Box::new(CpuExecutor::with_isa(a.threads, isa)?))
         }
+        #[cfg(feature = "cuda")]
+        DeviceName::Cuda(number) => match isa {
+            Some(name) => Err(Failure::input(
+                format!("--isa {name} names instructions of the processor, and --device cuda:{number} is none"),
+                "leave one of them out",
+            )),
+            None => Ok(Box::new(simmim_cuda::CudaExecutor::open(number)?)),
+        },
     }
 }
 

@@ -55,6 +55,13 @@ impl From<TrainError> for Failure {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl From<simmim_cuda::CudaError> for Failure {
+    fn from(e: simmim_cuda::CudaError) -> Self {
+        Self { message: e.to_string(), help: e.help(), code: 2 }
+    }
+}
+
 impl From<ModelError> for Failure {
     fn from(e: ModelError) -> Self {
         Self { message: e.to_string(), help: e.help(), code: 2 }

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
             None | Some(RecipesAction::List) => commands::recipes::list(),
             Some(RecipesAction::Show { name }) => commands::recipes::show(&name),
         },
+        Command::Selftest(a) => commands::selftest::run(&a),
         Command::Bench(a) => match a.what {
             BenchWhat::Step(a) => commands::bench::step::run(&a),
             BenchWhat::Loader(a) => commands::bench::loader::run(&a, format),

@@ -74,6 +74,8 @@ pub(crate) enum Command {
     Recipes(Recipes),
     /// Measure speed.
     Bench(Bench),
+    /// Check that this machine computes what it should, operation by operation and over training steps, and how fast.
+    Selftest(SelfTest),
 }
 
 /// Settings of a recipe, by name, file and single values.
@@ -93,7 +95,8 @@ pub(crate) struct RecipeArguments {
 Examples:
   simmim inspect --recipe official_vit_base_patch16
   simmim inspect --recipe demo --batch 8 --graph
-  simmim inspect --recipe demo --plan")]
+  simmim inspect --recipe demo --plan
+  simmim inspect --recipe official_vit_base_patch16 --batch 256 --roofline h100")]
 pub(crate) struct Inspect {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
@@ -109,9 +112,28 @@ pub(crate) struct Inspect {
     /// Print the program: every operation with the places of its values in memory.
     #[arg(long)]
     pub(crate) plan: bool,
+    /// Print what a step can at best cost on a card: h100, a100, rtx4090, or its FLOPS,BYTES a second such as 67e12,3.35e12.
+    #[arg(long, value_name = "CARD", value_parser = crate::commands::roofline::card)]
+    pub(crate) roofline: Option<crate::commands::roofline::Card>,
     /// Print one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  simmim selftest                          # the processor, each of its instruction sets
+  simmim selftest --device cuda --out selftest.txt")]
+pub(crate) struct SelfTest {
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
+    /// Small shapes and training steps only: no real shapes, no speed.
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// File for the table, to be sent to whoever wants to know.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

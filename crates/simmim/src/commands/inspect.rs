@@ -3,10 +3,12 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::Inspect;
+use crate::commands::roofline;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
 use simmim_engine::Program;
 use simmim_engine::autodiff::differentiate;
+use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, Variant, simmim_graph};
 use simmim_train::{Recipe, choose_accumulation, training_graph};
 use std::process::ExitCode;
@@ -82,6 +84,10 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     }
     if a.plan {
         print!("{program}");
+    }
+    if let Some(card) = &a.roofline {
+        let update = Program::compile(&update_graph(&specs, &AdamWConfig::default())?)?;
+        roofline::print(card, &program, parts, &update, batch);
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -14,6 +14,8 @@ pub(crate) mod pretrain;
 pub(crate) mod probe;
 pub(crate) mod recipes;
 pub(crate) mod reconstruct;
+pub(crate) mod roofline;
+pub(crate) mod selftest;
 pub(crate) mod weights;
 
 use crate::diagnostics::Failure;

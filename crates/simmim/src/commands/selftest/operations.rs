@@ -1,0 +1,124 @@
+//! Every operation against the double precision reference at odd shapes, and the large ones against another executor at real
+//! shapes, for which the reference is too slow.
+
+use super::{Report, Subject, Verdict, relative_error};
+use crate::diagnostics::Failure;
+use simmim_cases::{cases, random_inputs};
+use simmim_engine::ops::{Attention, AttentionGrad, LayerNorm, Linear, LinearGradInput, LinearGradWeight, Packing};
+use simmim_engine::reference::{Data, Tensor, evaluate};
+use simmim_engine::{EngineError, Executor, Graph, Program, TensorType, ValueId};
+use simmim_random::{Purpose, Stream};
+use std::collections::HashMap;
+
+/// Random shapes of each operation.
+const SHAPES: u64 = 6;
+/// Largest error of an operation on floats.
+const LIMIT: f64 = 2e-5;
+
+type Given = HashMap<String, Tensor>;
+
+/// The outputs of a graph.
+fn run(executor: &mut dyn Executor, graph: &Graph, given: &Given) -> Result<Vec<Vec<f32>>, EngineError> {
+    let id = executor.load(Program::compile(graph)?)?;
+    #[allow(clippy::iter_over_hash_type, reason = "inputs are written in any order")]
+    for (name, tensor) in given {
+        match &tensor.data {
+            Data::F64(data) => {
+                let data: Vec<f32> = data.iter().map(|&v| v as f32).collect();
+                executor.write(executor.input(id, name)?, &data)?;
+            }
+            Data::I32(data) => executor.write_indices(executor.index_input(id, name)?, data)?,
+        }
+    }
+    executor.run(id)?;
+    let read = |(name, value): &(String, ValueId)| {
+        let mut out = vec![0.0; graph.ty(*value).len()];
+        executor.read(executor.output(id, name)?, &mut out)?;
+        Ok(out)
+    };
+    graph.outputs().iter().map(read).collect()
+}
+
+fn worst(found: &[Vec<f32>], truth: &[Vec<f32>]) -> f64 {
+    found.iter().zip(truth).map(|(a, b)| relative_error(a, b)).fold(0.0, f64::max)
+}
+
+/// A line for each operation: its worst error over several shapes.
+pub(super) fn check(subject: &Subject<'_>, report: &mut Report) -> Result<(), Failure> {
+    let mut executor = subject.open()?;
+    'cases: for case in cases() {
+        let mut error = 0.0f64;
+        for seed in 0..SHAPES {
+            let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
+            let graph = (case.build)(&mut stream);
+            let given = random_inputs(&graph, &mut stream);
+            let values = evaluate(&graph, &given);
+            let floats = |(_, v): &(String, ValueId)| values[v.index()].f64().iter().map(|&v| v as f32).collect();
+            let truth: Vec<Vec<f32>> = graph.outputs().iter().map(floats).collect();
+            let found = match run(&mut *executor, &graph, &given) {
+                Err(EngineError::NoKernel { .. }) => {
+                    report.line(&format!("{} at odd shapes", case.variant), "no kernel yet", &Verdict::Measured);
+                    continue 'cases;
+                }
+                other => other?,
+            };
+            error = error.max(worst(&found, &truth));
+        }
+        report.error(&format!("{} at odd shapes", case.variant), error, LIMIT);
+    }
+    Ok(())
+}
+
+/// Graphs of the size of ViT-B/16 on eight images.
+fn real_shapes() -> Result<Vec<(&'static str, Graph)>, EngineError> {
+    let (batch, tokens, dim, hidden, heads) = (8, 197, 768, 3072, 12);
+    let floats = |shape: &[usize]| TensorType::f32(shape);
+    let finish = |mut graph: Graph, values: Vec<ValueId>| {
+        values.into_iter().enumerate().for_each(|(at, value)| graph.output(format!("y{at}"), value));
+        graph
+    };
+    let mut all = Vec::new();
+    let mut g = Graph::new();
+    let x = g.input("x", floats(&[batch, tokens, dim]));
+    let (w, b) = (g.input("w", floats(&[hidden, dim])), g.input("b", floats(&[hidden])));
+    let y = g.apply(Linear { bias: true, gelu: true, rows: None }, &[x, w, b])?;
+    all.push(("linear with GELU", finish(g, y)));
+    let mut g = Graph::new();
+    let (grad, w) = (g.input("g", floats(&[batch, tokens, hidden])), g.input("w", floats(&[hidden, dim])));
+    let y = g.apply(LinearGradInput::default(), &[grad, w])?;
+    all.push(("gradient of its input", finish(g, y)));
+    let mut g = Graph::new();
+    let (grad, x) = (g.input("g", floats(&[batch, tokens, hidden])), g.input("x", floats(&[batch, tokens, dim])));
+    let (w, b) = (g.input("w", floats(&[hidden, dim])), g.input("b", floats(&[hidden])));
+    let y = g.apply(LinearGradWeight { rows: None, bias: true }, &[grad, x, w, b])?;
+    all.push(("gradient of its weight", finish(g, y)));
+    let mut g = Graph::new();
+    let x = g.input("x", floats(&[batch, tokens, dim]));
+    let (w, b) = (g.input("w", floats(&[dim])), g.input("b", floats(&[dim])));
+    let y = g.apply(LayerNorm { eps: 1e-6 }, &[x, w, b])?;
+    all.push(("layer norm", finish(g, y)));
+    let mut g = Graph::new();
+    let (qkv, bias) =
+        (g.input("qkv", floats(&[batch, tokens, 3 * dim])), g.input("bias", floats(&[heads, tokens, tokens])));
+    let op = Attention { heads, packing: Packing::Packed, bias: true };
+    let mut y = g.apply(op, &[qkv, bias])?;
+    let (grad, sum) = (g.input("g", floats(&[batch, tokens, dim])), g.input("sum", floats(&[heads, tokens, tokens])));
+    y.extend(g.apply(AttentionGrad { forward: op }, &[grad, y[0], y[1], qkv, bias, sum])?);
+    all.push(("attention, forward and backward", finish(g, y)));
+    Ok(all)
+}
+
+/// The operations that matter most, at the shapes of ViT-B/16, against the portable kernels of the processor.
+pub(super) fn check_real_shapes(
+    subject: &Subject<'_>,
+    reference: &Subject<'_>,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let (mut tested, mut other) = (subject.open()?, reference.open()?);
+    for (name, graph) in real_shapes()? {
+        let given = random_inputs(&graph, &mut Stream::new(7, Purpose::Test, 0, 0));
+        let (found, truth) = (run(&mut *tested, &graph, &given)?, run(&mut *other, &graph, &given)?);
+        report.error(&format!("{name} of ViT-B/16"), worst(&found, &truth), LIMIT);
+    }
+    Ok(())
+}
