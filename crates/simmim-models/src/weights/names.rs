@@ -56,7 +56,8 @@ pub fn normalises_pooled(weights: &Weights) -> bool {
 /// Classes of the classifier that these weights are, if they are one's.
 #[must_use]
 pub fn head_classes(weights: &Weights) -> Option<usize> {
-    weights.get("head.weight").and_then(|head| head.shape.first().copied())
+    let head = weights.get("head.weight").or_else(|| weights.get("head.fc.weight"));
+    head.and_then(|head| head.shape.first().copied())
 }
 
 /// Weights under the official names, where they are an encoder's or a classifier's under timm's.
