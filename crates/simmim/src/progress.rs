@@ -17,6 +17,31 @@ pub(crate) struct Progress {
     format: LogFormat,
     bar: Option<ProgressBar>,
     last: Option<Instant>,
+    pace: Pace,
+}
+
+/// How far a run has come since when.
+struct Pace {
+    start: Instant,
+    /// Steps that were done at the start.
+    done: u64,
+    total: u64,
+}
+
+impl Pace {
+    /// The time that is left at the mean speed so far, for a sentence; nothing before the first step and after the last.
+    fn left(&self, step: u64, elapsed: Duration) -> Option<String> {
+        let (done, left) = (step.checked_sub(self.done)?, self.total.checked_sub(step)?);
+        if done == 0 || left == 0 {
+            return None;
+        }
+        let seconds = elapsed.as_secs_f64() * left as f64 / done as f64;
+        Some(match seconds {
+            s if s < 90.0 => format!("{s:.0} s left"),
+            s if s < 5400.0 => format!("{:.0} min left", s / 60.0),
+            s => format!("{:.1} h left", s / 3600.0),
+        })
+    }
 }
 
 impl Progress {
@@ -28,7 +53,7 @@ impl Progress {
             }
             bar
         });
-        Self { format, bar, last: None }
+        Self { format, bar, last: None, pace: Pace { start: Instant::now(), done, total } }
     }
 
     /// A sentence for the user.
@@ -82,12 +107,28 @@ impl Progress {
         let held_out = r.val_loss.map(|v| format!(", held-out {v:.4}{top1}")).unwrap_or_default();
         let probe = r.probe_knn.map(|v| format!(", kNN {:.1} %", v * 100.0)).unwrap_or_default();
         let (step, loss, lr, speed) = (r.step, r.loss, r.lr, r.images_per_second);
-        self.say(&format!("step {step}: loss {loss:.4}{held_out}{probe}, lr {lr:.2e}, {speed:.1} images/s"));
+        let left = self.pace.left(step, self.pace.start.elapsed()).map(|left| format!(", {left}")).unwrap_or_default();
+        self.say(&format!("step {step}: loss {loss:.4}{held_out}{probe}, lr {lr:.2e}, {speed:.1} images/s{left}"));
     }
 
     pub(crate) fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_follows_from_the_steps_of_this_start() {
+        let pace = Pace { start: Instant::now(), done: 100, total: 1000 };
+        let left = |step, seconds| pace.left(step, Duration::from_secs(seconds));
+        assert_eq!(left(200, 10).unwrap(), "80 s left");
+        assert_eq!(left(200, 100).unwrap(), "13 min left");
+        assert_eq!(left(200, 3600).unwrap(), "8.0 h left");
+        assert_eq!((left(100, 5), left(1000, 90), left(50, 5)), (None, None, None));
     }
 }
