@@ -4,12 +4,12 @@
 
 use crate::arguments::{Finetune, LogFormat, StartOf};
 use crate::commands::parse_size;
-use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt};
+use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt, said_of_runs};
 use crate::commands::weights::Pretrained;
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
-use simmim_train::{FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, Trainer, settle_finetuning};
+use simmim_train::{Event, FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, Trainer, settle_finetuning};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -88,6 +88,7 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
     }
     let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
     progress.say(&format!("{classes} classes, {} validation images", simmim_data::Source::len(&data.val)));
+    said_of_runs(&[&data.train, &data.val]).into_iter().for_each(|w| progress.show(&Event::Warning(w)));
     announce(&trainer, &progress);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(after)?;

@@ -8,6 +8,7 @@ use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
 use crate::progress::Progress;
+use simmim_data::Source;
 use simmim_models::weights::timm_call;
 use simmim_train::pace::seconds_per_step;
 use simmim_train::plateau::{REMEDY, is_near_mean_color};
@@ -35,7 +36,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     }
     let config = recipe.simmim_config()?;
     let demo = recipe.data.path.is_empty();
-    let runs: Vec<String> = [&data.train, &data.held_out].iter().flat_map(|images| images.passed_over()).collect();
+    let runs = said_of_runs(&[&*data.train, &*data.held_out]);
     let probe = LiveProbe::open(&recipe, a.device.threads)?;
     let start = a.weights.as_deref().map(|w| weights::for_model(w, &config, format)).transpose()?;
     let run = if a.resume {
@@ -52,7 +53,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     }
     let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
     let warnings = probe.iter().flat_map(|p| p.warnings().to_vec()).collect::<Vec<_>>();
-    warnings.into_iter().chain(said_of_runs(runs)).for_each(|w| progress.show(&Event::Warning(w)));
+    warnings.into_iter().chain(runs).for_each(|w| progress.show(&Event::Warning(w)));
     trainer.set_probe(probe);
     announce(&trainer, &progress);
     let stop = on_interrupt();
@@ -63,7 +64,8 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
 }
 
 /// Names the folders among the images that hold runs, once each.
-fn said_of_runs(mut folders: Vec<String>) -> Option<String> {
+pub(crate) fn said_of_runs(images: &[&dyn Source]) -> Option<String> {
+    let mut folders: Vec<String> = images.iter().flat_map(|images| images.passed_over()).collect();
     folders.sort();
     folders.dedup();
     let what = match folders.len() {
