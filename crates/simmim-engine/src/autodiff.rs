@@ -149,7 +149,8 @@ impl Backward<'_> {
 /// Appends the gradient of `loss` with respect to every state that it depends on.
 ///
 /// # Errors
-/// [`EngineError::NoBackward`] where an operation on the way has no rule.
+/// [`EngineError::NotALoss`]; [`EngineError::NoBackward`] where an operation on the way has no rule, or is another loss;
+/// [`EngineError::NoGradient`] where a rule left a state out.
 pub fn differentiate(graph: &mut Graph, loss: ValueId) -> Result<Gradients, EngineError> {
     differentiate_states(graph, loss, |_| true)
 }
@@ -165,6 +166,11 @@ pub fn differentiate_states(
     trains: impl Fn(&str) -> bool,
 ) -> Result<Gradients, EngineError> {
     let forward: Vec<Node> = graph.nodes().to_vec();
+    let is_root = |node: &Node| node.op.is_loss() && node.outputs.contains(&loss);
+    if !forward.iter().any(is_root) {
+        let value = graph.values().get(loss.index()).map_or_else(|| loss.index().to_string(), |v| v.name.clone());
+        return Err(EngineError::NotALoss { value });
+    }
     let mut wanted: Vec<bool> = graph.values().iter().map(|v| v.kind == ValueKind::State && trains(&v.name)).collect();
     for node in &forward {
         if node.inputs.iter().any(|v| wanted[v.index()]) {
@@ -181,20 +187,31 @@ pub fn differentiate_states(
     let parameters: Vec<ValueId> =
         graph.states().map(|(id, _)| id).filter(|v| reached[v.index()] && wanted[v.index()]).collect();
     let mut gradients: Vec<Option<ValueId>> = vec![None; wanted.len()];
+    let mut starts = Vec::with_capacity(parameters.len());
     for &parameter in &parameters {
         let name = format!("{GRADIENT_PREFIX}{}", graph.value(parameter).name);
         let shape = graph.shape(parameter).to_vec();
-        gradients[parameter.index()] = Some(graph.state(&name, &shape));
+        let start = graph.state(&name, &shape);
+        gradients[parameter.index()] = Some(start);
+        starts.push(start);
     }
     graph.set_scope("grad");
     for node in forward.iter().rev() {
         let leads = node.outputs.iter().any(|v| wanted[v.index()] && reached[v.index()]);
         if leads {
             let op = node.op.clone();
+            if op.is_loss() && !is_root(node) {
+                return Err(EngineError::NoBackward { op: op.name(), input: 0 });
+            }
             op.backward(&mut Backward { graph, forward: &forward, node, wanted: &wanted, gradients: &mut gradients })?;
         }
     }
     graph.set_scope("");
+    if let Some((parameter, _)) =
+        parameters.iter().zip(&starts).find(|(p, start)| gradients[p.index()] == Some(**start))
+    {
+        return Err(EngineError::NoGradient { state: graph.value(*parameter).name.clone() });
+    }
     let states = parameters.into_iter().filter_map(|p| gradients[p.index()].map(|g| (p, g))).collect();
     Ok(Gradients { states })
 }

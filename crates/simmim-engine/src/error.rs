@@ -58,6 +58,18 @@ pub enum EngineError {
         /// The input whose gradient is wanted.
         input: usize,
     },
+    /// Differentiation was to start at a value that is no loss.
+    #[error("`{value}` is no loss: differentiation starts at the output of a loss operation")]
+    NotALoss {
+        /// The value's name.
+        value: String,
+    },
+    /// A trained state that the loss depends on was left without a gradient.
+    #[error("the loss depends on `{state}`, but no operation gave it a gradient")]
+    NoGradient {
+        /// The state.
+        state: String,
+    },
     /// No value or state of that name.
     #[error("there is no {kind} named `{name}`; there are: {known}")]
     Unknown {

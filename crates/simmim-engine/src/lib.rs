@@ -41,6 +41,10 @@
 //! # Ok::<(), simmim_engine::EngineError>(())
 //! ```
 
+// So that unit tests can use the cases of the integration tests.
+#[cfg(test)]
+extern crate self as simmim_engine;
+
 pub mod autodiff;
 pub mod cpu;
 pub mod error;

@@ -250,6 +250,65 @@ fn frozen_states_have_no_backward() {
     assert!(g.find_state("grad.below").is_none());
 }
 
+/// A bias or a scale is trained although what stands before it is frozen: its gradient is that of a training of everything.
+#[test]
+fn a_state_behind_a_frozen_one_gets_its_gradient() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([3, 4]));
+    let (weight, bias) = (g.state("weight", &[4, 4]), g.state("bias", &[4]));
+    let (norm_weight, norm_bias) = (g.state("norm.weight", &[4]), g.state("norm.bias", &[4]));
+    let gamma = g.state("gamma", &[4]);
+    let hidden = g.apply1(Linear { bias: true, ..Linear::default() }, &[x, weight, bias]).unwrap();
+    let normed = g.apply1(LayerNorm { eps: 1e-3 }, &[x, norm_weight, norm_bias]).unwrap();
+    let sum = g.apply1(Residual { gamma: true, keep: false }, &[hidden, normed, gamma]).unwrap();
+    let y = g.apply1(Residual { gamma: true, keep: false }, &[sum, x, gamma]).unwrap();
+    let target = g.input("target", TensorType::f32([3, 4]));
+    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
+    let mut stream = Stream::new(3, Purpose::Test, 0, 0);
+    let mut given = HashMap::new();
+    for (_, v) in g.inputs().chain(g.states()) {
+        let data = (0..v.ty.len()).map(|_| stream.normal()).collect();
+        given.insert(v.name.clone(), Tensor::floats(v.ty.shape.clone(), data));
+    }
+    let gradients_of = |trains: &dyn Fn(&str) -> bool| {
+        let mut graph = g.clone();
+        let gradients = differentiate_states(&mut graph, loss, trains).unwrap();
+        let values = evaluate(&graph, &given);
+        let named = |(s, v): (ValueId, ValueId)| (graph.value(s).name.clone(), values[v.index()].f64().to_vec());
+        gradients.states.into_iter().map(named).collect::<HashMap<_, _>>()
+    };
+    let all = gradients_of(&|_| true);
+    assert!(all.len() == 5 && all.values().all(|g| g.iter().any(|&v| v != 0.0)));
+    for trained in ["bias", "norm.bias", "gamma"] {
+        let found = gradients_of(&|name| name == trained);
+        assert_eq!(found.len(), 1, "{trained}");
+        assert_eq!(found[trained], all[trained], "{trained}");
+    }
+}
+
+#[test]
+fn differentiation_starts_at_a_loss_and_forgets_no_state() {
+    let mut g = Graph::new();
+    let (x, w) = (g.input("x", TensorType::f32([3, 4])), g.state("w", &[2, 4]));
+    let y = g.apply1(Linear::default(), &[x, w]).unwrap();
+    let refused = differentiate(&mut g.clone(), y).unwrap_err().to_string();
+    assert!(refused.starts_with("`linear` is no loss"), "{refused}");
+    assert!(differentiate(&mut g.clone(), w).unwrap_err().to_string().starts_with("`w` is no loss"));
+
+    // A target that is trained would silently stay as it is.
+    let target = g.state("target", &[3, 2]);
+    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
+    let refused = differentiate(&mut g, loss).unwrap_err().to_string();
+    assert_eq!(refused, "pixel_loss has no backward rule for its input 1");
+
+    let mut g = Graph::new();
+    let (images, index) = (g.state("images", &[1, 1, 4, 4]), g.constant("index", &[1, 1], vec![0]));
+    let patches = g.apply1(PatchGather { patch: (2, 2), normalise: None }, &[images, index]).unwrap();
+    let target = g.input("target", TensorType::f32([1, 1, 4]));
+    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[patches, target]).unwrap();
+    assert!(matches!(differentiate(&mut g, loss), Err(simmim_engine::EngineError::NoBackward { .. })));
+}
+
 /// One value read by several operations: its gradient is the sum of what each contributes.
 #[test]
 fn a_value_that_is_read_several_times() {

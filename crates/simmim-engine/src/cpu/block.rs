@@ -18,8 +18,6 @@ pub struct BlockMut<'a> {
 
 // SAFETY: a block is like a `&mut [f32]` of the elements of its rectangle.
 unsafe impl Send for BlockMut<'_> {}
-// SAFETY: through a shared reference nothing can be reached but by `lend`, whose obligation keeps rectangles apart.
-unsafe impl Sync for BlockMut<'_> {}
 
 impl<'a> BlockMut<'a> {
     /// `rows` rows of `cols` floats, the starts of which are `stride` apart.
@@ -29,7 +27,8 @@ impl<'a> BlockMut<'a> {
     #[must_use]
     pub fn of(slice: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
         assert!(stride >= cols, "rows of {cols} floats overlap at a stride of {stride}");
-        assert!(rows == 0 || (rows - 1) * stride + cols <= slice.len(), "result too short for [{rows}, {cols}]");
+        let needed = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(cols));
+        assert!(needed.is_some_and(|needed| needed <= slice.len()), "result too short for [{rows}, {cols}]");
         Self { start: slice.as_mut_ptr(), rows, cols, stride, borrowed: PhantomData }
     }
 
@@ -96,7 +95,8 @@ impl<'a> BlockMut<'a> {
     unsafe fn lend<'b>(&self, rows: Range<usize>, cols: Range<usize>) -> BlockMut<'b> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
-        let start = self.start.wrapping_add(rows.start * self.stride + cols.start);
+        // Where the part is empty, this may lie anywhere: it is not followed.
+        let start = self.start.wrapping_add(rows.start.wrapping_mul(self.stride).wrapping_add(cols.start));
         BlockMut { start, rows: rows.len(), cols: cols.len(), stride: self.stride, borrowed: PhantomData }
     }
 }
@@ -117,6 +117,19 @@ impl Grid {
     }
 }
 
+/// Matrices that tasks take their rectangles of. They were given away, so that no task can reach them but through its rectangles.
+struct Lent<'a, const N: usize>([BlockMut<'a>; N]);
+
+// SAFETY: through a shared reference nothing can be reached but by `BlockMut::lend`, whose obligation keeps rectangles apart.
+unsafe impl<const N: usize> Sync for Lent<'_, N> {}
+
+impl<'a, const N: usize> Lent<'a, N> {
+    /// A method, so that closures capture the whole.
+    fn each(&self) -> [&BlockMut<'a>; N] {
+        self.0.each_ref()
+    }
+}
+
 impl Pool {
     /// Calls `f(i, j, a rectangle of each matrix, working memory)` for every range of rows `i` and of columns `j`. Each matrix has a
     /// shape and a grid of its own; the grids have equally many ranges.
@@ -125,22 +138,24 @@ impl Pool {
     /// If grids differ in their number of ranges, or ranges overlap or reach beyond a matrix: a fault of the caller.
     pub fn for_grids<const N: usize>(
         &self,
-        matrices: &[(BlockMut<'_>, &Grid); N],
+        matrices: [(BlockMut<'_>, &Grid); N],
         scratch: &mut [f32],
         f: impl Fn(usize, usize, [BlockMut<'_>; N], &mut [f32]) + Sync,
     ) {
-        let Some((_, first)) = matrices.first() else { return };
+        let grids = matrices.each_ref().map(|(_, grid)| *grid);
+        let matrices = Lent(matrices.map(|(matrix, _)| matrix));
+        let Some(first) = grids.first() else { return };
         let (rows, cols) = (first.rows.len(), first.cols.len());
-        for (_, grid) in matrices {
+        for grid in grids {
             assert!((grid.rows.len(), grid.cols.len()) == (rows, cols), "grids of different sizes");
             grid.assert_apart();
         }
         self.for_scratch(rows * cols, scratch, |task, scratch| {
             let (i, j) = (task / cols, task % cols);
-            let parts = matrices.each_ref().map(|(matrix, grid)| {
+            let parts = std::array::from_fn(|m| {
                 // SAFETY: the ranges of a grid do not overlap (asserted) and each task runs once, so no two tasks share an element; the
                 // matrices stay borrowed until all tasks are done.
-                unsafe { matrix.lend(grid.rows[i].clone(), grid.cols[j].clone()) }
+                unsafe { matrices.each()[m].lend(grids[m].rows[i].clone(), grids[m].cols[j].clone()) }
             });
             f(i, j, parts, scratch);
         });
@@ -153,18 +168,19 @@ impl Pool {
     /// If the ranges of the grid overlap or reach beyond a matrix: a fault of the caller.
     pub fn for_blocks<const N: usize>(
         &self,
-        matrices: &[BlockMut<'_>; N],
+        matrices: [BlockMut<'_>; N],
         grid: &Grid,
         scratch: &mut [f32],
         f: impl Fn(Range<usize>, Range<usize>, [BlockMut<'_>; N], &mut [f32]) + Sync,
     ) {
         grid.assert_apart();
+        let matrices = Lent(matrices);
         self.for_scratch(grid.rows.len() * grid.cols.len(), scratch, |task, scratch| {
             let rows = grid.rows[task / grid.cols.len()].clone();
             let cols = grid.cols[task % grid.cols.len()].clone();
             // SAFETY: the ranges do not overlap (asserted) and each task runs once, so no two tasks share an element; the
             // matrices stay borrowed until all tasks are done.
-            let parts = matrices.each_ref().map(|m| unsafe { m.lend(rows.clone(), cols.clone()) });
+            let parts = matrices.each().map(|m| unsafe { m.lend(rows.clone(), cols.clone()) });
             f(rows, cols, parts, scratch);
         });
     }
@@ -183,7 +199,7 @@ mod tests {
             let mut other = vec![0.0; rows * cols];
             let mut scratch = vec![0.0; 3 * 16];
             let matrices = [BlockMut::of(&mut data, rows, cols, stride), BlockMut::of(&mut other, rows, cols, cols)];
-            Pool::new(threads).for_blocks(&matrices, &grid, &mut scratch, |rows, cols, [mut a, mut b], scratch| {
+            Pool::new(threads).for_blocks(matrices, &grid, &mut scratch, |rows, cols, [mut a, mut b], scratch| {
                 assert!(scratch.len() >= 16);
                 for (i, row) in rows.enumerate() {
                     for (j, col) in cols.clone().enumerate() {
@@ -209,7 +225,7 @@ mod tests {
         );
         let [left, right] = BlockMut::of(&mut wide, 6, 8, 8).columns::<2>();
         let matrices = [(left, &grid), (right, &grid), (BlockMut::of(&mut flat, 2, 2, 2), &cells)];
-        Pool::new(2).for_grids(&matrices, &mut [], |i, j, [mut left, mut right, mut cell], _| {
+        Pool::new(2).for_grids(matrices, &mut [], |i, j, [mut left, mut right, mut cell], _| {
             for row in 0..left.rows() {
                 left.row(row).fill((10 * i + j) as f32);
                 right.row(row).fill((100 + 10 * i + j) as f32);
@@ -231,10 +247,25 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "result too short")]
+    fn a_size_that_wraps_around_is_refused() {
+        // 2^63 * 2 + 2 is 2 where it wraps around.
+        let _ = BlockMut::of(&mut [0.0; 5], 3, 2, 1 << (usize::BITS - 1));
+    }
+
+    #[test]
+    fn empty_parts_at_the_end_are_empty() {
+        let mut data = [0.0; 4];
+        let mut block = BlockMut::of(&mut data, 1, 2, usize::MAX);
+        assert_eq!(block.part(1..1, 2..2).rows(), 0);
+        assert_eq!(block.part(0..1, 2..2).row(0), []);
+    }
+
+    #[test]
     #[should_panic(expected = "ranges overlap")]
     fn overlapping_ranges_are_refused() {
         let mut data = [0.0; 4];
         let grid = Grid { rows: vec![0..2, 1..2], cols: vec![0..1, 1..2] };
-        Pool::new(1).for_blocks(&[BlockMut::of(&mut data, 2, 2, 2)], &grid, &mut [], |_, _, _, _| ());
+        Pool::new(1).for_blocks([BlockMut::of(&mut data, 2, 2, 2)], &grid, &mut [], |_, _, _, _| ());
     }
 }

@@ -13,6 +13,9 @@ pub use dispatch::Isa;
 pub use executor::CpuExecutor;
 pub use pool::Pool;
 
+/// Floats in a cache line.
+pub(crate) const LINE: usize = 16;
+
 /// What every kernel runs on.
 #[derive(Debug)]
 pub struct Cpu {

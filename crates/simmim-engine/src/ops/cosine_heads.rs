@@ -46,7 +46,7 @@ pub struct CosineHeadsGrad {
 }
 
 fn check_width(check: &Check<'_>, inputs: &[TensorType], heads: usize) -> Result<(), EngineError> {
-    if heads == 0 || inputs[0].is_empty() || !inputs[0].columns().is_multiple_of(3 * heads) {
+    if !heads.checked_mul(3).is_some_and(|parts| parts > 0 && inputs[0].columns().is_multiple_of(parts)) {
         return check.fail(0, "qkv", format!("[..., 3 dim] with dim a multiple of {heads} heads"));
     }
     check.len(0, "qkv", inputs[0].len())

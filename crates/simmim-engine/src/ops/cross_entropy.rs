@@ -65,6 +65,10 @@ impl Operation for CrossEntropy {
         Ok(vec![TensorType::f32([1])])
     }
 
+    fn is_loss(&self) -> bool {
+        true
+    }
+
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
         if ctx.wants(1) {
             return Err(EngineError::NoBackward { op: self.name(), input: 1 });

@@ -58,7 +58,7 @@ impl Operation for LayerNorm {
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
         let Some(grad) = ctx.grad_output(0) else { return Ok(()) };
         let (x, weight, mean, rstd) = (ctx.input(0), ctx.input(1), ctx.output(1), ctx.output(2));
-        if ctx.wants(1) {
+        if ctx.wants(1) || ctx.wants(2) {
             let inputs = [grad, x, mean, rstd, ctx.gradient_or_zero(1)?, ctx.gradient_or_zero(2)?];
             let outputs = ctx.emit(LayerNormGradParameters, &inputs)?;
             ctx.set_gradient(1, outputs[0]);

@@ -141,7 +141,7 @@ impl Operation for Linear {
             (None, None) => return Ok(()),
         };
         let (x, weight) = (ctx.input(0), ctx.input(1));
-        if ctx.wants(1) {
+        if ctx.wants(1) || (self.bias && ctx.wants(2)) {
             let mut inputs = vec![grad, x, ctx.gradient_or_zero(1)?];
             if self.bias {
                 inputs.push(ctx.gradient_or_zero(2)?);

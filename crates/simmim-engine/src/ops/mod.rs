@@ -83,6 +83,11 @@ pub trait Operation {
         Vec::new()
     }
 
+    /// Whether differentiation may start at its output: the operation is a loss, and its backward needs no gradient of it.
+    fn is_loss(&self) -> bool {
+        false
+    }
+
     /// Emits the operations that compute the gradients of the inputs.
     ///
     /// # Errors
@@ -128,6 +133,9 @@ macro_rules! operations {
             }
             fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
                 match self { $(Self::$name(op) => op.index_bounds(inputs)),* }
+            }
+            fn is_loss(&self) -> bool {
+                match self { $(Self::$name(op) => op.is_loss()),* }
             }
             fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
                 match self { $(Self::$name(op) => op.backward(ctx)),* }

@@ -18,7 +18,6 @@
 //! A patch that does not divide the image, shapes that do not fit.
 
 use super::{Check, Operation};
-use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
 use crate::reference::Tensor;
@@ -52,10 +51,6 @@ impl Operation for PatchGather {
 
     fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
         vec![(1, (inputs[0].shape[2] / self.patch.0) * (inputs[0].shape[3] / self.patch.1))]
-    }
-
-    fn backward(&self, _ctx: &mut Backward<'_>) -> Result<(), EngineError> {
-        Ok(())
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {

@@ -9,7 +9,7 @@
 //! every image, so the mean's divisor is part of the static `scale`.
 //!
 //! # Backward
-//! `grad_prediction = scale weight f'(prediction - target)`, with `f'(0) = 0` for L1. The loss is where differentiation starts.
+//! `grad_prediction = scale weight f'(prediction - target)`, with `f'(0) = 0` for L1. Targets and weights get no gradient. The loss is where differentiation starts.
 //!
 //! # Saved
 //! The inputs.
@@ -108,7 +108,14 @@ impl Operation for PixelLoss {
         Ok(vec![TensorType::f32([1])])
     }
 
+    fn is_loss(&self) -> bool {
+        true
+    }
+
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
+        if let Some(input) = (1..2 + usize::from(self.weighted)).find(|&i| ctx.wants(i)) {
+            return Err(EngineError::NoBackward { op: self.name(), input });
+        }
         let inputs: Vec<_> = (0..2 + usize::from(self.weighted)).map(|i| ctx.input(i)).collect();
         let outputs = ctx.emit(PixelLossGrad { forward: *self }, &inputs)?;
         ctx.add_gradient(0, outputs[0])

@@ -15,7 +15,7 @@
 use super::{Check, Operation};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
-use crate::graph::TensorType;
+use crate::graph::{TensorType, elements};
 use crate::reference::Tensor;
 
 /// Changes the shape. Inputs: `x`.
@@ -32,7 +32,7 @@ impl Operation for Reshape {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         let check = Check::new(self.name(), inputs, 1)?;
-        check.len(0, "x", self.shape.iter().product())?;
+        check.len(0, "x", elements(&self.shape))?;
         Ok(vec![TensorType::f32(self.shape.clone())])
     }
 

@@ -69,7 +69,7 @@ impl Operation for Residual {
 
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
         let Some(grad) = ctx.grad_output(0) else { return Ok(()) };
-        if ctx.wants(1) {
+        if ctx.wants(1) || (self.gamma && ctx.wants(2)) {
             if self.gamma || self.keep {
                 let mut inputs = vec![grad];
                 if self.gamma {

@@ -80,7 +80,9 @@ impl WindowSizes {
     }
 
     fn flops(&self, products: u64) -> u64 {
-        products * 2 * (self.batch * self.windows * self.places * self.places * self.dim) as u64
+        [self.batch, self.windows, self.places, self.places, self.dim]
+            .iter()
+            .fold(2 * products, |n, &d| n.saturating_mul(d as u64))
     }
 }
 
@@ -130,7 +132,7 @@ impl WindowAttention {
 
     fn check(&self, check: &Check<'_>, inputs: &[TensorType], at: usize) -> Result<WindowSizes, EngineError> {
         let qkv = check.rank(at, "qkv", 3)?;
-        if self.heads == 0 || !qkv[2].is_multiple_of(3 * self.heads) {
+        if !self.heads.checked_mul(3).is_some_and(|heads| heads > 0 && qkv[2].is_multiple_of(heads)) {
             let expected = format!("[batch, tokens, 3 dim] with dim a multiple of {} heads", self.heads);
             return check.fail(at, "qkv", expected);
         }

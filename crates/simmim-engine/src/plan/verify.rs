@@ -86,6 +86,9 @@ impl Program {
             })?;
         }
         for output in &self.outputs {
+            if matches!(output.buffer.location, Location::Constant(_)) {
+                return invalid(format!("output `{}` is a constant", output.name));
+            }
             self.verify_float_value(&output.buffer, &arena, &output.name)?;
         }
         Ok(())

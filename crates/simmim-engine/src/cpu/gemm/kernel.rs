@@ -9,9 +9,9 @@ use super::Place;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd};
-use crate::cpu::Isa;
 use crate::cpu::block::BlockMut;
 use crate::cpu::dispatch::IsaKind;
+use crate::cpu::{Isa, LINE};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -46,9 +46,6 @@ pub(super) fn tile_rows(isa: Isa) -> usize {
 pub(super) fn panel_width(isa: Isa) -> usize {
     by_isa(isa, 48, 16, 16)
 }
-
-/// A cache line of floats.
-pub(super) const LINE: usize = 16;
 
 /// Columns of the sum for which a line of each row is read.
 const PACE: usize = 16;

@@ -23,10 +23,10 @@ mod simd;
 
 use super::block::BlockMut;
 use super::dispatch::{IsaKind, TileRegisters};
-use super::{Cpu, Isa};
+use super::{Cpu, Isa, LINE};
 use grid::{Costs, Even, grid};
+use kernel::Rows;
 pub(super) use kernel::prefetch;
-use kernel::{LINE, Rows};
 pub use peak::peaks;
 use std::ops::Range;
 
@@ -268,7 +268,7 @@ pub fn product<const N: usize>(
     }
     let outputs = outputs.map(|o| BlockMut::of(o, m, n, n));
     let grid = grid(cpu.pool.threads(), p.extents, costs(cpu.isa, p.extents, p.packs_rows()));
-    cpu.pool.for_blocks(&outputs, &grid, scratch, |rows, cols, outputs, scratch| {
+    cpu.pool.for_blocks(outputs, &grid, scratch, |rows, cols, outputs, scratch| {
         if let Some(tiles) = tiles(cpu.isa, p.extents) {
             return amx::part(tiles, &p, rows, cols, outputs, scratch, &finish);
         }

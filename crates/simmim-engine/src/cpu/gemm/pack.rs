@@ -6,9 +6,9 @@
 #![allow(unsafe_code, reason = "vector instructions, chosen by an Isa that proves they are there")]
 
 use super::View;
-use super::kernel::{LINE, TILE_STRIDE, lanes, prefetch};
-use crate::cpu::Isa;
+use super::kernel::{TILE_STRIDE, lanes, prefetch};
 use crate::cpu::dispatch::{IsaKind, vectorised};
+use crate::cpu::{Isa, LINE};
 use std::ops::Range;
 
 /// Rows ahead of the one that is copied which are brought near: they lie too far apart for the processor to foresee.

@@ -4,15 +4,12 @@ use super::vector_math::exp;
 use super::{Args, Inputs, sum_partials};
 use crate::cpu::dispatch::{madd, vectorised};
 use crate::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch, prefetch};
-use crate::cpu::{Cpu, Isa};
+use crate::cpu::{Cpu, Isa, LINE};
 use crate::ops::{Attention, AttentionGrad, AttentionSizes, Packing};
 use crate::plan::Instruction;
 
 /// Parts into which a batch is cut where the bias needs a gradient: each sums its own, the sums are added in order.
 const BIAS_PARTS: usize = 8;
-
-/// Floats in a cache line.
-const LINE: usize = 16;
 
 /// Samples that one task takes in the backward.
 fn samples_per_part(op: &Attention, batch: usize) -> usize {

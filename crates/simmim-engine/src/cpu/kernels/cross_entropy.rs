@@ -1,14 +1,11 @@
 //! Kernels of `cross_entropy`.
 
-use super::vector_math::exp;
+use super::vector_math::{exp, sum_lanes};
 use super::{Args, rows_per_task};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::vectorised;
 use crate::ops::{CrossEntropy, CrossEntropyGrad};
 use crate::plan::Instruction;
-
-/// Sums kept side by side, so that a reduction fills the widest vectors.
-const LANES: usize = 16;
 
 pub(crate) fn scratch(i: &Instruction) -> usize {
     i.inputs[0].ty.shape[0]
@@ -39,15 +36,6 @@ pub(crate) fn cross_entropy_grad(cpu: &Cpu, op: &CrossEntropyGrad, args: &mut Ar
             row_grad(cpu.isa, &logits[at.clone()], &targets[at], op.scale, grad);
         }
     });
-}
-
-#[inline(always)]
-fn sum_lanes(values: impl Iterator<Item = f32>) -> f32 {
-    let mut sums = [0.0f32; LANES];
-    for (i, v) in values.enumerate() {
-        sums[i % LANES] += v;
-    }
-    sums.iter().sum()
 }
 
 #[inline(always)]

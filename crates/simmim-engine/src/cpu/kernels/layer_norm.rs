@@ -1,13 +1,11 @@
 //! Kernels of `layer_norm`.
 
+use super::vector_math::LANES;
 use super::{Args, PARTIAL_ROWS, rows_per_task, sum_partials};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::{madd, vectorised};
 use crate::ops::{LayerNorm, LayerNormGradInput};
 use crate::plan::Instruction;
-
-/// Sums kept side by side, so that a reduction fills the widest vectors.
-const LANES: usize = 16;
 
 pub(crate) fn layer_norm(cpu: &Cpu, op: &LayerNorm, args: &mut Args<'_>) {
     let (inputs, [y, mean, rstd], _) = args.split::<3>();

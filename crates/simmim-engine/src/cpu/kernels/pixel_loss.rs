@@ -1,5 +1,6 @@
 //! Kernels of `pixel_loss`.
 
+use super::vector_math::sum_lanes;
 use super::{Args, rows_per_task};
 use crate::cpu::Cpu;
 use crate::cpu::dispatch::vectorised;
@@ -56,15 +57,6 @@ vectorised! {
             })),
         }
     }
-}
-
-#[inline(always)]
-fn sum_lanes(values: impl Iterator<Item = f32>) -> f32 {
-    let mut sums = [0.0f32; 16];
-    for (i, v) in values.enumerate() {
-        sums[i % 16] += v;
-    }
-    sums.iter().sum()
 }
 
 vectorised! {

@@ -173,7 +173,7 @@ pub(crate) fn window_attention(cpu: &Cpu, op: &WindowAttention, args: &mut Args<
         (BlockMut::of(out, s.batch * s.tokens, s.dim, s.dim), &outs),
         (BlockMut::of(lse, s.batch, s.heads * per_head, s.heads * per_head), &lses),
     ];
-    cpu.pool.for_grids(&matrices, scratch, |b, h, [mut out, mut lse], scratch| {
+    cpu.pool.for_grids(matrices, scratch, |b, h, [mut out, mut lse], scratch| {
         let head = Head::of(op, inputs, 0, b, h);
         let mut pieces = Pieces(scratch);
         let [q, k, v, result] = [0; 4].map(|_| pieces.take(n * d));
@@ -265,7 +265,7 @@ fn backward(
         (BlockMut::of(&mut *of_bias, parts, s.heads * bias, s.heads * bias), &bias_grid),
         (BlockMut::of(&mut *of_pad, parts, s.heads * pad, s.heads * pad), &pad_grid),
     ];
-    cpu.pool.for_grids(&matrices, rest, |part, h, [q, k, v, mut bias, mut pad], scratch| {
+    cpu.pool.for_grids(matrices, rest, |part, h, [q, k, v, mut bias, mut pad], scratch| {
         let mut grads = [q, k, v];
         let (bias, pad) = (bias.row(0), pad.row(0));
         bias.fill(0.0);

@@ -11,10 +11,9 @@ mod kernel;
 mod split;
 
 use super::grid::Even;
-use super::kernel::LINE;
 use super::{Cut, Extents, Place, Product, shifted};
-use crate::cpu::BlockMut;
 use crate::cpu::dispatch::TileRegisters;
+use crate::cpu::{BlockMut, LINE};
 use kernel::{Ahead, BLOCK, Configured, DEPTH, PACKED, Sums};
 use split::{Layout, pack};
 use std::ops::Range;

@@ -5,85 +5,23 @@
 
 #![allow(unsafe_code, reason = "lends a closure and disjoint parts of slices to threads for the length of one call")]
 
+mod protocol;
+
+use super::LINE;
+use protocol::Shared;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// Floats in a cache line.
-const LINE: usize = 16;
+/// The primitives that the protocol uses.
+mod sync {
+    pub(super) use std::hint::spin_loop;
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    pub(super) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+    pub(super) use std::thread::yield_now;
 
-type Task = *const (dyn Fn(usize, usize) + Sync);
-
-/// How long an idle thread looks for work before it sleeps; operations of a step follow each other within microseconds.
-const SPINS: usize = 4_000;
-
-struct Job {
-    task: Option<Task>,
-    tasks: usize,
-    epoch: usize,
-    stop: bool,
-}
-
-// SAFETY: (1) the pointer in `task` is only followed between the moment `run` publishes it and the moment `run` returns, and
-// what it points to is `Sync`.
-unsafe impl Send for Job {}
-
-struct Shared {
-    job: Mutex<Job>,
-    wake: Condvar,
-    /// Copy of `job.epoch` that idle threads watch without the lock.
-    epoch: AtomicUsize,
-    next: AtomicUsize,
-    /// Threads that have not finished the current job.
-    busy: AtomicUsize,
-    panicked: AtomicBool,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Job> {
-        self.job.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn work(&self, task: &(dyn Fn(usize, usize) + Sync), tasks: usize, thread: usize) {
-        loop {
-            let at = self.next.fetch_add(1, Ordering::Relaxed);
-            if at >= tasks {
-                return;
-            }
-            if catch_unwind(AssertUnwindSafe(|| task(at, thread))).is_err() {
-                self.panicked.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-
-    fn serve(&self, thread: usize) {
-        let mut seen = 0;
-        loop {
-            let mut spins = 0;
-            while self.epoch.load(Ordering::Acquire) == seen && spins < SPINS {
-                std::hint::spin_loop();
-                spins += 1;
-            }
-            let (task, tasks) = {
-                let mut job = self.lock();
-                while job.epoch == seen && !job.stop {
-                    job = self.wake.wait(job).unwrap_or_else(PoisonError::into_inner);
-                }
-                if job.stop {
-                    return;
-                }
-                seen = job.epoch;
-                (job.task, job.tasks)
-            };
-            if let Some(task) = task {
-                // SAFETY: `run` waits until `busy` is zero before it returns, so the closure is alive.
-                self.work(unsafe { &*task }, tasks, thread);
-            }
-            self.busy.fetch_sub(1, Ordering::Release);
-        }
-    }
+    /// How long an idle thread looks for work before it sleeps; operations of a step follow each other within microseconds.
+    pub(super) const SPINS: usize = 4_000;
 }
 
 /// A fixed set of threads. See the module's documentation.
@@ -99,23 +37,20 @@ impl std::fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included; at least one.
+    /// A pool of `threads` threads, the caller's included; at least one. Where the system refuses to start a thread, the pool does
+    /// without it and those that would follow: the others take their tasks.
     #[must_use]
     pub fn new(threads: usize) -> Self {
-        let shared = Arc::new(Shared {
-            job: Mutex::new(Job { task: None, tasks: 0, epoch: 0, stop: false }),
-            wake: Condvar::new(),
-            epoch: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
-            busy: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
-        });
-        // A thread that the system refuses to start is done without: the others take its tasks.
-        let workers = (1..threads.max(1)).filter_map(|thread| {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("simmim-{thread}")).spawn(move || shared.serve(thread)).ok()
-        });
-        Self { workers: workers.collect(), shared }
+        Self::with(threads, |thread, shared| {
+            std::thread::Builder::new().name(format!("simmim-{thread}")).spawn(move || shared.serve(thread))
+        })
+    }
+
+    /// `start` starts a thread. Threads are numbered without gaps, because kernels cut working memory by their number.
+    fn with(threads: usize, mut start: impl FnMut(usize, Arc<Shared>) -> std::io::Result<JoinHandle<()>>) -> Self {
+        let shared = Shared::new();
+        let workers = (1..threads.max(1)).map_while(|thread| start(thread, Arc::clone(&shared)).ok()).collect();
+        Self { shared, workers }
     }
 
     /// Number of threads, the caller's included.
@@ -128,34 +63,13 @@ impl Pool {
     /// and belongs to one running call at a time.
     ///
     /// # Panics
-    /// If a task panicked. `&mut self` is not needed, but two threads must not call this at once: the second would wait for ever
-    /// inside a task, so a task must not use the pool that runs it.
+    /// If a task panicked, or the pool is running another job: tasks must not use the pool that runs them.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         if tasks <= 1 || self.workers.is_empty() {
             (0..tasks).for_each(|at| task(at, 0));
-            return;
+        } else {
+            self.shared.run(self.workers.len(), tasks, task);
         }
-        // SAFETY: only the lifetime changes; the pointer is dropped from `job` before this function returns.
-        let lent: Task = unsafe { std::mem::transmute::<*const (dyn Fn(usize, usize) + Sync + '_), Task>(task) };
-        {
-            let mut job = self.shared.lock();
-            assert!(job.task.is_none(), "a pool runs one job at a time");
-            self.shared.next.store(0, Ordering::Relaxed);
-            self.shared.busy.store(self.workers.len(), Ordering::Relaxed);
-            job.task = Some(lent);
-            job.tasks = tasks;
-            job.epoch += 1;
-            self.shared.epoch.store(job.epoch, Ordering::Release);
-        }
-        self.shared.wake.notify_all();
-        self.shared.work(task, tasks, 0);
-        let mut spins = 0;
-        while self.shared.busy.load(Ordering::Acquire) > 0 {
-            spins += 1;
-            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
-        }
-        self.shared.lock().task = None;
-        assert!(!self.shared.panicked.swap(false, Ordering::Relaxed), "a task of the pool panicked");
     }
 
     /// Splits `rows` rows into parts of `rows_per_task` and calls `f(rows of the part, its part of each slice, thread)`.
@@ -177,11 +91,11 @@ impl Pool {
                 "a slice of {} floats does not hold {rows} rows",
                 slices[i].len()
             );
-            slices[i].len() / rows * step
+            (slices[i].len() / rows).saturating_mul(step)
         });
         let parts = rows.div_ceil(step);
         self.for_parts(slices, lens, parts, &mut [], |part, slices, _| {
-            f(part * step..rows.min((part + 1) * step), slices)
+            f(part * step..rows.min((part + 1).saturating_mul(step)), slices)
         });
     }
 
@@ -233,13 +147,13 @@ impl Lent {
         Self { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
-    /// The `at`-th part of length `len`, cut off at the end of the slice.
+    /// The `at`-th part of length `len`, cut off at the end of the slice; empty beyond it.
     ///
     /// # Safety
     /// (1) The slice is still borrowed. (2) No other task holds the same part while this one does.
     unsafe fn part<'a>(self, at: usize, len: usize) -> &'a mut [f32] {
-        let from = (at * len).min(self.len);
-        let to = (from + len).min(self.len);
+        let from = at.saturating_mul(len).min(self.len);
+        let to = from.saturating_add(len).min(self.len);
         // SAFETY: the range lies in the slice; the caller's obligations.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(from), to - from) }
     }
@@ -247,9 +161,7 @@ impl Lent {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.epoch.fetch_add(1, Ordering::Release);
-        self.shared.wake.notify_all();
+        self.shared.stop();
         for worker in self.workers.drain(..) {
             // A worker catches the panics of its tasks, so there is nothing to learn from its result.
             let _ = worker.join();
@@ -258,8 +170,52 @@ impl Drop for Pool {
 }
 
 #[cfg(test)]
+mod loom_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Parts that lie beyond the end are empty, whatever the product of number and length would wrap around to.
+    #[test]
+    fn parts_beyond_the_end_are_empty() {
+        let half = usize::MAX / 2 + 1;
+        for threads in [1, 2] {
+            let pool = Pool::new(threads);
+            let (mut data, seen) = (vec![0.0f32; 10], AtomicUsize::new(0));
+            pool.for_parts([&mut data], [half], 5, &mut [], |part, [slice], _| {
+                assert_eq!(slice.len(), if part == 0 { 10 } else { 0 });
+                slice.iter_mut().for_each(|v| *v += 1.0);
+                seen.fetch_add(1, Ordering::Relaxed);
+            });
+            pool.for_rows([&mut data], 10, usize::MAX, |range, [slice]| {
+                assert_eq!((range, slice.len()), (0..10, 10));
+                slice.iter_mut().for_each(|v| *v += 1.0);
+            });
+            assert!(seen.into_inner() == 5 && data.iter().all(|&v| v == 2.0));
+        }
+    }
+
+    #[test]
+    fn a_pool_that_lacks_a_thread_numbers_the_others_without_a_gap() {
+        let refuse_first = |refused: usize| {
+            Pool::with(4, |thread, shared| {
+                if thread == refused {
+                    return Err(std::io::ErrorKind::WouldBlock.into());
+                }
+                std::thread::Builder::new().spawn(move || shared.serve(thread))
+            })
+        };
+        for refused in 1..4 {
+            let pool = refuse_first(refused);
+            assert_eq!(pool.threads(), refused);
+            let mut scratch = vec![0.0; refused * LINE];
+            pool.for_scratch(64, &mut scratch, |_, piece| assert_eq!(piece.len(), LINE));
+            pool.run(64, &|_, thread| assert!(thread < refused));
+        }
+    }
 
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
