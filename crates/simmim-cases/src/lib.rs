@@ -424,7 +424,7 @@ fn qkv_bias_grad(s: &mut Stream) -> Graph {
 }
 
 fn loss_inputs(b: &mut Builder<'_>) -> (PixelLoss, Vec<ValueId>) {
-    let kinds = [LossKind::L1, LossKind::L2, LossKind::SmoothL1 { beta: 0.7 }];
+    let kinds = [PixelDistance::L1, PixelDistance::L2, PixelDistance::SmoothL1 { beta: 0.7 }];
     let kind = kinds[b.stream.below(3) as usize];
     let op = PixelLoss { kind, scale: 0.37, weighted: b.flag() };
     let (rows, columns) = (b.size(90), b.size(50));

@@ -137,7 +137,7 @@ fn rows(c: &mut Criterion) {
 
 fn loss_and_update(c: &mut Criterion) {
     let hidden = [BATCH * (TOKENS - VISIBLE), PATCH];
-    let op = PixelLoss { kind: LossKind::L1, scale: 1.0, weighted: false };
+    let op = PixelLoss { kind: PixelDistance::L1, scale: 1.0, weighted: false };
     Bench::new(&[&hidden, &hidden]).run(c, "pixel_loss", op);
     Bench::new(&[&hidden, &hidden]).run(c, "pixel_loss_grad", PixelLossGrad { forward: op });
     let classes: [usize; 2] = [BATCH, 1000];

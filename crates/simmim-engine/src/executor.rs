@@ -138,8 +138,8 @@ pub struct Timing {
     pub seconds: f64,
 }
 
-/// Floating point operations a second of the whole device where every operand is near. A multiplication and an addition of floats count as
-/// two, whatever computes them.
+/// Floating point operations a second of the whole device where the caches hold every operand. A multiplication and an addition of
+/// floats count as two, whatever computes them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Peaks {
     /// On vectors, by fused multiply-add where there is one.

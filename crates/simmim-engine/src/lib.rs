@@ -10,7 +10,7 @@
 //!
 //! ```
 //! use simmim_engine::graph::TensorType;
-//! use simmim_engine::ops::{Linear, LossKind, PixelLoss};
+//! use simmim_engine::ops::{Linear, PixelDistance, PixelLoss};
 //! use simmim_engine::{Executor, Graph, Program, autodiff, cpu::CpuExecutor};
 //!
 //! // Forward only: the mean of |x W^T - target|.
@@ -19,7 +19,7 @@
 //! let target = graph.input("target", TensorType::f32([2, 1]));
 //! let weight = graph.state("weight", &[1, 3]);
 //! let y = graph.apply1(Linear::default(), &[x, weight])?;
-//! let mean = PixelLoss { kind: LossKind::L1, scale: 0.5, weighted: false };
+//! let mean = PixelLoss { kind: PixelDistance::L1, scale: 0.5, weighted: false };
 //! let loss = graph.apply1(mean, &[y, target])?;
 //! graph.output("loss", loss);
 //! autodiff::differentiate(&mut graph, loss)?;
@@ -50,6 +50,7 @@ pub mod cpu;
 pub mod error;
 pub mod executor;
 pub mod graph;
+pub mod host;
 pub mod ops;
 pub mod plan;
 pub mod reference;

@@ -14,7 +14,7 @@ const STEP: f64 = 1e-5;
 fn check(name: &str, mut graph: Graph, y: ValueId) {
     let shape = graph.shape(y).to_vec();
     let target = graph.input("target", TensorType::f32(shape));
-    let loss = graph.apply1(PixelLoss { kind: LossKind::L2, scale: 0.5, weighted: false }, &[y, target]).unwrap();
+    let loss = graph.apply1(PixelLoss { kind: PixelDistance::L2, scale: 0.5, weighted: false }, &[y, target]).unwrap();
     check_loss(name, graph, loss);
 }
 
@@ -202,7 +202,7 @@ fn gathers_and_bias_tables() {
 
 #[test]
 fn losses() {
-    for kind in [LossKind::L1, LossKind::L2, LossKind::SmoothL1 { beta: 0.8 }] {
+    for kind in [PixelDistance::L1, PixelDistance::L2, PixelDistance::SmoothL1 { beta: 0.8 }] {
         for weighted in [false, true] {
             let mut g = Graph::new();
             let mut inputs = vec![g.state("p", &[3, 4]), g.input("t", TensorType::f32([3, 4]))];
@@ -242,7 +242,7 @@ fn frozen_states_have_no_backward() {
     let hidden = g.apply1(Linear { gelu: true, ..Linear::default() }, &[x, below]).unwrap();
     let y = g.apply1(Linear::default(), &[hidden, above]).unwrap();
     let target = g.input("target", TensorType::f32([3, 2]));
-    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
+    let loss = g.apply1(PixelLoss { kind: PixelDistance::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
     let gradients = differentiate_states(&mut g, loss, |name| name != "below").unwrap();
     assert_eq!(gradients.states.iter().map(|(s, _)| *s).collect::<Vec<_>>(), [above]);
     let products = g.nodes().iter().filter(|n| matches!(n.op, Op::LinearGradInput(_) | Op::LinearGradWeight(_)));
@@ -263,7 +263,7 @@ fn a_state_behind_a_frozen_one_gets_its_gradient() {
     let sum = g.apply1(Residual { gamma: true, keep: false }, &[hidden, normed, gamma]).unwrap();
     let y = g.apply1(Residual { gamma: true, keep: false }, &[sum, x, gamma]).unwrap();
     let target = g.input("target", TensorType::f32([3, 4]));
-    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
+    let loss = g.apply1(PixelLoss { kind: PixelDistance::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
     let mut stream = Stream::new(3, Purpose::Test, 0, 0);
     let mut given = HashMap::new();
     for (_, v) in g.inputs().chain(g.states()) {
@@ -297,7 +297,7 @@ fn differentiation_starts_at_a_loss_and_forgets_no_state() {
 
     // A target that is trained would silently stay as it is.
     let target = g.state("target", &[3, 2]);
-    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
+    let loss = g.apply1(PixelLoss { kind: PixelDistance::L2, scale: 1.0, weighted: false }, &[y, target]).unwrap();
     let refused = differentiate(&mut g, loss).unwrap_err().to_string();
     assert_eq!(refused, "pixel_loss has no backward rule for its input 1");
 
@@ -305,7 +305,8 @@ fn differentiation_starts_at_a_loss_and_forgets_no_state() {
     let (images, index) = (g.state("images", &[1, 1, 4, 4]), g.constant("index", &[1, 1], vec![0]));
     let patches = g.apply1(PatchGather { patch: (2, 2), normalise: None }, &[images, index]).unwrap();
     let target = g.input("target", TensorType::f32([1, 1, 4]));
-    let loss = g.apply1(PixelLoss { kind: LossKind::L2, scale: 1.0, weighted: false }, &[patches, target]).unwrap();
+    let loss =
+        g.apply1(PixelLoss { kind: PixelDistance::L2, scale: 1.0, weighted: false }, &[patches, target]).unwrap();
     assert!(matches!(differentiate(&mut g, loss), Err(simmim_engine::EngineError::NoBackward { .. })));
 }
 

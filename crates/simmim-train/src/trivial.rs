@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 use simmim_engine::ops::WindowNormalize;
-use simmim_models::simmim::{TARGET_EPS, loss_kind, loss_scale};
+use simmim_models::simmim::{TARGET_EPS, loss_scale, pixel_distance};
 use simmim_models::{Area, SimMimConfig, Target};
 
 /// Losses of the trivial predictors.
@@ -66,7 +66,7 @@ fn image_sums(config: &SimMimConfig, image: &[f32], mask: &[bool]) -> [f64; 2] {
         (0..c.channels).map(|ch| patches.iter().map(|&p| colors[p][ch]).sum::<f64>() / n).collect()
     };
     let visible: Vec<usize> = (0..c.cells()).filter(|&p| !mask[p]).collect();
-    let kind = loss_kind(config.loss);
+    let kind = pixel_distance(config.loss);
     let loss = |color: &[f64], target: &[f64]| -> f64 {
         let values = target.chunks_exact(area).zip(color).flat_map(|(v, color)| v.iter().map(move |v| color - v));
         values.map(|d| kind.value(d)).sum()

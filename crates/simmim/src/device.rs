@@ -88,7 +88,7 @@ pub(crate) fn open_with(a: &DeviceArguments, isa: Option<&str>) -> Result<Box<dy
 
 /// Checks the instruction set that the environment names.
 pub(crate) fn check_environment() -> Result<(), Failure> {
-    Isa::wished().map(drop).map_err(|name| no_such_isa(Isa::VARIABLE, &name))
+    Isa::from_environment().map(drop).map_err(|name| no_such_isa(Isa::VARIABLE, &name))
 }
 
 fn no_such_isa(source: &str, name: &str) -> Failure {

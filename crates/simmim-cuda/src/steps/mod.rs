@@ -9,7 +9,7 @@ mod tensors;
 use crate::error::CudaError;
 use crate::step::{Address, Kernel, Launch, Product, Step};
 use simmim_engine::TensorType;
-use simmim_engine::ops::{LossKind, Op, Operation};
+use simmim_engine::ops::{Op, Operation, PixelDistance};
 use simmim_engine::plan::{Buffer, Instruction};
 use std::cell::Cell;
 
@@ -260,11 +260,11 @@ impl<'a> Builder<'a> {
 }
 
 /// Number of a loss as in `pixel_loss.cu`, and its `beta`.
-fn kind_of(kind: LossKind) -> (usize, f32) {
+fn kind_of(kind: PixelDistance) -> (usize, f32) {
     match kind {
-        LossKind::L1 => (0, 0.0),
-        LossKind::L2 => (1, 0.0),
-        LossKind::SmoothL1 { beta } => (2, beta),
+        PixelDistance::L1 => (0, 0.0),
+        PixelDistance::L2 => (1, 0.0),
+        PixelDistance::SmoothL1 { beta } => (2, beta),
     }
 }
 

@@ -34,7 +34,7 @@ impl Memory {
         let Ok(mut owner) = MmapMut::map_anon(mapped) else { return Err(failed) };
         #[cfg(target_os = "linux")]
         if spare > 0 {
-            // A wish: where the system has no huge pages, small ones serve.
+            // A hint: where the system has no huge pages, small ones do.
             let _ = owner.advise(memmap2::Advice::HugePage);
         }
         let skipped = if spare > 0 { owner.as_ptr().align_offset(HUGE).min(spare) } else { 0 };

@@ -3,12 +3,13 @@
 #![allow(unsafe_code, reason = "builds the kernels' views of the arena; the plan's verification is the argument")]
 
 use super::arena::{Args, Located, Memory};
-use super::{Cpu, Isa, Pool, kernels};
+use super::kernels;
 use crate::error::EngineError;
 use crate::executor::{
     self, ArenaContents, Executor, InputSlot, Machine, OutputSlot, Peaks, ProgramId, Timing, Visit, check_index_input,
 };
 use crate::graph::TensorType;
+use crate::host::{Cpu, Isa, Pool};
 use crate::ops::{Op, Operation};
 use crate::plan::{self, ALIGNMENT, Buffer, Instruction, Location, Program};
 use std::time::Instant;
@@ -314,7 +315,7 @@ impl Executor for CpuExecutor {
     }
 
     fn peaks(&mut self, seconds: f64) -> Option<Peaks> {
-        Some(super::gemm::peaks(&self.cpu, seconds))
+        Some(crate::host::gemm::peaks(&self.cpu, seconds))
     }
 
     fn timings(&mut self, program: ProgramId) -> Result<Vec<Timing>, EngineError> {

@@ -129,16 +129,16 @@ impl Attention {
         Ok(sizes)
     }
 
-    fn view<'a>(&self, inputs: &'a [Tensor]) -> View<'a> {
+    fn elements<'a>(&self, inputs: &'a [Tensor]) -> Elements<'a> {
         let split = self.packing == Packing::Split;
         let sizes = self.sizes(&inputs[0].shape, &inputs[usize::from(split)].shape);
         let bias = self.bias.then(|| &inputs[1 + usize::from(split)]);
-        View { split, sizes, inputs, bias, query: (self.bias && split).then(|| inputs[3].i32()) }
+        Elements { split, sizes, inputs, bias, query: (self.bias && split).then(|| inputs[3].i32()) }
     }
 }
 
 /// Element access of the reference.
-struct View<'a> {
+struct Elements<'a> {
     split: bool,
     sizes: AttentionSizes,
     inputs: &'a [Tensor],
@@ -146,7 +146,7 @@ struct View<'a> {
     query: Option<&'a [i32]>,
 }
 
-impl View<'_> {
+impl Elements<'_> {
     /// Position of `part` (0 q, 1 k, 2 v), sample `b`, token `n`, column `c`: which input, and where in it.
     fn at(&self, part: usize, b: usize, n: usize, c: usize) -> (usize, usize) {
         let s = &self.sizes;
@@ -221,7 +221,7 @@ impl Operation for Attention {
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
-        let view = self.view(inputs);
+        let view = self.elements(inputs);
         let s = view.sizes;
         let d = s.head_dim();
         for (b, h, q) in
@@ -276,7 +276,7 @@ impl Operation for AttentionGrad {
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
-        let view = self.forward.view(&inputs[3..]);
+        let view = self.forward.elements(&inputs[3..]);
         let [grad, out, lse] = [0, 1, 2].map(|i| inputs[i].f64());
         let s = view.sizes;
         let d = s.head_dim();

@@ -42,7 +42,7 @@ pub use linear::{GeluGrad, Linear, LinearGradInput, LinearGradWeight, RowRange, 
 pub use mean_tokens::{MeanTokens, MeanTokensGrad};
 pub use moving_average::MovingAverage;
 pub use patch_gather::PatchGather;
-pub use pixel_loss::{LossKind, PixelLoss, PixelLossGrad};
+pub use pixel_loss::{PixelDistance, PixelLoss, PixelLossGrad};
 pub use pointwise::{Function, Pointwise, PointwiseGrad};
 pub use qkv_bias::{QkvBias, QkvBiasGrad};
 pub use relative_bias::{RelativeBias, RelativeBiasGrad};

@@ -28,7 +28,7 @@ use crate::reference::Tensor;
 
 /// The function of the difference.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum LossKind {
+pub enum PixelDistance {
     /// Absolute difference.
     L1,
     /// Squared difference.
@@ -40,7 +40,7 @@ pub enum LossKind {
     },
 }
 
-impl LossKind {
+impl PixelDistance {
     /// `f(d)`.
     #[must_use]
     pub fn value(self, d: f64) -> f64 {
@@ -69,7 +69,7 @@ impl LossKind {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PixelLoss {
     /// The function of the difference.
-    pub kind: LossKind,
+    pub kind: PixelDistance,
     /// Factor of the sum.
     pub scale: f32,
     /// Whether each row has a weight.

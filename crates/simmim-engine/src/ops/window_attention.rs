@@ -156,15 +156,23 @@ impl WindowAttention {
         Ok(sizes)
     }
 
-    fn view<'a>(&self, inputs: &'a [Tensor]) -> View<'a> {
+    fn elements<'a>(&self, inputs: &'a [Tensor]) -> Elements<'a> {
         let [region, bias, pad] = self.optional(0).map(|at| at.map(|at| &inputs[at]));
         let sizes = self.sizes(&inputs[0].shape, &inputs[1].shape);
-        View { sizes, scale: f64::from(self.scale), qkv: inputs[0].f64(), index: inputs[1].i32(), region, bias, pad }
+        Elements {
+            sizes,
+            scale: f64::from(self.scale),
+            qkv: inputs[0].f64(),
+            index: inputs[1].i32(),
+            region,
+            bias,
+            pad,
+        }
     }
 }
 
 /// Element access of the reference.
-struct View<'a> {
+struct Elements<'a> {
     sizes: WindowSizes,
     scale: f64,
     qkv: &'a [f64],
@@ -174,7 +182,7 @@ struct View<'a> {
     pad: Option<&'a Tensor>,
 }
 
-impl View<'_> {
+impl Elements<'_> {
     /// The token at a place, if it is one of the map.
     fn token(&self, w: usize, place: usize) -> Option<usize> {
         let token = self.index[w * self.sizes.places + place] as usize;
@@ -251,7 +259,7 @@ impl Operation for WindowAttention {
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
-        let view = self.view(inputs);
+        let view = self.elements(inputs);
         let (s, d) = (view.sizes, view.sizes.head_dim());
         for [b, h, w, q] in view.queries() {
             let scores = view.scores(b, h, w, q);
@@ -301,7 +309,7 @@ impl Operation for WindowAttentionGrad {
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
         let f = &self.forward;
-        let view = f.view(&inputs[3..]);
+        let view = f.elements(&inputs[3..]);
         let [grad, out, lse] = [0, 1, 2].map(|i| inputs[i].f64());
         let (s, d) = (view.sizes, view.sizes.head_dim());
         let grad_pad = 1 + usize::from(f.bias);

@@ -5,7 +5,7 @@ use crate::encoder::images_input;
 use crate::error::ModelError;
 use crate::names::{LOSS, PATCH_WEIGHT, PREDICTION, TARGET};
 use simmim_engine::graph::TensorType;
-use simmim_engine::ops::{Linear, LossKind, PatchGather, PixelLoss, WindowNormalize};
+use simmim_engine::ops::{Linear, PatchGather, PixelDistance, PixelLoss, WindowNormalize};
 use simmim_engine::{Graph, ValueId};
 
 /// Added to the variance of a patch where targets are normalised.
@@ -72,7 +72,7 @@ pub fn simmim_graph(config: &SimMimConfig, build: Build) -> Result<(Graph, Value
     if weighted {
         inputs.push(graph.input(PATCH_WEIGHT, TensorType::f32([build.batch * g.cells()])));
     }
-    let kind = loss_kind(config.loss);
+    let kind = pixel_distance(config.loss);
     let scale = (loss_scale(config, build.batch) / build.accumulation as f64) as f32;
     let loss = graph.apply1(PixelLoss { kind, scale, weighted }, &inputs)?;
     graph.set_scope("");
@@ -86,11 +86,11 @@ pub fn simmim_graph(config: &SimMimConfig, build: Build) -> Result<(Graph, Value
 
 /// The function of the difference, as the engine names it.
 #[must_use]
-pub fn loss_kind(loss: Loss) -> LossKind {
+pub fn pixel_distance(loss: Loss) -> PixelDistance {
     match loss {
-        Loss::L1 => LossKind::L1,
-        Loss::L2 => LossKind::L2,
-        Loss::SmoothL1 => LossKind::SmoothL1 { beta: 1.0 },
+        Loss::L1 => PixelDistance::L1,
+        Loss::L2 => PixelDistance::L2,
+        Loss::SmoothL1 => PixelDistance::SmoothL1 { beta: 1.0 },
     }
 }
 

@@ -3,7 +3,7 @@
 mod graph;
 mod indices;
 
-pub use graph::{Build, TARGET_EPS, Variant, loss_kind, loss_scale, simmim_graph};
+pub use graph::{Build, TARGET_EPS, Variant, loss_scale, pixel_distance, simmim_graph};
 pub use indices::{StepIndices, StepSlots};
 
 use crate::encoder::Encoder;

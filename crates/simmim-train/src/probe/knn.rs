@@ -5,8 +5,8 @@
 
 use super::parallel_map;
 use crate::features::Matrix;
-use simmim_engine::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch};
-use simmim_engine::cpu::{Isa, Pool};
+use simmim_engine::host::gemm::{Extents, MatrixView, Product, multiply, multiply_scratch};
+use simmim_engine::host::{Isa, Pool};
 use std::cmp::Ordering;
 
 /// Temperature of the votes.
@@ -56,11 +56,11 @@ pub fn nearest(pool: &Pool, bank: &Matrix, queries: &Matrix, k: usize) -> Vec<Ve
         let isa = Isa::detect();
         let most = Extents { m: rows.len(), n: BANK, k: bank.cols };
         let mut scratch = vec![0.0; multiply_scratch(isa, most)];
-        let query = View::rows(&queries.data[rows.start * queries.cols..], queries.cols);
+        let query = MatrixView::rows(&queries.data[rows.start * queries.cols..], queries.cols);
         for start in (0..bank.rows).step_by(BANK) {
             let n = BANK.min(bank.rows - start);
             let e = Extents { m: rows.len(), n, k: bank.cols };
-            let block = View::rows(&bank.data[start * bank.cols..], bank.cols).transposed();
+            let block = MatrixView::rows(&bank.data[start * bank.cols..], bank.cols).transposed();
             multiply(isa, &mut similarities, BANK, Product::new(e, query, block), &mut scratch);
             for (found, line) in found.iter_mut().zip(similarities.chunks_exact(BANK)) {
                 let new = line[..n].iter().enumerate();

@@ -10,8 +10,8 @@ use crate::features::Matrix;
 use argmin::core::{CostFunction, Error, Executor, Gradient, State};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
-use simmim_engine::cpu::Pool;
-use simmim_engine::cpu::gemm::{Extents, Product, View};
+use simmim_engine::host::Pool;
+use simmim_engine::host::gemm::{Extents, MatrixView, Product};
 use std::sync::{Mutex, PoisonError};
 
 /// The fit has converged where no element of the gradient is larger. scikit-learn's bound too; below it, products in f32 leave
@@ -139,8 +139,8 @@ impl Classifier {
 /// `x W^T` without bias, for some rows.
 fn scores_of(scores: &mut [f32], x: &Matrix, rows: std::ops::Range<usize>, weights: &[f32], classes: usize) {
     let e = Extents { m: rows.len(), n: classes, k: x.cols };
-    let features = View::rows(&x.data[rows.start * x.cols..], x.cols);
-    Product::new(e, features, View::rows(weights, x.cols).transposed()).write(scores);
+    let features = MatrixView::rows(&x.data[rows.start * x.cols..], x.cols);
+    Product::new(e, features, MatrixView::rows(weights, x.cols).transposed()).write(scores);
 }
 
 /// The function that is minimised.
@@ -211,8 +211,8 @@ impl Objective<'_> {
                 }
             }
             let e = Extents { m: classes, n: dims, k: labels.len() };
-            let features = View::rows(&self.x.data[start * dims..], dims);
-            Product::new(e, View::rows(&scores, classes).transposed(), features).write(&mut sums);
+            let features = MatrixView::rows(&self.x.data[start * dims..], dims);
+            Product::new(e, MatrixView::rows(&scores, classes).transposed(), features).write(&mut sums);
             gradient.iter_mut().zip(&sums).for_each(|(g, p)| *g += f64::from(*p));
         }
         (loss, gradient)

@@ -18,7 +18,7 @@ use crate::error::TrainError;
 use crate::features::{Layer, Matrix};
 use linear::{Classifier, Standardiser};
 use simmim_data::Transform;
-use simmim_engine::cpu::Pool;
+use simmim_engine::host::Pool;
 use space::Change;
 use std::sync::{Mutex, PoisonError};
 

@@ -11,8 +11,8 @@ use super::linear::Standardiser;
 use super::parallel_map;
 use crate::features::Matrix;
 use serde::{Deserialize, Serialize};
-use simmim_engine::cpu::Pool;
-use simmim_engine::cpu::gemm::{Extents, Product, View};
+use simmim_engine::host::Pool;
+use simmim_engine::host::gemm::{Extents, MatrixView, Product};
 
 /// Share of the sphere in the covariance.
 pub const SHRINKAGE: f64 = 1e-3;
@@ -117,8 +117,8 @@ impl Whitener {
             let rows = block * ROWS..features.rows.min((block + 1) * ROWS);
             let mut out = vec![0.0; rows.len() * dims];
             let e = Extents { m: rows.len(), n: dims, k: dims };
-            let x = View::rows(&centred.data[rows.start * dims..], dims);
-            Product::new(e, x, View::rows(&self.matrix, dims).transposed()).write(&mut out);
+            let x = MatrixView::rows(&centred.data[rows.start * dims..], dims);
+            Product::new(e, x, MatrixView::rows(&self.matrix, dims).transposed()).write(&mut out);
             out
         });
         Matrix { data: blocks.concat(), ..*features }
@@ -151,8 +151,8 @@ fn covariance(pool: &Pool, x: &Matrix) -> Vec<f64> {
         for start in (0..x.rows).step_by(ROWS) {
             let e = Extents { m: height, n: to, k: ROWS.min(x.rows - start) };
             let rows = &x.data[start * dims..];
-            let left = View::rows(&rows[from..], dims).transposed();
-            Product::new(e, left, View::rows(rows, dims)).write(&mut product);
+            let left = MatrixView::rows(&rows[from..], dims).transposed();
+            Product::new(e, left, MatrixView::rows(rows, dims)).write(&mut product);
             sums.iter_mut().zip(&product).for_each(|(s, p)| *s += f64::from(*p));
         }
         sums

@@ -8,7 +8,7 @@ use crate::probe::{Labelled, Task};
 use crate::recipe::Recipe;
 use simmim_data::source::open;
 use simmim_data::{DataError, Source, Transform};
-use simmim_engine::cpu::Pool;
+use simmim_engine::host::Pool;
 use std::path::Path;
 
 /// Images in a pass of the encoder.

@@ -7,7 +7,7 @@ use crate::commands::features::{Maker, TRAINED, check_pooling};
 use crate::commands::{check_output, weights};
 use crate::diagnostics::Failure;
 use simmim_data::{Source, source};
-use simmim_engine::cpu::Pool;
+use simmim_engine::host::Pool;
 use simmim_train::contact_sheet::{self, Tile};
 use simmim_train::features::{Features, Layer, Matrix};
 use simmim_train::probe::knn::{nearest, normalised};

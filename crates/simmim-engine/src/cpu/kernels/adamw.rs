@@ -1,8 +1,8 @@
 //! Kernel of `adamw`.
 
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::{madd, vectorised};
+use crate::host::Cpu;
+use crate::host::dispatch::{madd, vectorised};
 use crate::ops::AdamW;
 
 pub(crate) fn adamw(cpu: &Cpu, op: &AdamW, args: &mut Args<'_>) {

@@ -1,8 +1,8 @@
 //! Kernel of `add`.
 
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::vectorised;
+use crate::host::Cpu;
+use crate::host::dispatch::vectorised;
 
 pub(crate) fn add(cpu: &Cpu, args: &mut Args<'_>) {
     let (inputs, [a], _) = args.split::<1>();

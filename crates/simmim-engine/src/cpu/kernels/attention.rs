@@ -2,9 +2,9 @@
 
 use super::vector_math::exp;
 use super::{Args, Inputs, sum_partials};
-use crate::cpu::dispatch::{madd, vectorised};
-use crate::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch, prefetch};
-use crate::cpu::{Cpu, Isa, LINE};
+use crate::host::dispatch::{madd, vectorised};
+use crate::host::gemm::{Extents, MatrixView, Product, multiply, multiply_scratch, prefetch};
+use crate::host::{Cpu, Isa, LINE};
 use crate::ops::{Attention, AttentionGrad, AttentionSizes, Packing};
 use crate::plan::Instruction;
 
@@ -79,14 +79,14 @@ impl<'a> Sample<'a> {
     }
 
     /// Part `p` (0 q, 1 k, 2 v) of head `h`, `[rows, head_dim]`.
-    fn head(&self, p: usize, h: usize) -> View<'a> {
-        View::rows(&self.parts[p][h * self.sizes.head_dim()..], self.strides[p])
+    fn head(&self, p: usize, h: usize) -> MatrixView<'a> {
+        MatrixView::rows(&self.parts[p][h * self.sizes.head_dim()..], self.strides[p])
     }
 
-    /// Asks for row `row` of the queries, keys and values of a head, where there is one: its rows lie too far apart for the processor to
-    /// foresee.
+    /// Prefetches row `row` of the queries, keys and values of a head, where there is one: its rows lie too far apart for the hardware
+    /// prefetcher.
     #[inline(always)]
-    fn ask_for(&self, h: usize, row: usize) {
+    fn prefetch_row(&self, h: usize, row: usize) {
         if h >= self.sizes.heads {
             return;
         }
@@ -141,11 +141,17 @@ pub(crate) fn attention(cpu: &Cpu, op: &Attention, args: &mut Args<'_>) {
             sample.scores(cpu.isa, h, scores, scratch);
             for (q, row) in scores.chunks_exact_mut(s.tokens).enumerate() {
                 lse[h * s.queries + q] = softmax_row(cpu.isa, row, sample.bias_row(h, q));
-                sample.ask_for(h + 1, q);
+                sample.prefetch_row(h + 1, q);
             }
             let e = Extents { m: s.queries, n: s.head_dim(), k: s.tokens };
             let target = &mut out[h * s.head_dim()..];
-            multiply(cpu.isa, target, s.dim, Product::new(e, View::rows(scores, s.tokens), sample.head(2, h)), scratch);
+            multiply(
+                cpu.isa,
+                target,
+                s.dim,
+                Product::new(e, MatrixView::rows(scores, s.tokens), sample.head(2, h)),
+                scratch,
+            );
         }
     });
 }
@@ -284,14 +290,14 @@ fn backward_sample(
     let (grad_s, scratch) = scratch.split_at_mut(size.next_multiple_of(LINE));
     let (p, grad_s) = (&mut p[..size], &mut grad_s[..size]);
     for h in 0..s.heads {
-        let grad_head = View::rows(&grad[h * d..], s.dim);
+        let grad_head = MatrixView::rows(&grad[h * d..], s.dim);
         sample.scores(isa, h, p, scratch);
         let grad_p = Product::new(sample.scores_extents(), grad_head, sample.head(2, h).transposed());
         multiply(isa, grad_s, s.tokens, grad_p, scratch);
         for q in 0..s.queries {
             let at = q * s.tokens..(q + 1) * s.tokens;
             let head = q * s.dim + h * d..q * s.dim + (h + 1) * d;
-            sample.ask_for(h + 1, q);
+            sample.prefetch_row(h + 1, q);
             let delta = dot(isa, &grad[head.clone()], &out[head]);
             let (p, grad_s) = (&mut p[at.clone()], &mut grad_s[at]);
             grad_scores_row(isa, p, grad_s, sample.bias_row(h, q), lse[h * s.queries + q], delta);
@@ -299,7 +305,7 @@ fn backward_sample(
                 super::add::add_slices(isa, &mut grad_bias[start..start + s.tokens], grad_s);
             }
         }
-        let (p, grad_s) = (View::rows(p, s.tokens), View::rows(grad_s, s.tokens));
+        let (p, grad_s) = (MatrixView::rows(p, s.tokens), MatrixView::rows(grad_s, s.tokens));
         let over_queries = Extents { m: s.tokens, n: d, k: s.queries };
         let over_tokens = Extents { m: s.queries, n: d, k: s.tokens };
         let [q_stride, k_stride, _] = sample.strides;

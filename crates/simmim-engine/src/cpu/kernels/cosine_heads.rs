@@ -1,8 +1,8 @@
 //! Kernels of `cosine_heads`.
 
 use super::{Args, rows_per_task, sum_partials};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::{madd, vectorised};
+use crate::host::Cpu;
+use crate::host::dispatch::{madd, vectorised};
 use crate::ops::{CosineHeads, CosineHeadsGrad, LARGEST_LOGIT_SCALE, SMALLEST_LENGTH};
 use crate::plan::Instruction;
 

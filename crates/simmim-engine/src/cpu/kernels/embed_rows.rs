@@ -2,7 +2,7 @@
 
 use super::add::add_slices;
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
+use crate::host::Cpu;
 use crate::ops::{EmbedRows, EmbedRowsGrad};
 
 pub(crate) fn embed_rows(cpu: &Cpu, op: &EmbedRows, args: &mut Args<'_>) {

@@ -2,7 +2,7 @@
 
 use super::add::add_slices;
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
+use crate::host::Cpu;
 
 pub(crate) fn gather_rows(cpu: &Cpu, args: &mut Args<'_>) {
     let (inputs, [y], _) = args.split::<1>();

@@ -1,8 +1,8 @@
 //! Kernel of `global_norm`.
 
 use super::Args;
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::vectorised;
+use crate::host::Cpu;
+use crate::host::dispatch::vectorised;
 use crate::ops::GlobalNorm;
 
 /// Floats whose squares are summed together before the sum is widened to f64.
@@ -37,7 +37,7 @@ vectorised! {
         let (head, tail) = x.as_chunks::<32>();
         for chunk in head {
             for l in 0..32 {
-                sums[l] = crate::cpu::dispatch::madd::<FMA>(chunk[l], chunk[l], sums[l]);
+                sums[l] = crate::host::dispatch::madd::<FMA>(chunk[l], chunk[l], sums[l]);
             }
         }
         sums.iter().sum::<f32>() + tail.iter().map(|v| v * v).sum::<f32>()

@@ -2,8 +2,8 @@
 
 use super::vector_math::LANES;
 use super::{Args, PARTIAL_ROWS, rows_per_task, sum_partials};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::{madd, vectorised};
+use crate::host::Cpu;
+use crate::host::dispatch::{madd, vectorised};
 use crate::ops::{LayerNorm, LayerNormGradInput};
 use crate::plan::Instruction;
 

@@ -2,10 +2,10 @@
 
 use super::vector_math::gelu_and_slope;
 use super::{Args, PARTIAL_ROWS, rows_per_task, sum_partials};
-use crate::cpu::dispatch::vectorised;
-use crate::cpu::gemm::{Extents, Place, Product, View, product, product_scratch};
 use crate::cpu::kernels::add::add_slices;
-use crate::cpu::{BlockMut, Cpu};
+use crate::host::dispatch::vectorised;
+use crate::host::gemm::{Extents, MatrixView, Product, Tile, product, product_scratch};
+use crate::host::{BlockMut, Cpu};
 use crate::ops::{Linear, LinearGradInput, LinearGradWeight, RowRange};
 use crate::plan::Instruction;
 
@@ -45,7 +45,7 @@ fn forward<'a>(op: &Linear, inputs: super::Inputs<'a>) -> Product<'a> {
     let (start, n) = range_of(op.rows, total);
     let e = Extents { m: x.len() / k, n, k };
     let bias = op.bias.then(|| &inputs.f32(2)[start..start + n]);
-    Product::new(e, View::rows(x, k), View::rows(&weight[start * k..], k).transposed()).with_bias(bias)
+    Product::new(e, MatrixView::rows(x, k), MatrixView::rows(&weight[start * k..], k).transposed()).with_bias(bias)
 }
 
 fn linear_plain(cpu: &Cpu, op: &Linear, args: &mut Args<'_>) {
@@ -62,7 +62,7 @@ fn linear_gelu(cpu: &Cpu, op: &Linear, args: &mut Args<'_>) {
 
 vectorised! {
     /// Turns a tile into its GELU and writes the slope.
-    fn gelu_block<FMA>(y: &mut BlockMut<'_>, slope: &mut BlockMut<'_>, place: &Place) {
+    fn gelu_block<FMA>(y: &mut BlockMut<'_>, slope: &mut BlockMut<'_>, place: &Tile) {
         for i in place.rows.clone() {
             let (y, slope) = (&mut y.row(i)[place.cols.clone()], &mut slope.row(i)[place.cols.clone()]);
             // Vector by vector: a tile is too narrow for the loop that the compiler would make.
@@ -83,7 +83,7 @@ pub(crate) fn gelu_grad(cpu: &Cpu, args: &mut Args<'_>) {
 
 vectorised! {
     /// Multiplies a tile by that of a matrix, which holds all rows of `columns` floats.
-    fn multiply_block<_FMA>(grad: &mut BlockMut<'_>, by: &[f32], columns: usize, place: &Place) {
+    fn multiply_block<_FMA>(grad: &mut BlockMut<'_>, by: &[f32], columns: usize, place: &Tile) {
         for i in place.rows.clone() {
             let start = (place.first.0 + i) * columns + place.first.1;
             let by = &by[start + place.cols.start..start + place.cols.end];
@@ -111,12 +111,15 @@ pub(crate) fn linear_grad_input(cpu: &Cpu, op: &LinearGradInput, args: &mut Args
     let [total, n] = [0, 1].map(|i| inputs.shape(1)[i]);
     let (start, k) = range_of(op.rows, total);
     let e = Extents { m: grad.len() / k, n, k };
-    let p = Product::new(e, View::rows(grad, k), View::rows(&weight[start * n..], n)).accumulated(op.accumulate);
+    let p = Product::new(e, MatrixView::rows(grad, k), MatrixView::rows(&weight[start * n..], n))
+        .accumulated(op.accumulate);
     if !op.gelu {
         return product(cpu, [grad_x], p, scratch, |_, _| ());
     }
     let slope = inputs.f32(2);
-    product(cpu, [grad_x], p.beside(slope), scratch, |place, [grad]| multiply_block(cpu.isa, grad, slope, n, place));
+    product(cpu, [grad_x], p.with_epilogue_operand(slope), scratch, |place, [grad]| {
+        multiply_block(cpu.isa, grad, slope, n, place)
+    });
 }
 
 pub(crate) fn linear_grad_weight(cpu: &Cpu, op: &LinearGradWeight, args: &mut Args<'_>) {
@@ -143,7 +146,7 @@ fn weight_gradient(
     let (start, m) = range_of(op.rows, total);
     let e = Extents { m, n, k: grad.len() / m };
     let target = &mut grad_weight[start * n..(start + m) * n];
-    let p = Product::new(e, View::rows(grad, m).transposed(), View::rows(x, n)).accumulated(true);
+    let p = Product::new(e, MatrixView::rows(grad, m).transposed(), MatrixView::rows(x, n)).accumulated(true);
     product(cpu, [target], p, scratch, |_, _| ());
 }
 

@@ -2,7 +2,7 @@
 
 use super::add::add_slices;
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
+use crate::host::Cpu;
 use crate::ops::{MeanTokens, MeanTokensGrad};
 
 pub(crate) fn mean_tokens(cpu: &Cpu, op: &MeanTokens, args: &mut Args<'_>) {

@@ -24,8 +24,8 @@ pub(crate) mod window_attention;
 pub(crate) mod window_normalize;
 pub(crate) mod zero;
 
-use super::Cpu;
 pub use super::arena::{Args, Inputs};
+use crate::host::Cpu;
 use crate::ops::Op;
 use crate::plan::Instruction;
 
@@ -39,7 +39,7 @@ pub(crate) fn rows_per_task(columns: usize) -> usize {
 }
 
 /// Adds the rows of `partials` to `sum`, in order.
-pub(crate) fn sum_partials(isa: crate::cpu::Isa, sum: &mut [f32], partials: &[f32]) {
+pub(crate) fn sum_partials(isa: crate::host::Isa, sum: &mut [f32], partials: &[f32]) {
     partials.chunks_exact(sum.len()).for_each(|partial| add::add_slices(isa, sum, partial));
 }
 

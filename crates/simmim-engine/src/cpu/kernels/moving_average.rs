@@ -1,8 +1,8 @@
 //! Kernel of `moving_average`.
 
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::{madd, vectorised};
+use crate::host::Cpu;
+use crate::host::dispatch::{madd, vectorised};
 
 pub(crate) fn moving_average(cpu: &Cpu, args: &mut Args<'_>) {
     let (inputs, [average], _) = args.split::<1>();

@@ -1,7 +1,7 @@
 //! Kernel of `patch_gather`.
 
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
+use crate::host::Cpu;
 use crate::ops::PatchGather;
 
 pub(crate) fn patch_gather(cpu: &Cpu, op: &PatchGather, args: &mut Args<'_>) {

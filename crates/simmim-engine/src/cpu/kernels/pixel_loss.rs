@@ -2,9 +2,9 @@
 
 use super::vector_math::sum_lanes;
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::vectorised;
-use crate::ops::{LossKind, PixelLoss, PixelLossGrad};
+use crate::host::Cpu;
+use crate::host::dispatch::vectorised;
+use crate::ops::{PixelDistance, PixelLoss, PixelLossGrad};
 use crate::plan::Instruction;
 
 pub(crate) fn scratch(i: &Instruction) -> usize {
@@ -47,12 +47,12 @@ pub(crate) fn pixel_loss_grad(cpu: &Cpu, op: &PixelLossGrad, args: &mut Args<'_>
 }
 
 vectorised! {
-    fn row_loss<_FMA>(prediction: &[f32], target: &[f32], kind: LossKind) -> f32 {
+    fn row_loss<_FMA>(prediction: &[f32], target: &[f32], kind: PixelDistance) -> f32 {
         let differences = prediction.iter().zip(target).map(|(p, t)| p - t);
         match kind {
-            LossKind::L1 => sum_lanes(differences.map(f32::abs)),
-            LossKind::L2 => sum_lanes(differences.map(|d| d * d)),
-            LossKind::SmoothL1 { beta } => sum_lanes(differences.map(|d| {
+            PixelDistance::L1 => sum_lanes(differences.map(f32::abs)),
+            PixelDistance::L2 => sum_lanes(differences.map(|d| d * d)),
+            PixelDistance::SmoothL1 { beta } => sum_lanes(differences.map(|d| {
                 if d.abs() < beta { d * d / (2.0 * beta) } else { d.abs() - 0.5 * beta }
             })),
         }
@@ -60,13 +60,13 @@ vectorised! {
 }
 
 vectorised! {
-    fn row_grad<_FMA>(prediction: &[f32], target: &[f32], scale: f32, kind: LossKind, grad: &mut [f32]) {
+    fn row_grad<_FMA>(prediction: &[f32], target: &[f32], scale: f32, kind: PixelDistance, grad: &mut [f32]) {
         let sign = |d: f32| if d > 0.0 { 1.0 } else if d < 0.0 { -1.0 } else { d * 0.0 };
         let pairs = grad.iter_mut().zip(prediction.iter().zip(target).map(|(p, t)| p - t));
         match kind {
-            LossKind::L1 => pairs.for_each(|(g, d)| *g = scale * sign(d)),
-            LossKind::L2 => pairs.for_each(|(g, d)| *g = scale * 2.0 * d),
-            LossKind::SmoothL1 { beta } => {
+            PixelDistance::L1 => pairs.for_each(|(g, d)| *g = scale * sign(d)),
+            PixelDistance::L2 => pairs.for_each(|(g, d)| *g = scale * 2.0 * d),
+            PixelDistance::SmoothL1 { beta } => {
                 pairs.for_each(|(g, d)| *g = scale * if d.abs() < beta { d / beta } else { sign(d) });
             }
         }

@@ -2,8 +2,8 @@
 
 use super::vector_math::exp;
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::vectorised;
+use crate::host::Cpu;
+use crate::host::dispatch::vectorised;
 use crate::ops::Function;
 
 pub(crate) fn pointwise(cpu: &Cpu, function: Function, args: &mut Args<'_>) {

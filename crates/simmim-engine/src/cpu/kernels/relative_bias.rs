@@ -1,7 +1,7 @@
 //! Kernels of `relative_bias`.
 
 use super::{Args, rows_per_task};
-use crate::cpu::Cpu;
+use crate::host::Cpu;
 
 pub(crate) fn relative_bias(cpu: &Cpu, args: &mut Args<'_>) {
     let (inputs, [bias], _) = args.split::<1>();

@@ -1,8 +1,8 @@
 //! Kernels of `residual`.
 
 use super::{Args, Inputs, PARTIAL_ROWS, rows_per_task, sum_partials};
-use crate::cpu::Cpu;
-use crate::cpu::dispatch::vectorised;
+use crate::host::Cpu;
+use crate::host::dispatch::vectorised;
 use crate::ops::{Residual, ResidualGrad};
 use crate::plan::Instruction;
 

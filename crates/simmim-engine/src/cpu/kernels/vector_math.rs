@@ -1,6 +1,6 @@
 //! Elementary functions as branch-free code that vectorises inside kernels.
 
-use crate::cpu::dispatch::madd;
+use crate::host::dispatch::madd;
 
 /// Sums kept side by side, so that a reduction fills the widest vectors.
 pub(crate) const LANES: usize = 16;

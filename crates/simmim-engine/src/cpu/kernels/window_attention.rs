@@ -2,18 +2,14 @@
 
 use super::attention::{dot, grad_scores_row, softmax_row};
 use super::{Args, Inputs, sum_partials};
-use crate::cpu::block::Grid;
-use crate::cpu::dispatch::vectorised;
-use crate::cpu::gemm::{Extents, Product, View, multiply, multiply_scratch, prefetch};
-use crate::cpu::{BlockMut, Cpu, Isa};
+use crate::host::dispatch::vectorised;
+use crate::host::gemm::{Extents, MatrixView, Product, multiply, multiply_scratch, prefetch};
+use crate::host::{BlockMut, Cpu, Grid, Isa, LINE};
 use crate::ops::{REGION_MASK, WindowAttention, WindowAttentionGrad, WindowSizes};
 use crate::plan::Instruction;
 
 /// Parts into which a batch is cut where parameters need gradients: each sums its own, the sums are added in order.
 const SUM_PARTS: usize = 8;
-
-/// Floats in a cache line.
-const LINE: usize = 16;
 
 /// Images that one task takes in the backward.
 fn images_per_part(op: &WindowAttention, batch: usize) -> usize {
@@ -110,10 +106,10 @@ impl<'a> Head<'a> {
     /// Brings near what is read at a place of window `w`, where there is such a window: its rows lie too far apart for the processor to
     /// foresee.
     #[inline(always)]
-    fn ask_for(&self, w: usize, place: usize) {
+    fn prefetch_place(&self, w: usize, place: usize) {
         let Some(&token) = self.index.get(w * self.sizes.places + place) else { return };
         for p in 0..3 {
-            ask_for_row(
+            prefetch_row(
                 self.qkv,
                 token as usize * 3 * self.sizes.dim + p * self.sizes.dim + self.column,
                 self.sizes.head_dim(),
@@ -125,7 +121,7 @@ impl<'a> Head<'a> {
     fn scores(&self, isa: Isa, w: usize, q: &[f32], k: &[f32], scores: &mut [f32], scratch: &mut [f32]) {
         let (n, d) = (self.sizes.places, self.sizes.head_dim());
         let e = Extents { m: n, n, k: d };
-        let p = Product::new(e, View::rows(q, d), View::rows(k, d).transposed()).scaled(self.scale);
+        let p = Product::new(e, MatrixView::rows(q, d), MatrixView::rows(k, d).transposed()).scaled(self.scale);
         multiply(isa, scores, n, p, scratch);
         if let Some(regions) = self.regions(w) {
             for (row, &own) in scores.chunks_exact_mut(n).zip(regions) {
@@ -141,7 +137,7 @@ impl<'a> Head<'a> {
 
 /// Brings `len` floats near, where they are there.
 #[inline(always)]
-fn ask_for_row(from: &[f32], start: usize, len: usize) {
+fn prefetch_row(from: &[f32], start: usize, len: usize) {
     for line in (start..start + len).step_by(LINE) {
         if let Some(at) = from.get(line) {
             prefetch(at);
@@ -186,10 +182,10 @@ pub(crate) fn window_attention(cpu: &Cpu, op: &WindowAttention, args: &mut Args<
             head.scores(cpu.isa, w, q, k, scores, scratch);
             for (place, (row, lse)) in scores.chunks_exact_mut(n).zip(lse).enumerate() {
                 *lse = softmax_row(cpu.isa, row, head.bias_row(place));
-                head.ask_for(w + 1, place);
+                head.prefetch_place(w + 1, place);
             }
             let e = Extents { m: n, n: d, k: n };
-            multiply(cpu.isa, result, d, Product::new(e, View::rows(scores, n), View::rows(v, d)), scratch);
+            multiply(cpu.isa, result, d, Product::new(e, MatrixView::rows(scores, n), MatrixView::rows(v, d)), scratch);
             scatter(&mut out, tokens, result);
         }
     });
@@ -328,7 +324,7 @@ fn backward_head(
             isa,
             grad_s,
             n,
-            Product::new(over_dim, View::rows(grad_out, d), View::rows(v, d).transposed()),
+            Product::new(over_dim, MatrixView::rows(grad_out, d), MatrixView::rows(v, d).transposed()),
             scratch,
         );
         for (place, (&token, &lse)) in tokens.iter().zip(lse).enumerate() {
@@ -337,11 +333,11 @@ fn backward_head(
                 Some(row) if (token as usize) < s.tokens => dot(isa, &grad_out[place * d..(place + 1) * d], &row[..d]),
                 _ => 0.0,
             };
-            head.ask_for(w + 1, place);
+            head.prefetch_place(w + 1, place);
             if let Some(&next) = head.index.get((w + 1) * n + place) {
                 let start = next as usize * s.dim + head.column;
-                ask_for_row(grad, start, d);
-                ask_for_row(out, start, d);
+                prefetch_row(grad, start, d);
+                prefetch_row(out, start, d);
             }
             grad_scores_row(isa, &mut p[at.clone()], &mut grad_s[at], head.bias_row(place), lse, delta);
         }
@@ -349,10 +345,10 @@ fn backward_head(
             super::add::add_slices(isa, bias_sum, grad_s);
         }
         let over_places = Extents { m: n, n: d, k: n };
-        let (grad_s, p) = (View::rows(grad_s, n), View::rows(p, n));
-        let grad_q = Product::new(over_places, grad_s, View::rows(k, d)).scaled(head.scale);
-        let grad_k = Product::new(over_places, grad_s.transposed(), View::rows(q, d)).scaled(head.scale);
-        let grad_v = Product::new(over_places, p.transposed(), View::rows(grad_out, d));
+        let (grad_s, p) = (MatrixView::rows(grad_s, n), MatrixView::rows(p, n));
+        let grad_q = Product::new(over_places, grad_s, MatrixView::rows(k, d)).scaled(head.scale);
+        let grad_k = Product::new(over_places, grad_s.transposed(), MatrixView::rows(q, d)).scaled(head.scale);
+        let grad_v = Product::new(over_places, p.transposed(), MatrixView::rows(grad_out, d));
         for (part, product) in [grad_q, grad_k, grad_v].into_iter().enumerate() {
             multiply(isa, result, d, product, scratch);
             scatter(&mut grads[part], tokens, result);

@@ -1,7 +1,7 @@
 //! Kernel of `window_normalize`.
 
 use super::Args;
-use crate::cpu::Cpu;
+use crate::host::Cpu;
 use crate::ops::WindowNormalize;
 use crate::plan::Instruction;
 

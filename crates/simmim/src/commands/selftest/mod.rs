@@ -11,7 +11,7 @@ use crate::commands::check_output;
 use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
 use simmim_engine::Executor;
-use simmim_engine::cpu::Isa;
+use simmim_engine::host::Isa;
 use std::process::ExitCode;
 
 /// One thing to test: a device, or the processor with one of its instruction sets.

@@ -5,10 +5,10 @@
 
 #![allow(unsafe_code, reason = "vector instructions, which the caller knows to be there")]
 
-use super::super::View;
+use super::super::MatrixView;
 use super::kernel::{BLOCK, DEPTH, PACKED};
-use crate::cpu::dispatch::TileRegisters;
-use crate::cpu::gemm::kernel::prefetch;
+use crate::host::dispatch::TileRegisters;
+use crate::host::gemm::kernel::prefetch;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
@@ -36,7 +36,7 @@ pub(super) fn pack(
     _proof: TileRegisters,
     to: &mut [f32],
     layout: Layout,
-    from: View<'_>,
+    from: MatrixView<'_>,
     lines: Range<usize>,
     chunk: Range<usize>,
 ) {
@@ -56,7 +56,7 @@ pub(super) fn pack(
             unsafe { pack_square(&mut to[half * SIDE * SIDE..], layout, from, lines, terms.clone(), &mut buffer) };
         }
     };
-    // Along what lies in one piece, which the processor foresees.
+    // Along contiguous memory, which the hardware prefetcher follows.
     if from.col_stride == 1 {
         (0..blocks).for_each(|block| (0..depth).for_each(|step| one(block, step)));
     } else {
@@ -72,7 +72,7 @@ pub(super) fn pack(
 unsafe fn pack_square(
     to: &mut [f32],
     layout: Layout,
-    from: View<'_>,
+    from: MatrixView<'_>,
     lines: Range<usize>,
     terms: Range<usize>,
     buffer: &mut [f32; SIDE * DEPTH],
@@ -100,7 +100,7 @@ struct Square<'a> {
 }
 
 impl<'a> Square<'a> {
-    fn new(from: View<'a>, line: usize, term: usize) -> Self {
+    fn new(from: MatrixView<'a>, line: usize, term: usize) -> Self {
         let by_lines = from.col_stride == 1;
         Self { from: from.from(line, term), by_lines, stride: if by_lines { from.row_stride } else { from.col_stride } }
     }
@@ -125,7 +125,7 @@ impl<'a> Square<'a> {
         }
     }
 
-    /// Asks for the square of the next terms, or the one after it where they follow in the same lines.
+    /// Prefetches the square of the next terms, or the one after it where they follow in the same lines.
     #[inline(always)]
     fn prefetch_next(&self, i: usize) {
         if self.by_lines {
@@ -143,7 +143,7 @@ impl<'a> Square<'a> {
 /// A square that is not whole, or whose terms and lines both lie apart: copied, with zeros around it.
 fn copied<'a>(
     buffer: &'a mut [f32; SIDE * DEPTH],
-    from: View<'_>,
+    from: MatrixView<'_>,
     lines: Range<usize>,
     terms: Range<usize>,
 ) -> Square<'a> {
@@ -173,7 +173,7 @@ fn clear(to: &mut [f32]) {
 unsafe fn plain(to: &mut [f32], square: &Square<'_>) {
     assert!(to.len() >= REACH, "tiles of {} floats", to.len());
     for i in 0..SIDE {
-        // Lines that are read in their order are foreseen.
+        // The hardware prefetcher follows lines that are read in order.
         if !square.by_lines {
             square.prefetch_next(i);
         }
@@ -289,9 +289,9 @@ mod tests {
         let floats: Vec<f32> =
             (0..2 * rows * cols).map(|i| stream.normal() as f32 * 2f32.powi(i as i32 % 60 - 30)).collect();
         let views = [
-            View::rows(&floats, cols),
-            View::rows(&floats, rows).transposed(),
-            View { data: &floats, row_stride: 2 * cols, col_stride: 2 },
+            MatrixView::rows(&floats, cols),
+            MatrixView::rows(&floats, rows).transposed(),
+            MatrixView { data: &floats, row_stride: 2 * cols, col_stride: 2 },
         ];
         for (view, layout) in views.iter().flat_map(|v| [(*v, Layout::Lines), (*v, Layout::Terms)]) {
             for (lines, terms) in [(0..32, 0..64), (3..35, 5..37), (1..2, 2..3), (4..21, 1..71), (39..40, 0..75)] {
@@ -323,7 +323,7 @@ mod tests {
         let Some(proof) = TileRegisters::ask() else { return };
         for bad in [f32::NAN, f32::INFINITY, f32::from_bits(0x7fff_ffff), f32::from_bits(0xffff_ffff)] {
             let mut packed = vec![0.0; PACKED];
-            pack(proof, &mut packed, Layout::Lines, View::rows(&[bad; 32], 32), 0..1, 0..32);
+            pack(proof, &mut packed, Layout::Lines, MatrixView::rows(&[bad; 32], 32), 0..1, 0..32);
             assert!(parts(&packed, Layout::Lines, 0, 3).iter().any(|x| !x.is_finite()));
         }
     }

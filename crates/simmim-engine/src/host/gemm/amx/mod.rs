@@ -11,10 +11,10 @@ mod kernel;
 mod split;
 
 use super::grid::Even;
-use super::{Cut, Extents, Place, Product, shifted};
-use crate::cpu::dispatch::TileRegisters;
-use crate::cpu::{BlockMut, LINE};
-use kernel::{Ahead, BLOCK, Configured, DEPTH, PACKED, Sums};
+use super::{Cut, Extents, Product, Tile, shifted};
+use crate::host::dispatch::TileRegisters;
+use crate::host::{BlockMut, LINE};
+use kernel::{BLOCK, Configured, DEPTH, PACKED, Prefetch, Sums};
 use split::{Layout, pack};
 use std::ops::Range;
 
@@ -22,7 +22,7 @@ use std::ops::Range;
 const CHUNK: usize = 512;
 
 /// Terms of lines of `b` that are packed at once: at six bytes each they stay in the second-level cache.
-const NEAR: usize = 200_000;
+const PACKED_FLOATS: usize = 200_000;
 
 /// Blocks of rows of `a` that are packed at once where their terms lie apart, so that longer pieces of each term are read.
 const GROUP: usize = 4;
@@ -47,7 +47,7 @@ pub(super) fn scratch(e: Extents) -> usize {
 
 fn cut(e: Extents) -> Cut {
     let chunk = e.k.div_ceil(e.k.div_ceil(CHUNK).max(1)).next_multiple_of(DEPTH).max(DEPTH);
-    Cut { chunk, cols: e.n.next_multiple_of(BLOCK).min((NEAR / chunk / BLOCK).max(1) * BLOCK) }
+    Cut { chunk, cols: e.n.next_multiple_of(BLOCK).min((PACKED_FLOATS / chunk / BLOCK).max(1) * BLOCK) }
 }
 
 /// Floats that some lines of packed terms take.
@@ -63,7 +63,7 @@ pub(super) fn part<const N: usize>(
     cols: Range<usize>,
     mut outputs: [BlockMut<'_>; N],
     scratch: &mut [f32],
-    finish: &(impl Fn(&Place, &mut [BlockMut<'_>; N]) + Sync),
+    finish: &(impl Fn(&Tile, &mut [BlockMut<'_>; N]) + Sync),
 ) {
     let cut = cut(p.extents);
     let k = p.extents.k;
@@ -87,16 +87,16 @@ pub(super) fn part<const N: usize>(
                 }
                 let packed_a = &packed_a[t % group * depth * PACKED..];
                 for (panel, b) in panels.zip(packed_b.chunks_exact(depth * PACKED)) {
-                    let place = Place {
+                    let place = Tile {
                         first: (rows.start, cols.start),
                         rows: lines.clone(),
                         cols: shifted(&panel, block.start),
                     };
-                    let ahead = ahead(p, &place, &mut outputs, chunk.end == k);
-                    kernel::multiply(&tiles, depth, packed_a, b, ahead, &mut sums);
-                    let ending = p.ending(chunk.start, shifted(&place.cols, cols.start));
+                    let prefetches = prefetches(p, &place, &mut outputs, chunk.end == k);
+                    kernel::multiply(&tiles, depth, packed_a, b, prefetches, &mut sums);
+                    let epilogue = p.epilogue(chunk.start, shifted(&place.cols, cols.start));
                     let mut c = outputs[0].part(place.rows.clone(), place.cols.clone());
-                    kernel::finish(&tiles, &sums, &ending, &mut c);
+                    kernel::finish(&tiles, &sums, &epilogue, &mut c);
                     if chunk.end == k {
                         finish(&place, &mut outputs);
                     }
@@ -106,41 +106,41 @@ pub(super) fn part<const N: usize>(
     }
 }
 
-/// Computes a block of the result over and over from packed ones that stay near; returns the floating point operations of one.
+/// Computes a block of the result over and over from packed operands that the caches hold; returns the floating point operations of one.
 pub(super) fn near(proof: TileRegisters, k: usize, times: usize) -> usize {
     let depth = k.div_ceil(DEPTH);
     // Two ones in bfloat16; zeros take less power, and the clock may rise.
     let memory = vec![f32::from_bits(0x3f80_3f80); 2 * depth * PACKED + LINE];
     let (a, b) = memory[memory.as_ptr().align_offset(4 * LINE).min(LINE)..].split_at(depth * PACKED);
     let (tiles, mut sums) = (Configured::new(proof), Sums::zero());
-    let ahead = Ahead { start: a.as_ptr(), stride: 0 };
+    let nothing = Prefetch { start: a.as_ptr(), stride: 0 };
     for _ in 0..times {
-        kernel::multiply(&tiles, depth, a, b, [ahead; 2], &mut sums);
+        kernel::multiply(&tiles, depth, a, b, [nothing; 2], &mut sums);
     }
     2 * BLOCK * BLOCK * depth * DEPTH
 }
 
 /// What is written and what is read where a block is finished.
 #[inline(always)]
-fn ahead<const N: usize>(
+fn prefetches<const N: usize>(
     p: &Product<'_>,
-    place: &Place,
+    place: &Tile,
     outputs: &mut [BlockMut<'_>; N],
     finishes: bool,
-) -> [Ahead; 2] {
+) -> [Prefetch; 2] {
     let of = |output: &mut BlockMut<'_>| {
         let (start, stride) = (output.as_mut_ptr(), output.stride());
-        Ahead { start: start.wrapping_add(place.rows.start * stride + place.cols.start), stride }
+        Prefetch { start: start.wrapping_add(place.rows.start * stride + place.cols.start), stride }
     };
     let first = of(&mut outputs[0]);
     let second = match outputs.get_mut(1) {
         _ if !finishes => first,
         Some(output) => of(output),
-        None if p.beside.is_empty() => first,
+        None if p.epilogue_operand.is_empty() => first,
         None => {
             let (row, col) = (place.first.0 + place.rows.start, place.first.1 + place.cols.start);
             let stride = p.extents.n;
-            Ahead { start: p.beside.as_ptr().wrapping_add(row * stride + col), stride }
+            Prefetch { start: p.epilogue_operand.as_ptr().wrapping_add(row * stride + col), stride }
         }
     };
     [first, second]
@@ -148,16 +148,16 @@ fn ahead<const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cpu, View, product, product_scratch};
+    use super::super::{Cpu, MatrixView, product, product_scratch};
     use super::*;
-    use crate::cpu::{Isa, Pool};
+    use crate::host::{Isa, Pool};
     use simmim_random::{Purpose, Stream};
 
     /// The largest error of an element, as a share of the sum of its terms' absolute values.
     fn error(isa: Isa, e: Extents, a: &[f32], b: &[f32]) -> f64 {
         let cpu = Cpu { pool: Pool::new(2), isa };
         let (mut c, mut scratch) = (vec![0.0; e.m * e.n], vec![0.0; product_scratch(&cpu, e)]);
-        let p = Product::new(e, View::rows(a, e.k), View::rows(b, e.n));
+        let p = Product::new(e, MatrixView::rows(a, e.k), MatrixView::rows(b, e.n));
         product(&cpu, [&mut c], p, &mut scratch, |_, _| ());
         let mut worst = 0.0f64;
         for (at, &found) in c.iter().enumerate() {
@@ -178,7 +178,7 @@ mod tests {
         let rows = |m: usize, threads: usize| {
             let (cpu, e) = (Cpu { pool: Pool::new(threads), isa }, Extents { m, n, k });
             let (mut c, mut scratch) = (vec![0.0; m * n], vec![f32::NAN; product_scratch(&cpu, e)]);
-            let p = Product::new(e, View::rows(&a, k), View::rows(&b, n));
+            let p = Product::new(e, MatrixView::rows(&a, k), MatrixView::rows(&b, n));
             product(&cpu, [&mut c], p, &mut scratch, |_, _| ());
             c
         };

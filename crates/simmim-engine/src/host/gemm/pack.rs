@@ -1,17 +1,19 @@
 //! Copies of operands in the order in which the micro-kernel reads them.
 //!
-//! What lies beyond the rows and columns that are asked for is never used, but the micro-kernel computes with it: it is other elements or
+//! What lies beyond the rows and columns in question is never used, but the micro-kernel computes with it: it is other elements or
 //! zeros, because what the memory held may be numbers below the smallest normal one, which take a hundred times as long.
 
 #![allow(unsafe_code, reason = "vector instructions, chosen by an Isa that proves they are there")]
 
-use super::View;
+use super::MatrixView;
 use super::kernel::{TILE_STRIDE, lanes, prefetch};
-use crate::cpu::dispatch::{IsaKind, vectorised};
-use crate::cpu::{Isa, LINE};
+#[cfg(simmim_x86)]
+use crate::host::dispatch::IsaKind;
+use crate::host::dispatch::vectorised;
+use crate::host::{Isa, LINE};
 use std::ops::Range;
 
-/// Rows ahead of the one that is copied which are brought near: they lie too far apart for the processor to foresee.
+/// Rows between the one that is copied and the one that is prefetched: they lie too far apart for the hardware prefetcher.
 const AHEAD: usize = 8;
 
 /// Most lines of a tile or panel.
@@ -28,7 +30,7 @@ pub(super) const GROUP: usize = 8;
 pub(super) fn tiles(
     isa: Isa,
     packed: &mut [f32],
-    a: View<'_>,
+    a: MatrixView<'_>,
     start: usize,
     tiles: impl Iterator<Item = Range<usize>>,
     chunk: Range<usize>,
@@ -84,13 +86,13 @@ fn copy_rest(to: &mut [f32; TILE_STRIDE], rest: &[f32]) {
 }
 
 /// Packs columns of `b` for sums over `chunk`, as `[chunk, width]`; the width is that of whole vectors.
-pub(super) fn panel(isa: Isa, packed: &mut [f32], b: View<'_>, chunk: Range<usize>, cols: Range<usize>) {
+pub(super) fn panel(isa: Isa, packed: &mut [f32], b: MatrixView<'_>, chunk: Range<usize>, cols: Range<usize>) {
     let width = cols.len().next_multiple_of(lanes(isa));
     lines(isa, packed, width, b.transposed(), cols, chunk);
 }
 
 /// Writes `packed[p, i] = from[lines.start + i, chunk.start + p]`, rows of `packed` being `stride` apart.
-fn lines(isa: Isa, packed: &mut [f32], stride: usize, from: View<'_>, lines: Range<usize>, chunk: Range<usize>) {
+fn lines(isa: Isa, packed: &mut [f32], stride: usize, from: MatrixView<'_>, lines: Range<usize>, chunk: Range<usize>) {
     if chunk.is_empty() || lines.is_empty() {
         return;
     }
@@ -167,7 +169,7 @@ fn transpose(isa: Isa, to: &mut [f32], stride: usize, lines: Lines<'_>) {
     assert!(stride <= MOST_LINES && lines.len * stride <= to.len(), "packed lines do not fit");
     match isa.kind() {
         // SAFETY: (1) an `Isa` of this kind exists only where the processor has AVX2; (2) lengths are asserted above.
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(simmim_x86)]
         IsaKind::Amx(_) | IsaKind::Avx512 | IsaKind::Avx2 => unsafe { transpose_avx2(to, stride, lines) },
         _ => transpose_columns(to, stride, lines, 0..lines.len),
     }
@@ -184,7 +186,7 @@ fn transpose_columns(to: &mut [f32], stride: usize, lines: Lines<'_>, columns: R
 
 /// # Safety
 /// (1) The processor has AVX2. (2) Lengths are as [`transpose`] asserts.
-#[cfg(target_arch = "x86_64")]
+#[cfg(simmim_x86)]
 #[target_feature(enable = "avx2")]
 unsafe fn transpose_avx2(to: &mut [f32], stride: usize, lines: Lines<'_>) {
     use std::arch::x86_64::*;
@@ -230,9 +232,9 @@ mod tests {
         let by_cols: Vec<f32> = (0..rows * cols).map(|i| (i % rows * cols + i / rows) as f32).collect();
         let spread: Vec<f32> = by_rows.iter().flat_map(|&x| [x, -1.0]).collect();
         let views = [
-            View::rows(&by_rows, cols),
-            View::rows(&by_cols, rows).transposed(),
-            View { data: &spread, row_stride: 2 * cols, col_stride: 2 },
+            MatrixView::rows(&by_rows, cols),
+            MatrixView::rows(&by_cols, rows).transposed(),
+            MatrixView { data: &spread, row_stride: 2 * cols, col_stride: 2 },
         ];
         for isa in Isa::available() {
             for view in views {

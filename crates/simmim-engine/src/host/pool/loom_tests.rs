@@ -63,5 +63,5 @@ fn one_thread_and_two_jobs() {
 
 #[test]
 fn two_threads_and_one_job() {
-    jobs(2, 1, 2, 2);
+    jobs(2, 1, 2, 1);
 }

@@ -5,10 +5,10 @@
 
 #![allow(unsafe_code, reason = "tile instructions, which Rust has as assembly only; an Isa proves that they are there")]
 
-use super::super::kernel::Ending;
+use super::super::kernel::Epilogue;
 use super::super::simd::{Avx512, Simd};
-use crate::cpu::block::BlockMut;
-use crate::cpu::dispatch::TileRegisters;
+use crate::host::block::BlockMut;
+use crate::host::dispatch::TileRegisters;
 use std::arch::asm;
 use std::cell::Cell;
 
@@ -66,17 +66,17 @@ impl Drop for Configured {
     }
 }
 
-/// Where 32 rows lie that will be needed: 128 bytes of each are asked for while sums are computed.
+/// Where 32 rows lie that will be needed: 128 bytes of each are prefetched while sums are computed.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead {
+pub(super) struct Prefetch {
     /// The first row; any address will do.
     pub(super) start: *const f32,
     /// Floats from row to row.
     pub(super) stride: usize,
 }
 
-/// Two tiles of `a` from these offsets, times the tiles of `b` that are there. A row that will be written and one that will be read are
-/// asked for.
+/// Two tiles of `a` from these offsets, times the tiles of `b` that are there. A row is prefetched for writing and
+/// one for reading.
 macro_rules! with_a {
     ($first:literal, $second:literal) => {
         concat!(
@@ -112,13 +112,20 @@ macro_rules! with_b {
     };
 }
 
-/// `sums = a b` for `depth` tiles of terms; `a` and `b` hold [`PACKED`] floats for each. Meanwhile asks for rows that will be written and for
-/// others that will be read.
+/// `sums = a b` for `depth` tiles of terms; `a` and `b` hold [`PACKED`] floats for each. Meanwhile prefetches rows
+/// for writing and others for reading.
 ///
 /// # Panics
 /// If they are shorter: a fault of the caller.
 #[inline(always)]
-pub(super) fn multiply(_tiles: &Configured, depth: usize, a: &[f32], b: &[f32], ahead: [Ahead; 2], sums: &mut Sums) {
+pub(super) fn multiply(
+    _tiles: &Configured,
+    depth: usize,
+    a: &[f32],
+    b: &[f32],
+    prefetches: [Prefetch; 2],
+    sums: &mut Sums,
+) {
     assert!(depth > 0 && a.len() >= depth * PACKED && b.len() >= depth * PACKED, "packed operands too short");
     // SAFETY: tiles are configured; the loop reads `depth` times `PACKED` floats of each operand, and the stores write 16 rows of
     // 64 bytes, 128 bytes apart, from four corners of `sums`.
@@ -147,7 +154,7 @@ pub(super) fn multiply(_tiles: &Configured, depth: usize, a: &[f32], b: &[f32], 
             with_a!("0", "1024"),
             "add {a}, 6144",
             "add {b}, 6144",
-            // Six rows have been asked for; after the last, the same again, which costs little.
+            // Six rows have been prefetched; after the last, the same again, which costs little.
             "sub {rows}, 6",
             "cmovs {w_step}, {rows_end}",
             "cmovs {r_step}, {rows_end}",
@@ -166,10 +173,10 @@ pub(super) fn multiply(_tiles: &Configured, depth: usize, a: &[f32], b: &[f32], 
             c = in(reg) sums.0.as_mut_ptr(),
             step = in(reg) 64usize,
             row = in(reg) 4 * BLOCK,
-            w = inout(reg) ahead[0].start => _,
-            w_step = inout(reg) 4 * ahead[0].stride => _,
-            r = inout(reg) ahead[1].start => _,
-            r_step = inout(reg) 4 * ahead[1].stride => _,
+            w = inout(reg) prefetches[0].start => _,
+            w_step = inout(reg) 4 * prefetches[0].stride => _,
+            r = inout(reg) prefetches[1].start => _,
+            r_step = inout(reg) 4 * prefetches[1].stride => _,
             rows = inout(reg) BLOCK - 1 => _,
             rows_end = in(reg) 0usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -184,26 +191,26 @@ pub(super) fn multiply(_tiles: &Configured, depth: usize, a: &[f32], b: &[f32], 
 /// # Panics
 /// If the block is larger: a fault of the caller.
 #[inline(always)]
-pub(super) fn finish(_tiles: &Configured, sums: &Sums, ending: &Ending<'_>, c: &mut BlockMut<'_>) {
+pub(super) fn finish(_tiles: &Configured, sums: &Sums, epilogue: &Epilogue<'_>, c: &mut BlockMut<'_>) {
     // SAFETY: where there are tiles, there is AVX-512.
-    unsafe { finish_avx512(sums, ending, c) };
+    unsafe { finish_avx512(sums, epilogue, c) };
 }
 
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
-unsafe fn finish_avx512(sums: &Sums, ending: &Ending<'_>, c: &mut BlockMut<'_>) {
+unsafe fn finish_avx512(sums: &Sums, epilogue: &Epilogue<'_>, c: &mut BlockMut<'_>) {
     let (rows, cols, stride, start) = (c.rows(), c.cols(), c.stride(), c.as_mut_ptr());
-    assert!(rows <= BLOCK && cols <= BLOCK && ending.bias.is_none_or(|b| b.len() == cols), "block [{rows}, {cols}]");
+    assert!(rows <= BLOCK && cols <= BLOCK && epilogue.bias.is_none_or(|b| b.len() == cols), "block [{rows}, {cols}]");
     // SAFETY: the caller's obligation; `lanes` floats from column `col` on lie in the block, in the bias and in the sums.
     unsafe {
-        let alpha = Avx512::splat(&raw const ending.alpha);
+        let alpha = Avx512::splat(&raw const epilogue.alpha);
         for col in (0..cols).step_by(Avx512::LANES) {
             let lanes = (cols - col).min(Avx512::LANES);
-            let bias = ending.bias.map_or(Avx512::zero(), |b| Avx512::load_part(b.as_ptr().add(col), lanes));
+            let bias = epilogue.bias.map_or(Avx512::zero(), |b| Avx512::load_part(b.as_ptr().add(col), lanes));
             for i in 0..rows {
                 let to = start.add(i * stride + col);
-                let held = if ending.accumulate { Avx512::add(bias, Avx512::load_part(to, lanes)) } else { bias };
+                let held = if epilogue.accumulate { Avx512::add(bias, Avx512::load_part(to, lanes)) } else { bias };
                 let sum = Avx512::load(sums.0.as_ptr().add(i * BLOCK + col));
                 Avx512::store_part(to, Avx512::madd(alpha, sum, held), lanes);
             }

@@ -36,8 +36,8 @@ fn on_vectors(cpu: &Cpu, seconds: f64) -> f64 {
         let mut c = BlockMut::of(&mut c, rows, cols, cols);
         for _ in 0..TILES {
             let operands = kernel::Operands { k: K, a: Rows::InPlace(&a, K), next: 0, b: &b };
-            let ending = kernel::Ending { alpha: 1.0, accumulate: false, bias: None };
-            kernel::tile(cpu.isa, operands, ending, &mut c);
+            let epilogue = kernel::Epilogue { alpha: 1.0, accumulate: false, bias: None };
+            kernel::tile(cpu.isa, operands, epilogue, &mut c);
         }
     })
 }

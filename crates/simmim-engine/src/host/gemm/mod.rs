@@ -3,16 +3,16 @@
 //! [`multiply`] is one product on one thread; [`product`] spreads one over the pool. On vectors both copy ("pack") a few columns of `b` at a
 //! time, a panel, into the order in which the micro-kernel reads them, and cut long sums into chunks that the caches hold (Goto and
 //! van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). Rows of `a` are read in place; only where `a` is
-//! transposed are they packed too. While the tiles of a panel are computed, what the next panel is made of is brought near.
+//! transposed are they packed too. While a tile is computed, the rows of the next one are prefetched.
 //!
 //! Where the processor has tile registers, large products of [`product`] run on them (`amx/`), all operands packed.
 //!
 //! The order in which an element's terms are added depends on the length of the sum, on how `a` lies in memory, and on whether the product is
 //! wide and long enough for tiles: not on threads, nor on the number of rows.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(simmim_amx)]
 mod amx;
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[cfg(not(simmim_amx))]
 #[path = "amx/absent.rs"]
 mod amx;
 mod grid;
@@ -26,26 +26,26 @@ use super::dispatch::{IsaKind, TileRegisters};
 use super::{Cpu, Isa, LINE};
 use grid::{Costs, Even, grid};
 use kernel::Rows;
-pub(super) use kernel::prefetch;
+pub(crate) use kernel::prefetch;
 pub use peak::peaks;
 use std::ops::Range;
 
-/// Longest sum between two visits to the result, where rows of `a` are read in place: a panel of `b` of that length stays near the
-/// core.
+/// Longest sum between two visits to the result, where rows of `a` are read in place: a panel of `b` of that length stays in the
+/// first-level cache.
 const CHUNK_IN_PLACE: usize = 800;
 
 /// The same where they are packed, several tiles at once, which take room too.
 const CHUNK_PACKED: usize = 512;
 
 /// Floats of `b` that are packed at once: they stay in the second-level cache while all rows of `a` pass by.
-const NEAR: usize = 300_000;
+const PACKED_FLOATS: usize = 300_000;
 
 /// What copying a float costs, in multiplications and additions of a tile: a share of the time, measured roughly.
 const PACKING: usize = 16;
 
-/// A strided view of a matrix.
+/// A matrix in a slice, with strides.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
+pub struct MatrixView<'a> {
     /// The elements.
     pub data: &'a [f32],
     /// Distance between rows.
@@ -54,7 +54,7 @@ pub struct View<'a> {
     pub col_stride: usize,
 }
 
-impl<'a> View<'a> {
+impl<'a> MatrixView<'a> {
     /// Rows one after the other, `stride` apart.
     #[must_use]
     pub fn rows(data: &'a [f32], stride: usize) -> Self {
@@ -98,12 +98,12 @@ pub struct Extents {
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a> {
     extents: Extents,
-    a: View<'a>,
-    b: View<'a>,
+    a: MatrixView<'a>,
+    b: MatrixView<'a>,
     alpha: f32,
     accumulate: bool,
     bias: Option<&'a [f32]>,
-    beside: &'a [f32],
+    epilogue_operand: &'a [f32],
 }
 
 impl<'a> Product<'a> {
@@ -112,9 +112,9 @@ impl<'a> Product<'a> {
     /// # Panics
     /// If a view is too short for the extents: a fault of the caller.
     #[must_use]
-    pub fn new(extents: Extents, a: View<'a>, b: View<'a>) -> Self {
+    pub fn new(extents: Extents, a: MatrixView<'a>, b: MatrixView<'a>) -> Self {
         assert!(a.holds(extents.m, extents.k) && b.holds(extents.k, extents.n), "operand too short for {extents:?}");
-        Self { extents, a, b, alpha: 1.0, accumulate: false, bias: None, beside: &[] }
+        Self { extents, a, b, alpha: 1.0, accumulate: false, bias: None, epilogue_operand: &[] }
     }
 
     /// Multiplied by a factor.
@@ -139,10 +139,10 @@ impl<'a> Product<'a> {
         Self { bias, ..self }
     }
 
-    /// With a matrix `[m, n]` that is read where the result is finished: its tiles are asked for in time.
+    /// With a matrix `[m, n]` that the epilogue reads: its tiles are prefetched.
     #[must_use]
-    pub fn beside(self, matrix: &'a [f32]) -> Self {
-        Self { beside: matrix, ..self }
+    pub fn with_epilogue_operand(self, matrix: &'a [f32]) -> Self {
+        Self { epilogue_operand: matrix, ..self }
     }
 
     /// Writes the product to a contiguous `c [m, n]` on the calling thread, on the widest instruction set, with working memory of its own:
@@ -160,22 +160,22 @@ impl<'a> Product<'a> {
         self.a.col_stride != 1
     }
 
-    /// Asks for what is written and read when a tile is finished, but for the result itself.
+    /// Prefetches what the epilogue of a tile writes and reads, but for the result itself.
     #[inline(always)]
-    fn prefetch(&self, place: &Place, outputs: &mut [BlockMut<'_>]) {
+    fn prefetch(&self, place: &Tile, outputs: &mut [BlockMut<'_>]) {
         for output in &mut outputs[1..] {
             kernel::prefetch_tile(output, &place.rows, &place.cols);
         }
-        if !self.beside.is_empty() {
-            kernel::prefetch_rows(self.beside, self.extents.n, place);
+        if !self.epilogue_operand.is_empty() {
+            kernel::prefetch_rows(self.epilogue_operand, self.extents.n, place);
         }
     }
 
     /// What is added to the sums of the chunk that starts at `start`.
     #[inline(always)]
-    fn ending(&self, start: usize, cols: Range<usize>) -> kernel::Ending<'a> {
+    fn epilogue(&self, start: usize, cols: Range<usize>) -> kernel::Epilogue<'a> {
         let bias = self.bias.filter(|_| start == 0).map(|b| &b[cols]);
-        kernel::Ending { alpha: self.alpha, accumulate: self.accumulate || start > 0, bias }
+        kernel::Epilogue { alpha: self.alpha, accumulate: self.accumulate || start > 0, bias }
     }
 }
 
@@ -193,7 +193,7 @@ impl Cut {
         let longest = if packs_rows { CHUNK_PACKED } else { CHUNK_IN_PLACE };
         let chunk = e.k.div_ceil(e.k.div_ceil(longest).max(1)).next_multiple_of(8).max(8);
         let width = kernel::panel_width(isa);
-        Self { chunk, cols: e.n.next_multiple_of(width).min((NEAR / chunk / width).max(1) * width) }
+        Self { chunk, cols: e.n.next_multiple_of(width).min((PACKED_FLOATS / chunk / width).max(1) * width) }
     }
 
     /// The chunks of a sum of length `k`; one empty chunk where there is nothing to add.
@@ -241,7 +241,7 @@ pub fn multiply(isa: Isa, c: &mut [f32], c_stride: usize, p: Product<'_>, scratc
 /// A finished tile within a block of each output. It is told as numbers, not as smaller blocks, because what is written to the stack
 /// in other pieces than it is read waits for all that was stored before, the tile among it.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Tile {
     /// Row and column of the outputs at which the blocks begin.
     pub first: (usize, usize),
     /// Rows within the blocks.
@@ -250,8 +250,8 @@ pub struct Place {
     pub cols: Range<usize>,
 }
 
-/// `outputs[0] = p` over the pool; all outputs are contiguous `[m, n]`. `finish(place, a block of each output)` runs on every tile
-/// of the result as soon as it is there, while it is near. `scratch` holds at least [`product_scratch`] floats.
+/// `outputs[0] = p` over the pool; all outputs are contiguous `[m, n]`. `finish(tile, a block of each output)` is the epilogue: it runs on
+/// every tile of the result as soon as it is there, while the caches hold it. `scratch` holds at least [`product_scratch`] floats.
 ///
 /// # Panics
 /// If an output or `scratch` is too short for the extents: a fault of the caller.
@@ -260,7 +260,7 @@ pub fn product<const N: usize>(
     outputs: [&mut [f32]; N],
     p: Product<'_>,
     scratch: &mut [f32],
-    finish: impl Fn(&Place, &mut [BlockMut<'_>; N]) + Sync,
+    finish: impl Fn(&Tile, &mut [BlockMut<'_>; N]) + Sync,
 ) {
     let Extents { m, n, .. } = p.extents;
     if m == 0 || n == 0 {
@@ -303,7 +303,7 @@ fn part<const N: usize>(
     cols: Range<usize>,
     mut outputs: [BlockMut<'_>; N],
     scratch: &mut [f32],
-    finish: &(impl Fn(&Place, &mut [BlockMut<'_>; N]) + Sync),
+    finish: &(impl Fn(&Tile, &mut [BlockMut<'_>; N]) + Sync),
 ) {
     let k = p.extents.k;
     let cut = Cut::new(isa, p.extents, p.packs_rows());
@@ -314,11 +314,11 @@ fn part<const N: usize>(
             let panels = Panels::pack(isa, packed_b, p.b, chunk.clone(), shifted(&block, cols.start));
             for first in (0..tiles.count).step_by(pack::GROUP) {
                 let group = first..tiles.count.min(first + pack::GROUP);
-                let a = Tiles::of(isa, p, rows.start, tiles, group.clone(), &chunk, packed_a);
+                let a = RowTiles::of(isa, p, rows.start, tiles, group.clone(), &chunk, packed_a);
                 for t in group {
                     let tile = tiles.get(t);
                     for (panel, b) in panels.iter() {
-                        let place = Place {
+                        let place = Tile {
                             first: (rows.start, cols.start),
                             rows: tile.clone(),
                             cols: shifted(&panel, block.start),
@@ -328,9 +328,9 @@ fn part<const N: usize>(
                         }
                         let next = if panel.start == 0 { a.to_next(tile.len()) } else { 0 };
                         let operands = kernel::Operands { k: chunk.len(), a: a.rows(t, &tile), next, b };
-                        let ending = p.ending(chunk.start, shifted(&place.cols, cols.start));
+                        let epilogue = p.epilogue(chunk.start, shifted(&place.cols, cols.start));
                         let mut c = outputs[0].part(place.rows.clone(), place.cols.clone());
-                        kernel::tile(isa, operands, ending, &mut c);
+                        kernel::tile(isa, operands, epilogue, &mut c);
                         if chunk.end == k {
                             finish(&place, &mut outputs);
                         }
@@ -355,7 +355,7 @@ struct Panels<'a> {
 }
 
 impl<'a> Panels<'a> {
-    fn pack(isa: Isa, packed: &'a mut [f32], b: View<'_>, chunk: Range<usize>, cols: Range<usize>) -> Self {
+    fn pack(isa: Isa, packed: &'a mut [f32], b: MatrixView<'_>, chunk: Range<usize>, cols: Range<usize>) -> Self {
         let width = kernel::panel_width(isa);
         let (panels, size) = (Even::new(cols.len(), width, kernel::lanes(isa)), chunk.len() * width);
         for (panel, packed) in panels.zip(packed.chunks_exact_mut(size.max(1))) {
@@ -372,7 +372,7 @@ impl<'a> Panels<'a> {
 }
 
 /// Where some tiles of rows of `a` are read for one chunk of the sums.
-struct Tiles<'a> {
+struct RowTiles<'a> {
     k: usize,
     /// The first tile's number.
     first: usize,
@@ -381,7 +381,7 @@ struct Tiles<'a> {
     packed: &'a [f32],
 }
 
-impl<'a> Tiles<'a> {
+impl<'a> RowTiles<'a> {
     /// Packs the tiles where they cannot be read in place. They count from row `start`.
     fn of(
         isa: Isa,
@@ -408,7 +408,7 @@ impl<'a> Tiles<'a> {
         }
     }
 
-    /// Floats from a tile of that height to the next where it is read in place; packed ones are near.
+    /// Floats from a tile of that height to the next where it is read in place; packed ones are in the caches.
     fn to_next(&self, rows: usize) -> usize {
         self.in_place.map_or(0, |(_, stride)| rows * stride)
     }
@@ -439,8 +439,8 @@ mod tests {
             Self { e, a, b: draw(pad(e.k, e.n, flipped.1)), c: draw(e.m * (e.n + 3)), bias: draw(e.n), flipped }
         }
 
-        fn view<'a>(data: &'a [f32], rows: usize, cols: usize, flip: bool) -> View<'a> {
-            if flip { View::rows(data, rows + 2).transposed() } else { View::rows(data, cols + 2) }
+        fn view<'a>(data: &'a [f32], rows: usize, cols: usize, flip: bool) -> MatrixView<'a> {
+            if flip { MatrixView::rows(data, rows + 2).transposed() } else { MatrixView::rows(data, cols + 2) }
         }
 
         fn product(&self, alpha: f32, accumulate: bool, bias: bool) -> Product<'_> {
@@ -452,7 +452,7 @@ mod tests {
         /// The plain product in double precision, for contiguous rows of the result.
         fn reference(&self, p: &Product<'_>, before: &[f32]) -> Vec<f32> {
             let Extents { m, n, k } = self.e;
-            let at = |v: View<'_>, i: usize, j: usize| f64::from(v.data[i * v.row_stride + j * v.col_stride]);
+            let at = |v: MatrixView<'_>, i: usize, j: usize| f64::from(v.data[i * v.row_stride + j * v.col_stride]);
             let mut out = Vec::new();
             for i in 0..m {
                 for j in 0..n {
@@ -546,7 +546,7 @@ mod tests {
     #[should_panic(expected = "operand too short")]
     fn a_view_that_is_too_short_is_refused() {
         let e = Extents { m: 2, n: 2, k: 2 };
-        let p = Product::new(e, View::rows(&[0.0; 3], 2), View::rows(&[0.0; 4], 2));
+        let p = Product::new(e, MatrixView::rows(&[0.0; 3], 2), MatrixView::rows(&[0.0; 4], 2));
         multiply(Isa::detect(), &mut [0.0; 4], 2, p, &mut vec![0.0; multiply_scratch(Isa::detect(), e)]);
     }
 
@@ -554,7 +554,7 @@ mod tests {
     #[should_panic(expected = "result too short")]
     fn a_result_that_is_too_short_is_refused() {
         let e = Extents { m: 2, n: 2, k: 2 };
-        let p = Product::new(e, View::rows(&[0.0; 4], 2), View::rows(&[0.0; 4], 2));
+        let p = Product::new(e, MatrixView::rows(&[0.0; 4], 2), MatrixView::rows(&[0.0; 4], 2));
         multiply(Isa::detect(), &mut [0.0; 3], 2, p, &mut vec![0.0; multiply_scratch(Isa::detect(), e)]);
     }
 }

@@ -25,10 +25,10 @@ pub(super) trait Simd {
 macro_rules! x86 {
     ($name:ident, $v:ident, $lanes:literal, $zero:ident, $splat:ident, $load:ident, $store:ident, $madd:ident, $add:ident,
      $mask:ident, $load_part:ident, $store_part:ident) => {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(simmim_x86)]
         pub(super) struct $name;
 
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(simmim_x86)]
         // SAFETY (of each block): the caller's obligations are those of the trait.
         impl Simd for $name {
             type V = std::arch::x86_64::$v;
@@ -82,7 +82,7 @@ mask16, load16, store16 }
 x86! { Avx2, __m256, 8, _mm256_setzero_ps, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps, _mm256_add_ps,
 mask8, load8, store8 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(simmim_x86)]
 mod masked {
     //! Masked loads and stores under one signature.
     use std::arch::x86_64::*;
@@ -135,7 +135,7 @@ mod masked {
         unsafe { _mm256_maskstore_ps(to, mask, v) }
     }
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(simmim_x86)]
 use masked::{load8, load16, mask8, mask16, store8, store16};
 
 /// What every target can do: plain code over eight floats, which the compiler spreads over the registers there are.
@@ -178,7 +178,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn madd(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         const FMA: bool = cfg!(target_arch = "aarch64");
-        std::array::from_fn(|i| crate::cpu::dispatch::madd::<FMA>(a[i], b[i], c[i]))
+        std::array::from_fn(|i| crate::host::dispatch::madd::<FMA>(a[i], b[i], c[i]))
     }
     #[inline(always)]
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V {

@@ -7,10 +7,7 @@
 
 /// Instruction sets that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[cfg_attr(
-    not(all(target_arch = "x86_64", target_os = "linux")),
-    allow(dead_code, reason = "other processors and systems make fewer of them")
-)]
+#[cfg_attr(not(simmim_amx), allow(dead_code, reason = "other processors and systems make fewer of them"))]
 pub(crate) enum IsaKind {
     /// AVX-512 and, for large products, tile registers.
     Amx(TileRegisters),
@@ -26,20 +23,20 @@ pub(crate) enum IsaKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TileRegisters(Proof);
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(simmim_amx)]
 type Proof = ();
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[cfg(not(simmim_amx))]
 type Proof = std::convert::Infallible;
 
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[cfg(not(simmim_amx))]
 impl TileRegisters {
-    /// What follows from a proof that cannot be.
+    /// Anything follows from a proof that cannot exist.
     pub(crate) fn absurd<T>(self) -> T {
         match self.0 {}
     }
 }
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(simmim_amx)]
 impl TileRegisters {
     /// Asks the processor, and the system for permission, once.
     pub(crate) fn ask() -> Option<Self> {
@@ -53,7 +50,7 @@ impl TileRegisters {
 }
 
 /// Whether the processor has the instructions of the AVX-512 kernels.
-#[cfg(target_arch = "x86_64")]
+#[cfg(simmim_x86)]
 fn has_avx512() -> bool {
     has_avx2()
         && std::is_x86_feature_detected!("avx512f")
@@ -63,13 +60,13 @@ fn has_avx512() -> bool {
 }
 
 /// Whether the processor has the instructions of the AVX2 kernels.
-#[cfg(target_arch = "x86_64")]
+#[cfg(simmim_x86)]
 fn has_avx2() -> bool {
     std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
 }
 
 /// Leaf 7, EDX: bit 22 is AMX-BF16, bit 24 AMX-TILE (Intel, "Software Developer's Manual", volume 2, CPUID).
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(simmim_amx)]
 fn has_tiles() -> bool {
     const BITS: u32 = 1 << 22 | 1 << 24;
     #[allow(unused_unsafe, reason = "asking the processor is safe from Rust 1.94 on")]
@@ -79,7 +76,7 @@ fn has_tiles() -> bool {
 }
 
 /// Asks the system to save tile registers for the threads of this process, which it does on request only.
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[cfg(simmim_amx)]
 fn tile_data_permitted() -> bool {
     /// `ARCH_REQ_XCOMP_PERM` and `XFEATURE_XTILEDATA` of Linux, Documentation/arch/x86/xstate.rst.
     const REQUEST: libc::c_ulong = 0x1023;
@@ -96,17 +93,17 @@ impl Isa {
     /// The widest one here, or the one that the environment names ([`Isa::VARIABLE`]) where the processor has it.
     #[must_use]
     pub fn detect() -> Self {
-        Self::wished().unwrap_or(None).unwrap_or(Self::available()[0])
+        Self::from_environment().unwrap_or(None).unwrap_or(Self::available()[0])
     }
 
     /// Name of the environment variable that chooses an instruction set.
     pub const VARIABLE: &str = "SIMMIM_ISA";
 
-    /// The one that the environment names, if it names one; an empty name is none.
+    /// The one that the environment names, if any; an empty name counts as none.
     ///
     /// # Errors
     /// The name, where the processor has no such instruction set.
-    pub fn wished() -> Result<Option<Self>, String> {
+    pub fn from_environment() -> Result<Option<Self>, String> {
         let Some(name) = std::env::var_os(Self::VARIABLE) else { return Ok(None) };
         let name = name.to_string_lossy();
         if name.trim().is_empty() {
@@ -119,10 +116,10 @@ impl Isa {
     #[must_use]
     pub fn available() -> Vec<Self> {
         let mut found = Vec::new();
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(simmim_x86)]
         {
             if has_avx512() {
-                #[cfg(target_os = "linux")]
+                #[cfg(simmim_amx)]
                 found.extend(TileRegisters::ask().map(|tiles| Self(IsaKind::Amx(tiles))));
                 found.push(Self(IsaKind::Avx512));
             }
@@ -169,25 +166,25 @@ macro_rules! vectorised {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
         #[allow(unsafe_code, reason = "calls code compiled for an instruction set that the Isa proves to be there")]
-        $vis fn $name(isa: $crate::cpu::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(isa: $crate::host::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
             fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(simmim_x86)]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
             #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
             fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(simmim_x86)]
             #[target_feature(enable = "avx2,fma")]
             #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
             fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
             match isa.kind() {
                 // SAFETY: an `Isa` of this kind exists only where the processor has these features.
-                #[cfg(target_arch = "x86_64")]
-                $crate::cpu::dispatch::IsaKind::Amx(_) | $crate::cpu::dispatch::IsaKind::Avx512 => unsafe { avx512($($arg),*) },
+                #[cfg(simmim_x86)]
+                $crate::host::dispatch::IsaKind::Amx(_) | $crate::host::dispatch::IsaKind::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                $crate::cpu::dispatch::IsaKind::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(simmim_x86)]
+                $crate::host::dispatch::IsaKind::Avx2 => unsafe { avx2($($arg),*) },
                 _ => body::<{ cfg!(target_arch = "aarch64") }>($($arg),*),
             }
         }

@@ -1,7 +1,7 @@
 //! How a product is cut into parts for threads.
 
 use super::Extents;
-use crate::cpu::block::Grid;
+use crate::host::block::Grid;
 use std::ops::Range;
 
 /// What the micro-kernel and its packing ask of a cut.
@@ -74,7 +74,7 @@ pub(super) fn grid(threads: usize, e: Extents, costs: Costs) -> Grid {
 mod tests {
     use super::super::costs;
     use super::*;
-    use crate::cpu::Isa;
+    use crate::host::Isa;
 
     #[test]
     fn ranges_cover_everything_once() {

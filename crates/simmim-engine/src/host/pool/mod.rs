@@ -72,7 +72,7 @@ impl Pool {
         }
     }
 
-    /// Splits `rows` rows into parts of `rows_per_task` and calls `f(rows of the part, its part of each slice, thread)`.
+    /// Splits `rows` rows into parts of `rows_per_task` and calls `f(rows of the part, its part of each slice)`.
     /// Each slice holds `rows` rows of equal length; parts of different tasks are disjoint.
     pub fn for_rows<const N: usize>(
         &self,

@@ -1,17 +1,18 @@
 //! The micro-kernel: a tile of the result in registers.
 //!
-//! While a tile is computed, the memory that is needed next is asked for: the tile's place in the result, and the rows of the next tile. The sums are long enough to hide these loads; without them a quarter of the time goes into waiting.
+//! While a tile is computed, what is needed next is prefetched: the tile of the result, and the rows of the next tile. The sums are long
+//! enough to hide these loads; without them a quarter of the time goes into waiting.
 
 #![allow(unsafe_code, reason = "vector instructions, chosen by an Isa that proves they are there")]
 #![allow(clippy::needless_range_loop, reason = "loops over registers are unrolled where they are written plainly")]
 
-use super::Place;
-#[cfg(target_arch = "x86_64")]
+use super::Tile;
+#[cfg(simmim_x86)]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Portable, Simd};
-use crate::cpu::block::BlockMut;
-use crate::cpu::dispatch::IsaKind;
-use crate::cpu::{Isa, LINE};
+use crate::host::block::BlockMut;
+use crate::host::dispatch::IsaKind;
+use crate::host::{Isa, LINE};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
@@ -47,22 +48,22 @@ pub(super) fn panel_width(isa: Isa) -> usize {
     by_isa(isa, 48, 16, 16)
 }
 
-/// Columns of the sum for which a line of each row is read.
+/// Terms between two prefetches: a cache line of each row.
 const PACE: usize = 16;
 
-/// Asks for the cache line of an address to be brought into the second-level cache; any address will do.
+/// Brings the cache line of an address into the second-level cache; any address will do.
 #[inline(always)]
-pub(in crate::cpu) fn prefetch(at: *const f32) {
-    #[cfg(target_arch = "x86_64")]
+pub(crate) fn prefetch(at: *const f32) {
+    #[cfg(simmim_x86)]
     // SAFETY: the instruction is in every x86-64 processor and takes any address.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(simmim_x86))]
     let _ = at;
 }
 
-/// Asks for the place of a tile, which will be written.
+/// Prefetches a tile of the result, for writing.
 #[inline(always)]
 pub(super) fn prefetch_tile(c: &mut BlockMut<'_>, rows: &Range<usize>, cols: &Range<usize>) {
     let (start, stride) = (c.as_mut_ptr(), c.stride());
@@ -73,9 +74,9 @@ pub(super) fn prefetch_tile(c: &mut BlockMut<'_>, rows: &Range<usize>, cols: &Ra
     }
 }
 
-/// Asks for a tile of a contiguous matrix of `columns` columns, which will be read.
+/// Prefetches a tile of a contiguous matrix of `columns` columns, for reading.
 #[inline(always)]
-pub(super) fn prefetch_rows(matrix: &[f32], columns: usize, place: &Place) {
+pub(super) fn prefetch_rows(matrix: &[f32], columns: usize, place: &Tile) {
     let start = matrix.as_ptr().wrapping_add(place.first.0 * columns + place.first.1);
     for i in place.rows.clone() {
         for col in place.cols.clone().step_by(LINE) {
@@ -84,15 +85,15 @@ pub(super) fn prefetch_rows(matrix: &[f32], columns: usize, place: &Place) {
     }
 }
 
-/// Asks for the cache line of an address that will be written; any address will do.
+/// Prefetches the cache line of an address for writing; any address will do.
 #[inline(always)]
 fn prefetch_write(at: *const f32) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(simmim_x86)]
     // SAFETY: the instruction takes any address, and processors without it do nothing.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(at.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(simmim_x86))]
     let _ = at;
 }
 
@@ -106,7 +107,7 @@ pub(super) enum Rows<'a> {
 }
 
 /// Operands of a tile: `a [rows, k]`, and a packed panel `b [k, width]`, the width being the tile's columns rounded up to whole
-/// vectors. The rows that lie `next` floats ahead of these are asked for, unless it is zero.
+/// vectors. The rows that lie `next` floats ahead of these are prefetched, unless it is zero.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operands<'a> {
     pub(super) k: usize,
@@ -115,9 +116,9 @@ pub(super) struct Operands<'a> {
     pub(super) b: &'a [f32],
 }
 
-/// `c = alpha sums + bias + c`, the last two where wanted.
+/// What is done with the sums of a tile: `c = alpha sums + bias + c`, the last two where wanted.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ending<'a> {
+pub(super) struct Epilogue<'a> {
     pub(super) alpha: f32,
     pub(super) accumulate: bool,
     pub(super) bias: Option<&'a [f32]>,
@@ -128,29 +129,29 @@ pub(super) struct Ending<'a> {
 /// # Panics
 /// If a slice is too short or the tile too large: a fault of the caller.
 #[inline(always)]
-pub(super) fn tile(isa: Isa, o: Operands<'_>, ending: Ending<'_>, c: &mut BlockMut<'_>) {
+pub(super) fn tile(isa: Isa, o: Operands<'_>, epilogue: Epilogue<'_>, c: &mut BlockMut<'_>) {
     let (rows, cols) = (c.rows(), c.cols());
     assert!((1..=tile_rows(isa)).contains(&rows) && (1..=panel_width(isa)).contains(&cols), "tile [{rows}, {cols}]");
     assert!(o.b.len() >= o.k * cols.next_multiple_of(lanes(isa)), "panel too short");
-    assert!(ending.bias.is_none_or(|b| b.len() == cols), "bias of the wrong length");
+    assert!(epilogue.bias.is_none_or(|b| b.len() == cols), "bias of the wrong length");
     let (a, row_stride, packed, len) = match o.a {
         Rows::InPlace(a, stride) => (a, stride, 0, (rows - 1) * stride + o.k),
         Rows::Packed(a) => (a, 1, 1, TILE_STRIDE * o.k),
     };
     assert!(o.k == 0 || len <= a.len(), "rows too short");
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(simmim_x86)]
     let table = by_isa(isa, AVX512, AVX2, PORTABLE);
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(simmim_x86))]
     let table = PORTABLE;
     let run = table[rows - 1][cols.div_ceil(lanes(isa)) - 1][packed];
-    let way = Way { k: o.k, a: a.as_ptr(), row_stride, next: o.next, b: o.b.as_ptr() };
+    let pointers = Pointers { k: o.k, a: a.as_ptr(), row_stride, next: o.next, b: o.b.as_ptr() };
     // SAFETY: (1) an `Isa` exists only where the processor has it, and the tables hold its functions; (2) lengths are asserted above.
-    unsafe { run(&way, &ending, c) };
+    unsafe { run(&pointers, &epilogue, c) };
 }
 
 /// The operands of a tile as pointers: as slices they would tell the compiler that loads may move, and it would load for later
 /// steps, for which there are no registers.
-struct Way {
+struct Pointers {
     k: usize,
     a: *const f32,
     row_stride: usize,
@@ -161,26 +162,26 @@ struct Way {
 /// Computes a tile of fixed height and number of vectors.
 ///
 /// # Safety
-/// (1) The processor has the instruction set. (2) The way's pointers have the lengths that [`tile`] asserts; the tile has that height and
+/// (1) The processor has the instruction set. (2) The pointers have the lengths that [`tile`] asserts; the tile has that height and
 /// number of vectors.
-type Run = unsafe fn(&Way, &Ending<'_>, &mut BlockMut<'_>);
+type Run = unsafe fn(&Pointers, &Epilogue<'_>, &mut BlockMut<'_>);
 
 macro_rules! tiles {
     ($table:ident, $name:ident, $simd:ident, $($feature:literal)?, [$($height:literal)*], $widths:tt) => {
         /// # Safety
         /// Those of [`Run`].
-        $(#[cfg(target_arch = "x86_64")] #[target_feature(enable = $feature)])?
+        $(#[cfg(simmim_x86)] #[target_feature(enable = $feature)])?
         unsafe fn $name<const ROWS: usize, const VECTORS: usize, const PACKED: bool>(
-            way: &Way,
-            ending: &Ending<'_>,
+            pointers: &Pointers,
+            epilogue: &Epilogue<'_>,
             c: &mut BlockMut<'_>,
         ) {
             // SAFETY: the caller's obligations.
-            unsafe { sum::<$simd, ROWS, VECTORS, PACKED>(way, ending, c) };
+            unsafe { sum::<$simd, ROWS, VECTORS, PACKED>(pointers, epilogue, c) };
         }
 
         /// By height and number of vectors, from one on, and whether the rows are packed.
-        $(#[doc = $feature] #[cfg(target_arch = "x86_64")])?
+        $(#[doc = $feature] #[cfg(simmim_x86)])?
         static $table: &[[[Run; 2]; 3]] = &[$(tiles!(@row $name, $height, $widths)),*];
     };
     (@row $name:ident, $height:literal, [$a:literal $b:literal $c:literal]) => {
@@ -197,8 +198,12 @@ tiles! { PORTABLE, portable, Portable, , [1 2 3 4 5 6], [1 2 2] }
 
 /// Keeps the compiler from knowing how a pointer was computed, so that it holds it in a register.
 #[inline(always)]
+#[cfg_attr(
+    not(any(simmim_x86, target_arch = "aarch64")),
+    allow(unused_mut, reason = "other processors leave it as it is")
+)]
 fn opaque(mut at: *const f32) -> *const f32 {
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    #[cfg(any(simmim_x86, target_arch = "aarch64"))]
     // SAFETY: no instruction at all.
     unsafe {
         std::arch::asm!("/* {0} */", inout(reg) at, options(nostack, preserves_flags));
@@ -212,14 +217,14 @@ fn opaque(mut at: *const f32) -> *const f32 {
 /// Those of [`Run`]; the rows are packed or not, as `PACKED` says.
 #[inline(always)]
 unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bool>(
-    way: &Way,
-    ending: &Ending<'_>,
+    pointers: &Pointers,
+    epilogue: &Epilogue<'_>,
     c: &mut BlockMut<'_>,
 ) {
     let (mut target, mut target_rows, target_stride) = (c.as_mut_ptr(), ROWS, c.stride());
     // Rows are addressed from every third one: base, base + stride, base + 2 stride are one instruction each, where the compiler
     // would make a chain of additions.
-    let &Way { k, a, row_stride: stride, next, mut b } = way;
+    let &Pointers { k, a, row_stride: stride, next, mut b } = pointers;
     let mut bases = [a; 3];
     for (i, base) in bases.iter_mut().enumerate() {
         *base = if PACKED { a } else { opaque(a.wrapping_add(3 * i * stride)) };
@@ -278,11 +283,11 @@ unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bo
             advance!(1);
         }
         // Loops this plain are unrolled, so that the sums stay in registers until here; others go through memory.
-        let alpha = S::splat(&raw const ending.alpha);
+        let alpha = S::splat(&raw const epilogue.alpha);
         let whole = c.cols() == VECTORS * S::LANES;
         let (start, stride) = (c.as_mut_ptr(), c.stride());
-        match ending.bias {
-            None if whole && ending.accumulate => {
+        match epilogue.bias {
+            None if whole && epilogue.accumulate => {
                 for i in 0..ROWS {
                     for v in 0..VECTORS {
                         let to = start.add(i * stride + v * S::LANES);
@@ -297,7 +302,7 @@ unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bo
                     }
                 }
             }
-            Some(bias) if whole && !ending.accumulate => {
+            Some(bias) if whole && !epilogue.accumulate => {
                 for i in 0..ROWS {
                     for v in 0..VECTORS {
                         let bias = S::load(bias.as_ptr().add(v * S::LANES));
@@ -313,7 +318,7 @@ unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bo
                         S::store(to.add((i * VECTORS + v) * S::LANES), sums[i][v]);
                     }
                 }
-                finish::<S, ROWS, VECTORS>(to, ending, c);
+                finish::<S, ROWS, VECTORS>(to, epilogue, c);
             }
         }
     }
@@ -327,24 +332,24 @@ unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bo
 #[inline(always)]
 unsafe fn finish<S: Simd, const ROWS: usize, const VECTORS: usize>(
     sums: *const f32,
-    ending: &Ending<'_>,
+    epilogue: &Epilogue<'_>,
     c: &mut BlockMut<'_>,
 ) {
     let (start, stride, lanes) = (c.as_mut_ptr(), c.stride(), c.cols() - (VECTORS - 1) * S::LANES);
     // SAFETY: obligations 1 and 2; of the last vector only `lanes` floats are touched.
     unsafe {
-        let alpha = S::splat(&raw const ending.alpha);
+        let alpha = S::splat(&raw const epilogue.alpha);
         for v in 0..VECTORS {
             let whole = v + 1 < VECTORS || lanes == S::LANES;
             let mut bias = S::zero();
-            if let Some(given) = ending.bias {
+            if let Some(given) = epilogue.bias {
                 let from = given.as_ptr().add(v * S::LANES);
                 bias = if whole { S::load(from) } else { S::load_part(from, lanes) };
             }
             for i in 0..ROWS {
                 let to = start.add(i * stride + v * S::LANES);
                 let mut held = bias;
-                if ending.accumulate {
+                if epilogue.accumulate {
                     held = S::add(bias, if whole { S::load(to) } else { S::load_part(to, lanes) });
                 }
                 let result = S::madd(alpha, S::load(sums.add((i * VECTORS + v) * S::LANES)), held);

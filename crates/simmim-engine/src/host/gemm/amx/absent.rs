@@ -1,8 +1,8 @@
-//! Where there are no tile registers, or the system is not one that is asked for them: what stands in for the module.
+//! What stands in for the module where there are no tile registers, or no system call that permits them.
 
-use super::{Extents, Place, Product};
-use crate::cpu::BlockMut;
-use crate::cpu::dispatch::TileRegisters;
+use super::{Extents, Product, Tile};
+use crate::host::BlockMut;
+use crate::host::dispatch::TileRegisters;
 use std::ops::Range;
 
 pub(super) const PACKING: usize = 0;
@@ -23,7 +23,7 @@ pub(super) fn part<const N: usize>(
     _: Range<usize>,
     _: [BlockMut<'_>; N],
     _: &mut [f32],
-    _: &(impl Fn(&Place, &mut [BlockMut<'_>; N]) + Sync),
+    _: &(impl Fn(&Tile, &mut [BlockMut<'_>; N]) + Sync),
 ) {
     proof.absurd()
 }
