@@ -187,7 +187,7 @@ __device__ __forceinline__ void grad_bias_of(const Attention& attention, const S
     for (int batch = 0; batch < batches; batch++) {
         int next = 0;
         for (bool more = true; more;) {
-            __syncthreads();
+            // Whoever still reads this from the round before finds zero there too: else it would have met the barriers below.
             if (threadIdx.x == 0) found[0] = 0;
             __syncthreads();
             if (threadIdx.x < ROWS) {

@@ -1,7 +1,7 @@
 //! The emulator notices a fault in any kernel: every barrier and every wait is left out in turn, and some case must go wrong.
 
 use crate::emulator;
-use crate::operations::{Known, MISSING};
+use crate::operations::{Known, MISSING, attention};
 use simmim_cases::cases;
 use simmim_cuda::Products;
 use std::collections::BTreeSet;
@@ -11,11 +11,13 @@ const SEEDS: u64 = 4;
 #[test]
 fn every_barrier_and_wait_is_needed() {
     let (_guard, emulator) = emulator();
-    let known: Vec<(String, Known)> = cases()
+    let mut known: Vec<(String, Known)> = cases()
         .iter()
         .filter(|case| !MISSING.contains(&case.variant))
         .flat_map(|case| (0..SEEDS).map(|seed| (case.variant.to_lowercase(), Known::of_case(case, seed))))
         .collect();
+    // Tiles follow one another only where there are more tokens than the cases have.
+    known.extend([false, true].map(|split| ("attention".to_owned(), attention(20, split, [70, 45], 0))));
     for (name, known) in &known {
         known.check(Products::Own).unwrap_or_else(|e| panic!("{name}: {e}"));
     }

@@ -141,40 +141,44 @@ fn kernels_agree_with_their_references() {
     }
 }
 
-/// Attention with heads of each width that has kernels, forward and backward.
+/// Attention forward and backward with a bias, of two samples and heads.
+pub(crate) fn attention(head_dim: usize, split: bool, [tokens, queries]: [usize; 2], seed: u64) -> Known {
+    let (heads, batch) = (2, 2);
+    let dim = heads * head_dim;
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
+    let mut graph = Graph::new();
+    let packing = if split { Packing::Split } else { Packing::Packed };
+    let op = Attention { heads, packing, bias: true };
+    let mut forward = if split {
+        let (q, kv) = (TensorType::f32([batch, queries, dim]), TensorType::f32([batch, tokens, 2 * dim]));
+        vec![graph.input("q", q), graph.input("kv", kv)]
+    } else {
+        vec![graph.input("qkv", TensorType::f32([batch, tokens, 3 * dim]))]
+    };
+    forward.push(graph.input("bias", TensorType::f32([heads, tokens, tokens])));
+    if split {
+        // Positions that occur twice, and many that do not.
+        let query = (0..batch * queries).map(|_| stream.below(tokens as u64 / 2) as i32).collect();
+        forward.push(graph.constant("query", &[batch, queries], query));
+    }
+    let saved = graph.apply(op, &forward).unwrap();
+    let grad = graph.input("grad", TensorType::f32([batch, if split { queries } else { tokens }, dim]));
+    let mut inputs = vec![grad, saved[0], saved[1]];
+    inputs.extend(&forward);
+    inputs.push(graph.input("grad_bias", TensorType::f32([heads, tokens, tokens])));
+    let grads = graph.apply(AttentionGrad { forward: op }, &inputs).unwrap();
+    for (at, value) in saved.into_iter().chain(grads).enumerate() {
+        graph.output(format!("y{at}"), value);
+    }
+    Known::of(graph, &mut stream)
+}
+
+/// Heads of each width that has kernels.
 #[test]
 fn heads_of_every_width_are_right() {
     for (head_dim, seed) in [(32, 0), (33, 1), (64, 2), (80, 3), (96, 4), (97, 5), (128, 6)] {
         for split in [false, true] {
-            let (heads, batch, tokens, queries) = (2, 2, 37, 19);
-            let dim = heads * head_dim;
-            let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
-            let mut graph = Graph::new();
-            let packing = if split { Packing::Split } else { Packing::Packed };
-            let op = Attention { heads, packing, bias: true };
-            let mut forward = if split {
-                let (q, kv) = (TensorType::f32([batch, queries, dim]), TensorType::f32([batch, tokens, 2 * dim]));
-                vec![graph.input("q", q), graph.input("kv", kv)]
-            } else {
-                vec![graph.input("qkv", TensorType::f32([batch, tokens, 3 * dim]))]
-            };
-            forward.push(graph.input("bias", TensorType::f32([heads, tokens, tokens])));
-            if split {
-                // Positions that occur twice, and many that do not.
-                let query = (0..batch * queries).map(|_| stream.below(tokens as u64 / 2) as i32).collect();
-                forward.push(graph.constant("query", &[batch, queries], query));
-            }
-            let saved = graph.apply(op, &forward).unwrap();
-            let of = if split { queries } else { tokens };
-            let grad = graph.input("grad", TensorType::f32([batch, of, dim]));
-            let mut inputs = vec![grad, saved[0], saved[1]];
-            inputs.extend(&forward);
-            inputs.push(graph.input("grad_bias", TensorType::f32([heads, tokens, tokens])));
-            let grads = graph.apply(AttentionGrad { forward: op }, &inputs).unwrap();
-            for (at, value) in saved.into_iter().chain(grads).enumerate() {
-                graph.output(format!("y{at}"), value);
-            }
-            check(&Known::of(graph, &mut stream), "attention", seed);
+            check(&attention(head_dim, split, [37, 19], seed), "attention", seed);
         }
     }
 }
