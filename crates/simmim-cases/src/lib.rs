@@ -357,7 +357,8 @@ fn patch_gather(s: &mut Stream) -> Graph {
 fn embed_shape(b: &mut Builder<'_>) -> (EmbedRows, [usize; 3]) {
     let cls_token = b.flag();
     let offset = if cls_token { 1 } else { b.stream.below(2) as usize };
-    let op = EmbedRows { tokens: b.size(20), mask_token: b.flag(), cls_token, pos_embed: b.flag(), offset };
+    let registers = b.stream.below(4) as usize;
+    let op = EmbedRows { tokens: b.size(20), mask_token: b.flag(), cls_token, registers, pos_embed: b.flag(), offset };
     (op, [b.size(4), b.size(20), b.size(40)])
 }
 
@@ -367,6 +368,9 @@ fn embed_parameters(b: &mut Builder<'_>, op: EmbedRows, dim: usize, inputs: &mut
     }
     if op.cls_token {
         inputs.push(b.input("cls_token", &[1, 1, dim]));
+    }
+    if op.registers > 0 {
+        inputs.push(b.input("reg_token", &[1, op.registers, dim]));
     }
     if op.pos_embed {
         inputs.push(b.input("pos_embed", &[1, op.offset + op.tokens, dim]));
@@ -384,7 +388,7 @@ fn embed_rows(s: &mut Stream) -> Graph {
 fn embed_rows_grad(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let (op, [batch, visible, dim]) = embed_shape(&mut b);
-    let rows = batch * visible + op.templates() + usize::from(op.cls_token);
+    let rows = batch * visible + op.templates() + op.special();
     let mut inputs = vec![b.input("g", &[rows, dim]), b.index("index", &[batch, visible], op.tokens)];
     embed_parameters(&mut b, op, dim, &mut inputs);
     b.finish(EmbedRowsGrad { forward: op }, &inputs)

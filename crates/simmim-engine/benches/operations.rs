@@ -128,7 +128,7 @@ fn rows(c: &mut Criterion) {
     Bench::new(&[&[BATCH, DIM]]).run(c, "mean_tokens_grad", MeanTokensGrad { tokens: TOKENS, skip: 1 });
     let b = Bench::new(&[&[BATCH, 3, 224, 224]]).index(&[BATCH, VISIBLE], TOKENS);
     b.run(c, "patch_gather", PatchGather { patch: (32, 32), normalise: Some(1e-6) });
-    let op = EmbedRows { tokens: TOKENS, mask_token: true, cls_token: false, pos_embed: true, offset: 0 };
+    let op = EmbedRows { tokens: TOKENS, mask_token: true, cls_token: false, registers: 0, pos_embed: true, offset: 0 };
     let parameters: [&[usize]; 2] = [&[1, 1, DIM], &[1, TOKENS, DIM]];
     let with = |b: Bench| parameters.iter().fold(b.index(&[BATCH, VISIBLE], TOKENS), |b, shape| b.input(shape));
     with(Bench::new(&[&[BATCH, VISIBLE, DIM]])).run(c, "embed_rows", op);

@@ -158,14 +158,18 @@ fn residual() {
 
 #[test]
 fn embed_rows() {
-    for case in 0..8 {
+    for case in 0..16 {
         let (mask_token, cls_token, pos_embed) = (case & 1 > 0, case & 2 > 0, case & 4 > 0);
-        let op = EmbedRows { tokens: 4, mask_token, cls_token, pos_embed, offset: 1 };
+        let registers = if case & 8 > 0 { 3 } else { 0 };
+        let op = EmbedRows { tokens: 4, mask_token, cls_token, registers, pos_embed, offset: 1 };
         let mut g = Graph::new();
         let mut inputs = vec![g.state("patches", &[2, 3, 2]), g.constant("index", &[2, 3], vec![0, 3, 2, 1, 3, 0])];
-        for (there, name, rows) in
-            [(mask_token, "mask_token", 1), (cls_token, "cls_token", 1), (pos_embed, "pos_embed", 5)]
-        {
+        for (there, name, rows) in [
+            (mask_token, "mask_token", 1),
+            (cls_token, "cls_token", 1),
+            (registers > 0, "reg_token", registers),
+            (pos_embed, "pos_embed", 5),
+        ] {
             if there {
                 inputs.push(g.state(name, &[1, rows, 2]));
             }

@@ -48,9 +48,17 @@ pub struct Geometry {
     pub width: usize,
     /// Whether a class token stands before them.
     pub class_token: bool,
+    /// Register tokens that stand before them, behind the class token.
+    pub registers: usize,
 }
 
 impl Geometry {
+    /// Tokens before those of the patches: class token and registers.
+    #[must_use]
+    pub fn prefix(&self) -> usize {
+        usize::from(self.class_token) + self.registers
+    }
+
     /// Rows and columns of the patches.
     #[must_use]
     pub fn patch_grid(&self) -> (usize, usize) {
@@ -109,15 +117,15 @@ pub struct Layer {
     pub grid: (usize, usize),
     /// Width of the tokens.
     pub width: usize,
-    /// Whether a class token stands before them.
-    pub class_token: bool,
+    /// Tokens before those of the patches: class token and registers.
+    pub prefix: usize,
 }
 
 impl Layer {
-    /// Tokens of an image, the class token included.
+    /// Tokens of an image, class token and registers included.
     #[must_use]
     pub fn tokens(&self) -> usize {
-        self.grid.0 * self.grid.1 + usize::from(self.class_token)
+        self.grid.0 * self.grid.1 + self.prefix
     }
 }
 
@@ -154,6 +162,7 @@ impl Encoder {
                 stride: c.patch_size,
                 width: c.embed_dim,
                 class_token: c.class_token,
+                registers: c.registers,
             },
             Self::Swin(c) => Geometry {
                 image_size: c.image_size,
@@ -162,6 +171,7 @@ impl Encoder {
                 stride: c.stride(),
                 width: c.out_dim(),
                 class_token: false,
+                registers: 0,
             },
         }
     }
@@ -190,13 +200,14 @@ impl Encoder {
     pub fn layers(&self) -> Vec<Layer> {
         match self {
             Self::Vit(c) => {
-                let layer = Layer { grid: c.grid(), width: c.embed_dim, class_token: c.class_token };
+                let layer = Layer { grid: c.grid(), width: c.embed_dim, prefix: c.prefix() };
                 vec![layer; c.depth]
             }
             Self::Swin(c) => {
-                let layers = c.stages().into_iter().flat_map(|s| {
-                    std::iter::repeat_n(Layer { grid: s.grid, width: s.width, class_token: false }, s.depth)
-                });
+                let layers = c
+                    .stages()
+                    .into_iter()
+                    .flat_map(|s| std::iter::repeat_n(Layer { grid: s.grid, width: s.width, prefix: 0 }, s.depth));
                 layers.collect()
             }
         }
@@ -221,7 +232,7 @@ impl Encoder {
     #[must_use]
     pub fn output_layer(&self) -> Layer {
         let g = self.geometry();
-        Layer { grid: g.grid(), width: g.width, class_token: g.class_token }
+        Layer { grid: g.grid(), width: g.width, prefix: g.prefix() }
     }
 
     /// Number of blocks.

@@ -47,7 +47,7 @@ pub struct ParameterSpec {
     pub shape: Vec<usize>,
     /// How it starts.
     pub init: Init,
-    /// Whether weight decay applies: not to one-dimensional tensors, biases, positions, class and mask tokens.
+    /// Whether weight decay applies: not to one-dimensional tensors, biases, positions, class, register and mask tokens.
     pub decay: bool,
     /// Whether training changes it; the others are kept as they are and written to files.
     pub used: bool,
@@ -61,7 +61,7 @@ pub struct ParameterSpec {
 impl ParameterSpec {
     pub(crate) fn new(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
         let name = name.into();
-        let tokens = ["pos_embed", "cls_token", "mask_token"].iter().any(|t| name.ends_with(t));
+        let tokens = ["pos_embed", "cls_token", "reg_token", "mask_token"].iter().any(|t| name.ends_with(t));
         let decay = shape.len() > 1 && !name.ends_with(".bias") && !tokens;
         Self { name, shape: shape.to_vec(), init, decay, used: true, layer: None, lr_scale: 1.0 }
     }

@@ -5,11 +5,14 @@
 //!
 //! # Shapes
 //! `patches [batch, visible, dim]`, `index [batch, visible]` (`i32`, positions in the patch grid), `mask_token [1, 1, dim]`,
-//! `cls_token [1, 1, dim]`, `pos_embed [1, offset + tokens, dim]` -> `rows [batch visible + templates + 1, dim]`: first the
-//! patches, then with a mask token the templates (one for each position; a single one without positions), then the class token.
+//! `cls_token [1, 1, dim]`, `reg_token [1, registers, dim]`, `pos_embed [1, offset + tokens, dim]` ->
+//! `rows [batch visible + templates + 1 + registers, dim]`: first the patches, then with a mask token the templates (one for each
+//! position; a single one without positions), then the class token, then the registers (Darcet et al., arXiv 2309.16588), which have
+//! no positions.
 //!
 //! # Mathematics
-//! `rows[i] = patches[i] + pos[offset + index[i]]`, `template[t] = mask_token + pos[offset + t]`, `class = cls_token + pos[0]`.
+//! `rows[i] = patches[i] + pos[offset + index[i]]`, `template[t] = mask_token + pos[offset + t]`, `class = cls_token + pos[0]`,
+//! `register[r] = reg_token[r]`.
 //!
 //! # Backward
 //! `grad_patches` is the first part of `grad_rows`; the parameters' gradients are sums of rows, in the order of the rows.
@@ -26,7 +29,7 @@ use crate::error::EngineError;
 use crate::graph::{TensorType, ValueId};
 use crate::reference::Tensor;
 
-/// Builds the rows. Inputs: `patches`, `index`, then those of `mask_token`, `cls_token`, `pos_embed` that there are.
+/// Builds the rows. Inputs: `patches`, `index`, then those of `mask_token`, `cls_token`, `reg_token`, `pos_embed` that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbedRows {
     /// Positions in the patch grid.
@@ -35,6 +38,8 @@ pub struct EmbedRows {
     pub mask_token: bool,
     /// Whether there is a class token.
     pub cls_token: bool,
+    /// Number of registers.
+    pub registers: usize,
     /// Whether there are absolute positions.
     pub pos_embed: bool,
     /// Row of `pos_embed` that belongs to the first patch (1 where row 0 is the class token's).
@@ -49,12 +54,25 @@ pub struct EmbedRowsGrad {
     pub forward: EmbedRows,
 }
 
+/// What a row of the result is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    /// A patch.
+    Patch,
+    /// The template of a position.
+    Template(usize),
+    /// The class token.
+    Class,
+    /// A register.
+    Register(usize),
+}
+
 impl EmbedRows {
-    /// Which inputs hold the mask token, class token and positions, counted from `first`.
+    /// Which inputs hold the mask token, class token, registers and positions, counted from `first`.
     #[must_use]
-    pub fn parameters(&self, first: usize) -> [Option<usize>; 3] {
+    pub fn parameters(&self, first: usize) -> [Option<usize>; 4] {
         let mut next = first;
-        [self.mask_token, self.cls_token, self.pos_embed].map(|there| {
+        [self.mask_token, self.cls_token, self.registers > 0, self.pos_embed].map(|there| {
             there.then(|| {
                 next += 1;
                 next - 1
@@ -65,7 +83,26 @@ impl EmbedRows {
     /// How many parameters there are.
     #[must_use]
     pub fn parameter_count(&self) -> usize {
-        usize::from(self.mask_token) + usize::from(self.cls_token) + usize::from(self.pos_embed)
+        self.parameters(0).into_iter().flatten().count()
+    }
+
+    /// Rows of class token and registers, which follow the templates.
+    #[must_use]
+    pub fn special(&self) -> usize {
+        usize::from(self.cls_token).saturating_add(self.registers)
+    }
+
+    /// What a row is, where `visible` patches come first.
+    #[must_use]
+    pub fn row(&self, row: usize, visible: usize) -> Row {
+        match row.checked_sub(visible) {
+            None => Row::Patch,
+            Some(t) if t < self.templates() => Row::Template(t),
+            Some(t) => match (t - self.templates()).checked_sub(usize::from(self.cls_token)) {
+                None => Row::Class,
+                Some(r) => Row::Register(r),
+            },
+        }
     }
 
     /// Template rows that follow the patches.
@@ -84,7 +121,7 @@ impl EmbedRows {
     }
 
     fn check_parameters(&self, check: &Check<'_>, first: usize, dim: usize) -> Result<(), EngineError> {
-        let [mask, cls, pos] = self.parameters(first);
+        let [mask, cls, reg, pos] = self.parameters(first);
         if self.positions() > isize::MAX as usize {
             return check.fail(
                 1,
@@ -97,6 +134,9 @@ impl EmbedRows {
         }
         if let Some(at) = cls {
             check.len(at, "cls_token", dim)?;
+        }
+        if let Some(at) = reg {
+            check.len(at, "reg_token", self.registers.saturating_mul(dim))?;
         }
         if let Some(at) = pos {
             check.len(at, "pos_embed", self.positions().saturating_mul(dim))?;
@@ -117,8 +157,7 @@ impl Operation for EmbedRows {
             return check.fail(1, "index", format!("{:?}", &patches[..2]));
         }
         self.check_parameters(&check, 2, patches[2])?;
-        let rows =
-            (patches[0] * patches[1]).saturating_add(self.templates()).saturating_add(usize::from(self.cls_token));
+        let rows = (patches[0] * patches[1]).saturating_add(self.templates()).saturating_add(self.special());
         Ok(vec![TensorType::f32([rows, patches[2]])])
     }
 
@@ -142,17 +181,17 @@ impl Operation for EmbedRows {
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
         let dim = inputs[0].columns();
-        let [mask, cls, pos] = self.parameters(2);
+        let [mask, cls, reg, pos] = self.parameters(2);
+        let token = |at: Option<usize>, i: usize| at.map_or(0.0, |at| inputs[at].f64()[i]);
         let position = |row: usize, c: usize| pos.map_or(0.0, |at| inputs[at].f64()[row * dim + c]);
         let visible = inputs[1].len();
         for (o, y) in outputs[0].iter_mut().enumerate() {
             let (row, c) = (o / dim, o % dim);
-            *y = if row < visible {
-                inputs[0].f64()[o] + position(self.offset + inputs[1].i32()[row] as usize, c)
-            } else if row < visible + self.templates() {
-                mask.map_or(0.0, |at| inputs[at].f64()[c]) + position(self.offset + row - visible, c)
-            } else {
-                cls.map_or(0.0, |at| inputs[at].f64()[c]) + position(0, c)
+            *y = match self.row(row, visible) {
+                Row::Patch => inputs[0].f64()[o] + position(self.offset + inputs[1].i32()[row] as usize, c),
+                Row::Template(t) => token(mask, c) + position(self.offset + t, c),
+                Row::Class => token(cls, c) + position(0, c),
+                Row::Register(r) => token(reg, r * dim + c),
             };
         }
     }
@@ -167,7 +206,7 @@ impl Operation for EmbedRowsGrad {
         let f = &self.forward;
         let check = Check::new(self.name(), inputs, 2 + f.parameter_count())?;
         let grad = check.rank(0, "grad_rows", 2)?;
-        let rows = inputs[1].len().saturating_add(f.templates()).saturating_add(usize::from(f.cls_token));
+        let rows = inputs[1].len().saturating_add(f.templates()).saturating_add(f.special());
         f.check_parameters(&check, 2, grad[1])?;
         check.len(0, "grad_rows", rows.saturating_mul(grad[1]))?;
         let mut patches = inputs[1].shape.clone();
@@ -186,19 +225,27 @@ impl Operation for EmbedRowsGrad {
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
         let f = &self.forward;
         let dim = inputs[0].columns();
-        let [mask, cls, pos] = f.parameters(1);
+        let [mask, cls, reg, pos] = f.parameters(1);
         let visible = inputs[1].len();
         for (o, &g) in inputs[0].f64().iter().enumerate() {
             let (row, c) = (o / dim, o % dim);
-            let position = if row < visible {
-                outputs[0][o] = g;
-                f.offset + inputs[1].i32()[row] as usize
-            } else if row < visible + f.templates() {
-                mask.into_iter().for_each(|at| outputs[at][c] += g);
-                f.offset + row - visible
-            } else {
-                cls.into_iter().for_each(|at| outputs[at][c] += g);
-                0
+            let position = match f.row(row, visible) {
+                Row::Patch => {
+                    outputs[0][o] = g;
+                    f.offset + inputs[1].i32()[row] as usize
+                }
+                Row::Template(t) => {
+                    mask.into_iter().for_each(|at| outputs[at][c] += g);
+                    f.offset + t
+                }
+                Row::Class => {
+                    cls.into_iter().for_each(|at| outputs[at][c] += g);
+                    0
+                }
+                Row::Register(r) => {
+                    reg.into_iter().for_each(|at| outputs[at][r * dim + c] += g);
+                    continue;
+                }
             };
             pos.into_iter().for_each(|at| outputs[at][position * dim + c] += g);
         }

@@ -34,7 +34,7 @@ pub use attention::{Attention, AttentionGrad, AttentionSizes, Packing};
 pub use cosine_heads::{CosineHeads, CosineHeadsGrad, LARGEST_LOGIT_SCALE, SMALLEST_LENGTH};
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use drain::Drain;
-pub use embed_rows::{EmbedRows, EmbedRowsGrad};
+pub use embed_rows::{EmbedRows, EmbedRowsGrad, Row as EmbedRow};
 pub use gather_rows::{GatherRows, ScatterAddRows};
 pub use global_norm::GlobalNorm;
 pub use layer_norm::{LayerNorm, LayerNormGradInput, LayerNormGradParameters};

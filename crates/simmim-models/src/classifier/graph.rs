@@ -69,6 +69,6 @@ fn pooled(graph: &mut Graph, config: &ClassifierConfig, build: ClassifierBuild) 
     x = if config.pool == Pool::Cls { forward.class_block(x, last)? } else { forward.next_block(x, last)? };
     x = forward.final_norm(x)?;
     drop(forward);
-    let skip = if config.pool == Pool::Mean { usize::from(encoder.geometry().class_token) } else { 0 };
+    let skip = if config.pool == Pool::Mean { encoder.geometry().prefix() } else { 0 };
     Ok(graph.apply1(MeanTokens { skip }, &[x])?)
 }

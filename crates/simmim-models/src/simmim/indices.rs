@@ -31,7 +31,7 @@ impl StepIndices {
     pub fn fill(&mut self, config: &SimMimConfig, variant: Variant, masks: &[Vec<bool>]) -> Result<(), ModelError> {
         let geometry = config.encoder.geometry();
         let (patches, cells) = (geometry.patches(), geometry.cells());
-        let class = usize::from(config.class_token());
+        let prefix = config.prefix();
         let positions = config.encoder.absolute_positions();
         let templates = if positions { patches } else { 1 };
         let visible_rows = match variant {
@@ -45,9 +45,8 @@ impl StepIndices {
             if hidden != expected || mask.len() != patches {
                 return Err(ModelError::MaskCount { image, expected, found: hidden });
             }
-            if class == 1 {
-                self.assemble.push((visible_rows + templates) as i32);
-            }
+            let special = visible_rows + templates..visible_rows + templates + prefix;
+            self.assemble.extend(special.map(|row| row as i32));
             for (patch, &masked) in mask.iter().enumerate() {
                 let row = match (masked, variant) {
                     (true, _) => visible_rows + if positions { patch } else { 0 },
@@ -62,9 +61,9 @@ impl StepIndices {
             for cell in 0..cells {
                 let masked = mask[geometry.first_patch(cell)];
                 if masked || config.area == Area::Full {
-                    self.predicted.push((image * (cells + class) + class + cell) as i32);
+                    self.predicted.push((image * (cells + prefix) + prefix + cell) as i32);
                     self.predicted_patch.push(cell as i32);
-                    self.query.push((class + cell) as i32);
+                    self.query.push((prefix + cell) as i32);
                 }
                 self.weight.push(f32::from(u8::from(masked)));
             }

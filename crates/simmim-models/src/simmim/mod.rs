@@ -194,10 +194,10 @@ impl SimMimConfig {
         if self.area == Area::Full { self.encoder.geometry().cells() } else { self.masked_outputs() }
     }
 
-    /// Whether a class token runs through the encoder while pre-training.
+    /// Tokens before those of the patches that run through the encoder while pre-training: class token and registers.
     #[must_use]
-    pub fn class_token(&self) -> bool {
-        self.encoder.geometry().class_token && self.mode == Mode::Official
+    pub fn prefix(&self) -> usize {
+        if self.mode == Mode::Official { self.encoder.geometry().prefix() } else { 0 }
     }
 
     /// Whether the final norm is applied while pre-training.
@@ -227,7 +227,7 @@ impl SimMimConfig {
         }
         for p in &mut list {
             p.used = match p.name.as_str() {
-                "encoder.cls_token" => self.class_token(),
+                "encoder.cls_token" | "encoder.reg_token" => self.prefix() > 0,
                 "encoder.norm.weight" | "encoder.norm.bias" => self.final_norm(),
                 _ => true,
             };

@@ -73,19 +73,21 @@ impl<'a> Blocks<'a> {
         self.linear(values, "patch_embed.proj", self.config.embed_dim, false)
     }
 
-    /// Token rows: the patches, with `mask_token` one template for each position, and with `class_token` the class token.
+    /// Token rows: the patches, with `mask_token` one template for each position, and with `prefix` class token and registers.
     pub(crate) fn token_rows(
         &mut self,
         patches: ValueId,
         index: ValueId,
         mask_token: bool,
-        class_token: bool,
+        prefix: bool,
     ) -> Result<ValueId> {
         let c = self.config;
+        let cls_token = prefix && c.class_token;
         let op = EmbedRows {
             tokens: c.patches(),
             mask_token,
-            cls_token: class_token,
+            cls_token,
+            registers: if prefix { c.registers } else { 0 },
             pos_embed: c.position == Position::Absolute,
             offset: usize::from(c.class_token),
         };
@@ -93,11 +95,14 @@ impl<'a> Blocks<'a> {
         if mask_token {
             inputs.push(self.state("mask_token", &[1, 1, c.embed_dim]));
         }
-        if class_token {
+        if op.cls_token {
             inputs.push(self.state("cls_token", &[1, 1, c.embed_dim]));
         }
+        if op.registers > 0 {
+            inputs.push(self.state("reg_token", &[1, op.registers, c.embed_dim]));
+        }
         if op.pos_embed {
-            inputs.push(self.state("pos_embed", &[1, c.tokens(), c.embed_dim]));
+            inputs.push(self.state("pos_embed", &[1, c.positions(), c.embed_dim]));
         }
         self.graph.apply1(op, &inputs)
     }
@@ -120,7 +125,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// The relative position bias of a block, `[heads, tokens, tokens]`.
-    fn bias(&mut self, block: usize, class_token: bool) -> Result<Option<ValueId>> {
+    fn bias(&mut self, block: usize, prefix: bool) -> Result<Option<ValueId>> {
         let name = match self.config.position {
             Position::Absolute | Position::None => return Ok(None),
             Position::SharedRelative if self.shared_bias.is_some() => return Ok(self.shared_bias),
@@ -128,6 +133,8 @@ impl<'a> Blocks<'a> {
             Position::Relative => format!("blocks.{block}.attn.relative_position_bias_table"),
         };
         let (rows, cols) = self.config.grid();
+        // A model with registers has no relative positions.
+        let class_token = prefix && self.config.class_token;
         let tokens = rows * cols + usize::from(class_token);
         let entries = super::relative::table_entries(rows, cols, self.config.class_token);
         let table = self.state(&name, &[entries, self.config.num_heads]);
@@ -153,27 +160,27 @@ impl<'a> Blocks<'a> {
         self.graph.apply1(op, &inputs)
     }
 
-    /// A whole block on `x [batch, tokens, dim]`. `class_token`: whether the tokens begin with it.
-    pub(crate) fn block(&mut self, x: ValueId, block: usize, class_token: bool) -> Result<ValueId> {
+    /// A whole block on `x [batch, tokens, dim]`. `prefix`: whether the tokens begin with class token and registers.
+    pub(crate) fn block(&mut self, x: ValueId, block: usize, prefix: bool) -> Result<ValueId> {
         self.graph.set_scope(format!("blocks.{block}"));
         let normed = self.layer_norm(x, &format!("blocks.{block}.norm1"))?;
         let qkv = self.qkv(normed, block, None)?;
-        self.block_after_qkv(x, qkv, block, class_token)
+        self.block_after_qkv(x, qkv, block, prefix)
     }
 
     /// The first block, its first layers run on token rows and put together afterwards: `rows [rows, dim]`,
     /// `assemble [batch, tokens]`.
-    pub(crate) fn first_block(&mut self, rows: ValueId, assemble: ValueId, class_token: bool) -> Result<ValueId> {
+    pub(crate) fn first_block(&mut self, rows: ValueId, assemble: ValueId, prefix: bool) -> Result<ValueId> {
         self.graph.set_scope("blocks.0");
         let normed = self.layer_norm(rows, "blocks.0.norm1")?;
         let qkv_rows = self.qkv(normed, 0, None)?;
         let qkv = self.graph.apply1(GatherRows, &[qkv_rows, assemble])?;
         let x = self.graph.apply1(GatherRows, &[rows, assemble])?;
-        self.block_after_qkv(x, qkv, 0, class_token)
+        self.block_after_qkv(x, qkv, 0, prefix)
     }
 
-    fn block_after_qkv(&mut self, x: ValueId, qkv: ValueId, block: usize, class_token: bool) -> Result<ValueId> {
-        let bias = self.bias(block, class_token)?;
+    fn block_after_qkv(&mut self, x: ValueId, qkv: ValueId, block: usize, prefix: bool) -> Result<ValueId> {
+        let bias = self.bias(block, prefix)?;
         let op = Attention { heads: self.config.num_heads, packing: Packing::Packed, bias: bias.is_some() };
         let inputs: Vec<ValueId> = [qkv].into_iter().chain(bias).collect();
         let attended = self.graph.apply1(op, &inputs)?;
@@ -181,15 +188,15 @@ impl<'a> Blocks<'a> {
     }
 
     /// The last block: keys and values of all tokens, everything else on the chosen rows only.
-    pub(crate) fn last_block(&mut self, x: ValueId, block: usize, rows: Rows, class_token: bool) -> Result<ValueId> {
-        let Rows::Chosen { index, query } = rows else { return self.block(x, block, class_token) };
+    pub(crate) fn last_block(&mut self, x: ValueId, block: usize, rows: Rows, prefix: bool) -> Result<ValueId> {
+        let Rows::Chosen { index, query } = rows else { return self.block(x, block, prefix) };
         self.graph.set_scope(format!("blocks.{block}"));
         let dim = self.config.embed_dim;
         let normed = self.layer_norm(x, &format!("blocks.{block}.norm1"))?;
         let kv = self.qkv(normed, block, Some(RowRange { start: dim, len: 2 * dim }))?;
         let chosen = self.graph.apply1(GatherRows, &[normed, index])?;
         let q = self.qkv(chosen, block, Some(RowRange { start: 0, len: dim }))?;
-        let bias = self.bias(block, class_token)?;
+        let bias = self.bias(block, prefix)?;
         let op = Attention { heads: self.config.num_heads, packing: Packing::Split, bias: bias.is_some() };
         let inputs: Vec<ValueId> = [q, kv].into_iter().chain(bias).chain(bias.and(query)).collect();
         let attended = self.graph.apply1(op, &inputs)?;
@@ -215,7 +222,7 @@ impl Forward for Blocks<'_> {
     }
 
     fn next_block(&mut self, x: ValueId, block: usize) -> Result<ValueId> {
-        self.block(x, block, self.config.class_token)
+        self.block(x, block, true)
     }
 
     fn class_block(&mut self, x: ValueId, block: usize) -> Result<ValueId> {
@@ -224,7 +231,7 @@ impl Forward for Blocks<'_> {
         let index = self.graph.constant("class_rows", &[batch, 1], rows);
         let relative = matches!(self.config.position, Position::SharedRelative | Position::Relative);
         let query = relative.then(|| self.graph.constant("class_query", &[batch, 1], vec![0; batch]));
-        self.last_block(x, block, Rows::Chosen { index, query }, self.config.class_token)
+        self.last_block(x, block, Rows::Chosen { index, query }, true)
     }
 
     fn final_norm(&mut self, x: ValueId) -> Result<ValueId> {
@@ -246,13 +253,13 @@ fn embedded_tokens(blocks: &mut Blocks<'_>, images: ValueId) -> Result<ValueId> 
     let assemble = all_visible(config, batch);
     let assemble = blocks.graph.constant("assemble_index", &[batch, config.tokens()], assemble);
     let embedded = blocks.patches(images, every)?;
-    let rows = blocks.token_rows(embedded, every, false, config.class_token)?;
+    let rows = blocks.token_rows(embedded, every, false, true)?;
     blocks.graph.apply1(GatherRows, &[rows, assemble])
 }
 
-/// Assembly of tokens where every patch is visible: the class token's row, then the image's patches.
+/// Assembly of tokens where every patch is visible: the rows of class token and registers, then the image's patches.
 fn all_visible(config: &VitConfig, batch: usize) -> Vec<i32> {
     let patches = config.patches();
-    let class = config.class_token.then_some((batch * patches) as i32);
-    (0..batch).flat_map(|b| class.into_iter().chain((0..patches).map(move |p| (b * patches + p) as i32))).collect()
+    let prefix = batch * patches..batch * patches + config.prefix();
+    (0..batch).flat_map(|b| prefix.clone().chain(b * patches..(b + 1) * patches).map(|row| row as i32)).collect()
 }

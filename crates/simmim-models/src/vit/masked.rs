@@ -28,8 +28,8 @@ fn fast(
     build: Build,
     images: ValueId,
 ) -> Result<(ValueId, ValueId), EngineError> {
-    let class_token = config.class_token();
-    let tokens = c.patches() + usize::from(class_token);
+    let prefix = config.prefix() > 0;
+    let tokens = c.patches() + config.prefix();
     let predicted = [build.batch, config.predicted_tokens()];
     let visible = graph.input(VISIBLE_INDEX, TensorType::i32([build.batch, config.visible_tokens()]));
     let assemble = graph.input(ASSEMBLE_INDEX, TensorType::i32([build.batch, tokens]));
@@ -39,17 +39,17 @@ fn fast(
     let query = relative.then(|| graph.input(QUERY_INDEX, TensorType::i32(predicted)));
     let mut blocks = Blocks::new(graph, c, "encoder.", build.batch, build.train);
     let patches = blocks.patches(images, visible)?;
-    let rows = blocks.token_rows(patches, visible, true, class_token)?;
+    let rows = blocks.token_rows(patches, visible, true, prefix)?;
     let last = c.depth - 1;
     let mut x = if last == 0 {
         blocks.graph.apply1(GatherRows, &[rows, assemble])?
     } else {
-        blocks.first_block(rows, assemble, class_token)?
+        blocks.first_block(rows, assemble, prefix)?
     };
     for block in 1..last {
-        x = blocks.block(x, block, class_token)?;
+        x = blocks.block(x, block, prefix)?;
     }
-    x = blocks.last_block(x, last, Rows::Chosen { index, query }, class_token)?;
+    x = blocks.last_block(x, last, Rows::Chosen { index, query }, prefix)?;
     if config.final_norm() {
         x = blocks.layer_norm(x, "norm")?;
     }
@@ -63,18 +63,18 @@ fn plain(
     build: Build,
     images: ValueId,
 ) -> Result<(ValueId, ValueId), EngineError> {
-    let class_token = config.class_token();
-    let (patches, offset) = (c.patches(), usize::from(class_token));
+    let prefix = config.prefix() > 0;
+    let (patches, offset) = (c.patches(), config.prefix());
     let tokens = patches + offset;
     let every = (0..build.batch * patches).map(|i| (i % patches) as i32).collect();
     let every = graph.constant("every_patch", &[build.batch, patches], every);
     let assemble = graph.input(ASSEMBLE_INDEX, TensorType::i32([build.batch, tokens]));
     let mut blocks = Blocks::new(graph, c, "encoder.", build.batch, build.train);
     let embedded = blocks.patches(images, every)?;
-    let rows = blocks.token_rows(embedded, every, true, class_token)?;
+    let rows = blocks.token_rows(embedded, every, true, prefix)?;
     let mut x = blocks.graph.apply1(GatherRows, &[rows, assemble])?;
     for block in 0..c.depth {
-        x = blocks.last_block(x, block, Rows::All, class_token)?;
+        x = blocks.last_block(x, block, Rows::All, prefix)?;
     }
     if config.final_norm() {
         x = blocks.layer_norm(x, "norm")?;

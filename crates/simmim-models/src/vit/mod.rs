@@ -80,6 +80,8 @@ pub struct VitConfig {
     pub mlp_ratio: f64,
     /// Whether there is a class token.
     pub class_token: bool,
+    /// Register tokens, which follow the class token and have no positions.
+    pub registers: usize,
     /// Positions.
     pub position: Position,
     /// How absolute positions start.
@@ -119,9 +121,21 @@ impl VitConfig {
         self.grid().0 * self.grid().1
     }
 
-    /// Number of tokens, the class token included.
+    /// Number of tokens, class token and registers included.
     #[must_use]
     pub fn tokens(&self) -> usize {
+        self.patches() + self.prefix()
+    }
+
+    /// Tokens before those of the patches: class token and registers.
+    #[must_use]
+    pub fn prefix(&self) -> usize {
+        usize::from(self.class_token) + self.registers
+    }
+
+    /// Rows of absolute positions: of the class token and of the patches.
+    #[must_use]
+    pub fn positions(&self) -> usize {
         self.patches() + usize::from(self.class_token)
     }
 
@@ -188,6 +202,12 @@ impl VitConfig {
             return Err(ModelError::geometry(
                 format!("sine-cosine positions need a width that is a multiple of 4, found {}", self.embed_dim),
                 "set model.embed_dim to a multiple of 4, or model.position_init to \"normal\"",
+            ));
+        }
+        if self.registers > 0 && matches!(self.position, Position::SharedRelative | Position::Relative) {
+            return Err(ModelError::geometry(
+                format!("{} registers have no place among relative positions", self.registers),
+                "set model.registers = 0, or model.position = \"absolute\"",
             ));
         }
         if !(0.0..1.0).contains(&self.drop_path) {

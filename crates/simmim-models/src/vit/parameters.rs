@@ -62,11 +62,14 @@ pub(crate) fn specs(c: &VitConfig, prefix: &str, style: InitStyle) -> Vec<Parame
     if c.class_token {
         list.push(spec("cls_token", &[1, 1, dim], style.class_token()).in_layer(0));
     }
+    if c.registers > 0 {
+        list.push(spec("reg_token", &[1, c.registers, dim], style.class_token()).in_layer(0));
+    }
     if c.position == Position::Absolute {
         let (rows, cols) = c.grid();
         let table = Init::SinCos { rows, cols, class_token: c.class_token };
         let init = if c.starts_as_sincos() { table } else { style.normal(1.0) };
-        list.push(spec("pos_embed", &[1, c.tokens(), dim], init).in_layer(0));
+        list.push(spec("pos_embed", &[1, c.positions(), dim], init).in_layer(0));
     }
     let (weight, bias) = style.patch_projection(c);
     let kernel = [dim, c.channels, c.patch_size.0, c.patch_size.1];

@@ -30,6 +30,7 @@ pub(super) fn parse(name: &str) -> Result<VitConfig, ModelError> {
         num_heads,
         mlp_ratio: 4.0,
         class_token: true,
+        registers: 0,
         position: Position::Absolute,
         position_init: PositionInit::Normal,
         weight_init: WeightInit::Normal,

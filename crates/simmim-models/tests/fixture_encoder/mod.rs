@@ -48,6 +48,7 @@ fn vit(c: &Value) -> VitConfig {
         num_heads: number("num_heads"),
         mlp_ratio: c["mlp_ratio"].as_f64().unwrap(),
         class_token: c["class_token"].as_bool().unwrap(),
+        registers: 0,
         position: match text("position") {
             "absolute" => Position::Absolute,
             "shared_relative" => Position::SharedRelative,

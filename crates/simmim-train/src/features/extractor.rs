@@ -99,7 +99,7 @@ impl EncoderProgram {
                     Pooling::None => take(place, row, tokens),
                     Pooling::Class => take(place, row, &tokens[..dim]),
                     Pooling::Mean => {
-                        let patches = tokens[usize::from(shape.class_token) * dim..].chunks_exact(dim);
+                        let patches = tokens[shape.prefix * dim..].chunks_exact(dim);
                         let share = 1.0 / patches.len() as f32;
                         mean.fill(0.0);
                         patches.for_each(|t| mean.iter_mut().zip(t).for_each(|(m, v)| *m += v * share));

@@ -8,9 +8,11 @@ use simmim_models::{Encoder, Position, PositionInit, QkvBias, SwinConfig, VitCon
 use toml::{Table, Value};
 
 /// Keys that one family alone has, with what the others have in their place.
-const VIT_ONLY: [(&str, &str); 5] = [
+const VIT_ONLY: [(&str, &str); 7] = [
     ("model.depth", "set model.depths to the blocks of each stage"),
     ("model.class_token", "a Swin transformer has none; leave the key out"),
+    ("model.registers", "a Swin transformer has none; leave the key out"),
+    ("model.eps", "norms of a Swin transformer add 1e-5; leave the key out"),
     ("model.position_init", "absolute positions of a Swin transformer start as normal numbers; leave the key out"),
     ("model.weight_init", "matrices of a Swin transformer start as normal numbers; leave the key out"),
     ("model.layer_scale", "a Swin transformer has none; leave the key out"),
@@ -47,10 +49,12 @@ pub(super) fn preset(encoder: &Encoder) -> Vec<(&'static str, Value)> {
             ("model.depth", number(c.depth)),
             ("model.num_heads", number(c.num_heads)),
             ("model.mlp_ratio", Value::Float(c.mlp_ratio)),
-            ("model.class_token", Value::Boolean(true)),
+            ("model.class_token", Value::Boolean(c.class_token)),
+            ("model.registers", number(c.registers)),
+            ("model.eps", Value::Float(1e-6)),
             ("model.position_init", Value::String("normal".into())),
             ("model.weight_init", Value::String("normal".into())),
-            ("model.layer_scale", Value::Float(0.0)),
+            ("model.layer_scale", Value::Float(c.layer_scale.map_or(0.0, f64::from))),
         ]),
         Encoder::Swin(c) => {
             keys.extend([
@@ -104,6 +108,7 @@ impl Model {
             num_heads: self.num_heads.each(1).first().copied().unwrap_or(0),
             mlp_ratio: self.mlp_ratio,
             class_token: self.class_token.unwrap_or(true),
+            registers: self.registers.unwrap_or(0),
             position: match self.position {
                 PositionKind::Absolute => Position::Absolute,
                 PositionKind::SharedRelative => Position::SharedRelative,
@@ -126,7 +131,7 @@ impl Model {
                 QkvBiasKind::None => QkvBias::None,
             },
             final_norm: self.final_norm,
-            eps: 1e-6,
+            eps: self.eps.unwrap_or(1e-6) as f32,
         }
     }
 

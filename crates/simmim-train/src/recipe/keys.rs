@@ -17,6 +17,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("model.pretrained_windows", "windows of each stage with which the weights were trained; 0: the same (Swin v2)"),
     ("model.mlp_ratio", "width of the MLP as a multiple of embed_dim"),
     ("model.class_token", "whether the encoder has a class token (ViT)"),
+    ("model.registers", "number of register tokens beside the class token (ViT; DINOv2: 4)"),
+    ("model.eps", "added to the variance by every layer norm (ViT; Hugging Face's: 1e-12)"),
     ("model.position", "absolute, shared_relative, relative or none; Swin: relative, or absolute beside it"),
     (
         "model.position_init",

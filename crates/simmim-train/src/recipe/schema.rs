@@ -53,6 +53,10 @@ section!(
         mlp_ratio: f64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         class_token: Option<bool>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        registers: Option<usize>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        eps: Option<f64>,
         position: PositionKind,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         position_init: Option<PositionInitKind>,

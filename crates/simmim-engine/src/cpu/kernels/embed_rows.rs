@@ -3,27 +3,26 @@
 use super::add::add_slices;
 use super::{Args, rows_per_task};
 use crate::host::Cpu;
-use crate::ops::{EmbedRows, EmbedRowsGrad};
+use crate::ops::{EmbedRow, EmbedRows, EmbedRowsGrad};
 
 pub(crate) fn embed_rows(cpu: &Cpu, op: &EmbedRows, args: &mut Args<'_>) {
     let (inputs, [rows], _) = args.split::<1>();
     let (patches, index) = (inputs.f32(0), inputs.i32(1));
     let dim = inputs.shape(0)[2];
-    let [mask, cls, pos] = op.parameters(2).map(|at| at.map(|at| inputs.f32(at)));
+    let [mask, cls, reg, pos] = op.parameters(2).map(|at| at.map(|at| inputs.f32(at)));
     let (visible, total) = (index.len(), rows.len() / dim);
     cpu.pool.for_rows([rows], total, rows_per_task(dim), |range, [rows]| {
         for (row, y) in range.zip(rows.chunks_exact_mut(dim)) {
-            let (token, position) = if row < visible {
-                (Some(&patches[row * dim..(row + 1) * dim]), op.offset + index[row] as usize)
-            } else if row < visible + op.templates() {
-                (mask, op.offset + row - visible)
-            } else {
-                (cls, 0)
+            let (token, position) = match op.row(row, visible) {
+                EmbedRow::Patch => (Some(&patches[row * dim..(row + 1) * dim]), Some(op.offset + index[row] as usize)),
+                EmbedRow::Template(t) => (mask, Some(op.offset + t)),
+                EmbedRow::Class => (cls, Some(0)),
+                EmbedRow::Register(r) => (reg.map(|reg| &reg[r * dim..(r + 1) * dim]), None),
             };
             if let Some(token) = token {
                 y.copy_from_slice(token);
             }
-            if let Some(pos) = pos {
+            if let (Some(pos), Some(position)) = (pos, position) {
                 add_slices(cpu.isa, y, &pos[position * dim..(position + 1) * dim]);
             }
         }
@@ -41,7 +40,8 @@ pub(crate) fn embed_rows_grad(cpu: &Cpu, op: &EmbedRowsGrad, args: &mut Args<'_>
         }
         1 => grad_with::<2>(cpu, op, args),
         2 => grad_with::<3>(cpu, op, args),
-        _ => grad_with::<4>(cpu, op, args),
+        3 => grad_with::<4>(cpu, op, args),
+        _ => grad_with::<5>(cpu, op, args),
     }
 }
 
@@ -52,19 +52,18 @@ fn grad_with<const N: usize>(cpu: &Cpu, op: &EmbedRowsGrad, args: &mut Args<'_>)
     let dim = inputs.shape(0)[1];
     let visible = index.len();
     outputs[0].copy_from_slice(&grad[..visible * dim]);
-    let [mask, cls, pos] = f.parameters(1);
+    let [mask, cls, reg, pos] = f.parameters(1);
     for (row, g) in grad.chunks_exact(dim).enumerate() {
-        let (parameter, position) = if row < visible {
-            (None, f.offset + index[row] as usize)
-        } else if row < visible + f.templates() {
-            (mask, f.offset + row - visible)
-        } else {
-            (cls, 0)
+        let (parameter, place, position) = match f.row(row, visible) {
+            EmbedRow::Patch => (None, 0, Some(f.offset + index[row] as usize)),
+            EmbedRow::Template(t) => (mask, 0, Some(f.offset + t)),
+            EmbedRow::Class => (cls, 0, Some(0)),
+            EmbedRow::Register(r) => (reg, r, None),
         };
         if let Some(at) = parameter {
-            add_slices(cpu.isa, outputs[at], g);
+            add_slices(cpu.isa, &mut outputs[at][place * dim..(place + 1) * dim], g);
         }
-        if let Some(at) = pos {
+        if let (Some(at), Some(position)) = (pos, position) {
             add_slices(cpu.isa, &mut outputs[at][position * dim..(position + 1) * dim], g);
         }
     }
