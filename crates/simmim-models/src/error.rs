@@ -44,13 +44,15 @@ pub enum ModelError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file that is not valid safetensors.
-    #[error("{}: not a valid safetensors file: {reason}", path.display())]
+    /// A file of weights that is damaged, or none.
+    #[error("{}: {what}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
-        /// Why.
-        reason: String,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        help: String,
     },
     /// The mask of an image has the wrong number of masked tokens.
     #[error("the mask of image {image} hides {found} tokens, expected {expected}")]
@@ -90,11 +92,10 @@ impl ModelError {
             Self::UnknownModel { nearest, .. } => Some(format!(
                 "names are vit_SIZE_patchP_PIXELS, swin_SIZE_patch4_windowW_PIXELS and swinv2_SIZE_windowW_PIXELS with SIZE tiny, small, base or large; near: {nearest}"
             )),
-            Self::Geometry { help, .. } => Some(help.clone()),
+            Self::Geometry { help, .. } | Self::Format { help, .. } => Some(help.clone()),
             Self::Mismatch { .. } => {
                 Some("name the model these weights belong to (--model, --image-size, --recipe)".to_owned())
             }
-            Self::Format { .. } => Some("give a .safetensors file, a run folder or a checkpoint folder".to_owned()),
             Self::MaskCells { .. } => Some("hide whole cells of simmim.mask_patch".to_owned()),
             Self::MaskCount { .. } => {
                 Some("every mask must hide the share of cells that the recipe's ratio says".to_owned())

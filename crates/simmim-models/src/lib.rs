@@ -18,6 +18,7 @@ pub mod classifier;
 pub mod encoder;
 mod error;
 pub mod names;
+pub mod onnx;
 pub mod optimizer;
 mod parameters;
 pub mod simmim;

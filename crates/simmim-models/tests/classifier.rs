@@ -189,9 +189,9 @@ fn carried(name: &str, from: &ClassifierConfig, to: &ClassifierConfig, data: &[f
         .map(|p| (p.name.clone(), Tensor { shape: p.shape.clone(), data: p.initial(0) }))
         .collect();
     weights.get_mut(name).unwrap().data = data.to_vec();
-    let found =
-        encoder_for_classifier(Path::new("w"), to, weights, Some(from.encoder.geometry().patch_grid())).unwrap();
-    found.into_iter().find(|(n, _)| n == name).unwrap().1
+    let grid = Some(from.encoder.geometry().patch_grid());
+    let found = encoder_for_classifier(Path::new("w"), to, weights, grid, false).unwrap();
+    found.tensors.into_iter().find(|(n, _)| n == name).unwrap().1
 }
 
 #[test]

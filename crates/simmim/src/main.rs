@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Evaluate(a) => commands::evaluate::run(&a),
         Command::Predict(a) => commands::predict::run(&a),
         Command::Compare(a) => commands::compare::run(&a, format),
+        Command::Export(a) => commands::export::run(&a, format),
         Command::Inspect(a) => commands::inspect::run(&a),
         Command::Recipes(a) => match a.action {
             None | Some(RecipesAction::List) => commands::recipes::list(),

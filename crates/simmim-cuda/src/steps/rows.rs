@@ -33,10 +33,16 @@ fn optional(operands: &[Operand], at: Option<usize>) -> Address {
 }
 
 pub(super) fn embed_rows(b: &mut Builder<'_>, op: &EmbedRows, inputs: &[Operand], outputs: &[Operand]) {
-    let [mask, cls, pos] = op.parameters(2).map(|at| optional(inputs, at));
-    let launch = Launch::for_each(Kernel("embed_rows", "embed_rows"), outputs[0].len());
+    let [mask, cls, reg, pos] = op.parameters(2).map(|at| optional(inputs, at));
+    let registers = op.registers * outputs[0].columns();
+    let len = outputs[0].len() - registers;
+    if registers > 0 {
+        // They have no positions and stand behind all others.
+        b.push(Step::Copy { to: outputs[0].at.element(len), from: reg, bytes: 4 * registers });
+    }
+    let launch = Launch::for_each(Kernel("embed_rows", "embed_rows"), len);
     let launch = launch.address(inputs[0].at).address(inputs[1].at).address(mask).address(cls).address(pos);
-    let launch = launch.address(outputs[0].at).int(inputs[1].len()).int(op.templates()).index(outputs[0].len());
+    let launch = launch.address(outputs[0].at).int(inputs[1].len()).int(op.templates()).index(len);
     b.launch(launch.int(outputs[0].columns()).int(op.offset));
 }
 
@@ -49,7 +55,13 @@ pub(super) fn embed_rows_grad(b: &mut Builder<'_>, op: &EmbedRowsGrad, inputs: &
         let launch = Launch::new(kernel, [dim.div_ceil(128), 1, 1], 128);
         launch.address(inputs[0].at.element(first * dim)).address(sum).int(rows).int(dim)
     };
-    let [mask, cls, pos] = f.parameters(1);
+    let [mask, cls, reg, pos] = f.parameters(1);
+    if let Some(at) = reg {
+        let first = visible + f.templates() + usize::from(f.cls_token);
+        for register in 0..f.registers {
+            b.launch(token(first + register, outputs[at].at.element(register * dim), 1));
+        }
+    }
     if let Some(at) = mask {
         b.launch(token(visible, outputs[at].at, f.templates()));
     }

@@ -64,7 +64,14 @@ impl<'a> Stages<'a> {
     /// Token rows: the patches, and with `mask_token` the templates.
     pub(crate) fn token_rows(&mut self, patches: ValueId, index: ValueId, mask_token: bool) -> Result<ValueId> {
         let c = self.config;
-        let op = EmbedRows { tokens: c.patches(), mask_token, cls_token: false, pos_embed: c.absolute, offset: 0 };
+        let op = EmbedRows {
+            tokens: c.patches(),
+            mask_token,
+            cls_token: false,
+            registers: 0,
+            pos_embed: c.absolute,
+            offset: 0,
+        };
         let mut inputs = vec![patches, index];
         if mask_token {
             inputs.push(self.state("mask_token", &[1, 1, c.embed_dim]));

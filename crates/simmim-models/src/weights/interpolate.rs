@@ -147,6 +147,28 @@ fn spline_row(x: &[f64], curvature: &Matrix, t: f64) -> Vec<f64> {
     row
 }
 
+/// What turns the kernel of a patch projection for `old` pixels into one for `new`: the pseudo-inverse of the transposed resize, so
+/// that a resized image gives the same tokens (Beyer et al., FlexiViT, arXiv 2212.08013, equation 4).
+pub(crate) fn flexible(old: usize, new: usize) -> Matrix {
+    if old == new {
+        return identity(old);
+    }
+    let resize = bicubic(old, new);
+    let transposed: Matrix = (0..old).map(|i| resize.iter().map(|row| row[i]).collect()).collect();
+    let product = |a: &Matrix, b: &Matrix| -> Matrix {
+        let cell = |row: &[f64], j: usize| row.iter().zip(b).map(|(v, r)| v * r[j]).sum();
+        a.iter().map(|row| (0..b[0].len()).map(|j| cell(row, j)).collect()).collect()
+    };
+    if new < old {
+        let gram = product(&resize, &transposed);
+        return solve(gram, resize);
+    }
+    // R (RᵀR)⁻¹ is the transpose of (RᵀR)⁻¹ Rᵀ, whose first factor is symmetric.
+    let gram = product(&transposed, &resize);
+    let inverse = solve(gram, transposed);
+    (0..new).map(|i| inverse.iter().map(|row| row[i]).collect()).collect()
+}
+
 /// Applies a matrix to each axis of `[rows, cols, dim]`.
 pub(crate) fn apply(down: &Matrix, right: &Matrix, values: &[f32], dim: usize) -> Vec<f32> {
     let cols = right[0].len();

@@ -1,15 +1,29 @@
-//! Weight files: safetensors in and out, and the names that encoders carry elsewhere.
+//! Weight files: every container in, safetensors out, and the names that encoders carry elsewhere.
 
+mod card;
+mod dialect;
+mod facts;
+mod fit;
+mod format;
+mod hub;
 mod interpolate;
-mod names;
-mod transfer;
+mod load;
+mod timm;
 
-pub use names::{encoder_to_timm, head_classes, match_parameters, normalises_pooled, timm_call};
-pub use transfer::{classifier_to_timm, encoder_for_classifier, match_classifier};
+pub use card::{Card, Resample};
+pub use dialect::{Dialect, Translation};
+pub use facts::Facts;
+pub use fit::{
+    Fate, Fitted, May, Target, encoder_for_classifier, head_classes, is_swin, match_classifier, match_parameters,
+    normalises_pooled, with_our_names,
+};
+pub use format::{Element, Entry, Format, Stored, sniff};
+pub use hub::{Folder, Images, Model, Purpose};
+pub use load::Loaded;
+pub use timm::{classifier_to_timm, encoder_to_timm, timm_call};
 
 use crate::error::ModelError;
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, View};
 use simmim_files::AtomicFile;
 use std::borrow::Cow;
 use std::cell::RefCell;
@@ -28,21 +42,19 @@ pub struct Tensor {
 /// Tensors by name.
 pub type Weights = BTreeMap<String, Tensor>;
 
-/// Largest file that is read: far above any vision transformer, far below what a wrong path could name.
-const LARGEST: u64 = 64 << 30;
-
 fn io(path: &Path) -> impl Fn(std::io::Error) -> ModelError + '_ {
     move |source| ModelError::Io { path: path.to_owned(), source }
 }
 
-fn format(path: &Path, reason: impl Into<String>) -> ModelError {
-    ModelError::Format { path: path.to_owned(), reason: reason.into() }
+fn unwritable(path: &Path, what: &str) -> ModelError {
+    ModelError::Format { path: path.to_owned(), what: what.to_owned(), help: "write to another place".to_owned() }
 }
 
-/// Reads a safetensors file; `f16`, `bf16` and `f64` are converted, integer tensors (such as position indices) are left out.
+/// Reads the float tensors of a file, whatever its container; `f16`, `bf16` and `f64` are converted, integer tensors (such as position
+/// indices) are left out.
 ///
 /// # Errors
-/// [`ModelError::Io`], [`ModelError::Format`] for anything that is not a whole safetensors file.
+/// As [`Stored::open`] and [`Stored::read`].
 pub fn read(path: &Path) -> Result<Weights, ModelError> {
     Ok(read_described(path)?.0)
 }
@@ -52,49 +64,9 @@ pub fn read(path: &Path) -> Result<Weights, ModelError> {
 /// # Errors
 /// As [`read`].
 pub fn read_described(path: &Path) -> Result<(Weights, Option<String>), ModelError> {
-    let size = std::fs::metadata(path).map_err(io(path))?.len();
-    if size > LARGEST {
-        return Err(format(path, format!("{size} bytes are more than any model here has")));
-    }
-    let bytes = std::fs::read(path).map_err(io(path))?;
-    let broken = |e: SafeTensorError| format(path, e.to_string());
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(broken)?;
-    let description = header.metadata().as_ref().and_then(|m| m.get(METADATA_KEY)).cloned();
-    let file = SafeTensors::deserialize(&bytes).map_err(broken)?;
-    let mut weights = Weights::new();
-    for (name, view) in file.iter() {
-        if let Some(data) = to_f32(&view) {
-            weights.insert(name.to_owned(), Tensor { shape: view.shape().to_vec(), data });
-        }
-    }
-    if weights.is_empty() {
-        return Err(format(path, "it holds no float tensors"));
-    }
-    Ok((weights, description))
-}
-
-fn to_f32(view: &TensorView<'_>) -> Option<Vec<f32>> {
-    let data = view.data();
-    let halves = || data.as_chunks::<2>().0.iter().map(|&b| u16::from_le_bytes(b));
-    Some(match view.dtype() {
-        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
-        Dtype::F64 => data.as_chunks::<8>().0.iter().map(|&b| f64::from_le_bytes(b) as f32).collect(),
-        Dtype::BF16 => halves().map(|h| f32::from_bits(u32::from(h) << 16)).collect(),
-        Dtype::F16 => halves().map(half_to_f32).collect(),
-        _ => return None,
-    })
-}
-
-/// IEEE 754 binary16 to binary32.
-fn half_to_f32(h: u16) -> f32 {
-    let sign = if h >> 15 == 1 { -1.0 } else { 1.0 };
-    let (exponent, mantissa) = (i32::from(h >> 10 & 31), f32::from(h & 1023));
-    match exponent {
-        0 => sign * mantissa * 2f32.powi(-24),
-        31 if mantissa == 0.0 => sign * f32::INFINITY,
-        31 => f32::NAN,
-        _ => sign * (1.0 + mantissa / 1024.0) * 2f32.powi(exponent - 15),
-    }
+    let stored = Stored::open(path)?;
+    let floats = stored.tensors().iter().filter(|(_, e)| e.element.is_float()).map(|(name, _)| name.as_str());
+    Ok((stored.read_all(floats)?, stored.metadata.get(METADATA_KEY).cloned()))
 }
 
 /// Key under which a file's metadata carries what this program knows of it. One key, because the format leaves the order of
@@ -114,9 +86,21 @@ pub fn write(path: &Path, weights: &Weights) -> Result<(), ModelError> {
 /// # Errors
 /// [`ModelError::Io`].
 pub fn write_described(path: &Path, weights: &Weights, description: Option<String>) -> Result<(), ModelError> {
+    write_whole(path, weights, description.map(|text| (METADATA_KEY, text)))
+}
+
+/// As [`write()`], with the metadata by which Hugging Face knows tensors of PyTorch.
+///
+/// # Errors
+/// [`ModelError::Io`].
+pub fn write_for_torch(path: &Path, weights: &Weights) -> Result<(), ModelError> {
+    write_whole(path, weights, Some(("format", "pt".to_owned())))
+}
+
+fn write_whole(path: &Path, weights: &Weights, metadata: Option<(&str, String)>) -> Result<(), ModelError> {
     let shapes = weights.iter().map(|(name, t)| (name.clone(), t.shape.clone())).collect();
     let fetch = |name: &str| Ok(weights.get(name).map(|t| t.data.clone()).unwrap_or_default());
-    write_tensors(path, shapes, fetch, description)
+    write_tensors(path, shapes, fetch, metadata)
 }
 
 /// As [`write()`], but each tensor is fetched when its turn comes: no more than one is held besides what the caller holds.
@@ -135,11 +119,11 @@ fn write_tensors<E: From<ModelError>>(
     path: &Path,
     shapes: Vec<(String, Vec<usize>)>,
     fetch: impl FnMut(&str) -> Result<Vec<f32>, E>,
-    description: Option<String>,
+    metadata: Option<(&str, String)>,
 ) -> Result<(), E> {
     let source = RefCell::new(Source { fetch, failure: None });
     let tensors = shapes.into_iter().map(|(name, shape)| (name.clone(), Streamed { name, shape, source: &source }));
-    let metadata = description.map(|text| HashMap::from([(METADATA_KEY.to_owned(), text)]));
+    let metadata = metadata.map(|(key, text)| HashMap::from([(key.to_owned(), text)]));
     let file = AtomicFile::create(path).map_err(io(path))?.close();
     let written = safetensors::serialize_to_file(tensors, metadata, file.path());
     if let Some(failure) = source.into_inner().failure {
@@ -147,7 +131,7 @@ fn write_tensors<E: From<ModelError>>(
     }
     match written {
         Err(SafeTensorError::IoError(e)) => return Err(io(path)(e).into()),
-        Err(e) => return Err(format(path, e.to_string()).into()),
+        Err(e) => return Err(unwritable(path, &e.to_string()).into()),
         Ok(()) => {}
     }
     Ok(file.commit().map_err(io(path))?)
@@ -194,14 +178,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_are_converted() {
-        for (bits, value) in [(0x3c00, 1.0), (0xc000, -2.0), (0x0001, 5.960_464_5e-8), (0x7bff, 65504.0)] {
-            assert_eq!(half_to_f32(bits), value);
-        }
-        assert!(half_to_f32(0x7e00).is_nan() && half_to_f32(0xfc00) == f32::NEG_INFINITY);
-    }
-
-    #[test]
     fn weights_are_as_readable_as_other_files() {
         let folder = tempfile::tempdir().unwrap();
         let (path, other) = (folder.path().join("w.safetensors"), folder.path().join("other"));
@@ -221,7 +197,7 @@ mod tests {
         let before = std::fs::read(&path).unwrap();
         let failed = write_streamed(&path, shapes(), |name| match name {
             "a" => Ok(vec![2.0; 2]),
-            _ => Err(format(&path, "gone")),
+            _ => Err(unwritable(&path, "gone")),
         });
         assert!(failed.unwrap_err().to_string().contains("gone"));
         assert_eq!(std::fs::read(&path).unwrap(), before);

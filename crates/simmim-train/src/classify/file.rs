@@ -105,7 +105,7 @@ impl ClassifierFile {
     /// # Errors
     /// [`TrainError::Model`] with every key that does not fit.
     pub fn parameters(&self, path: &Path) -> Result<Vec<(String, Vec<f32>)>, TrainError> {
-        let specs = self.recipe.classifier_config(self.classes.len())?.parameters();
-        Ok(match_classifier(path, &specs, self.weights.clone())?)
+        let config = self.recipe.classifier_config(self.classes.len())?;
+        Ok(match_classifier(path, &config, self.weights.clone())?)
     }
 }

@@ -94,23 +94,22 @@ impl Recipe {
                 table = below;
             }
         }
-        for assignment in set {
-            let origin = format!("--set {assignment}");
-            let Some((key, value)) = assignment.split_once('=') else {
-                return Err(wrong(&origin, "there is no `=` in it", "write KEY=VALUE, such as optimizer.lr=1e-4"));
-            };
-            let key = key.trim();
-            check_key(&origin, key)?;
-            let value = value.trim();
-            let parsed: Result<Table, _> = toml::from_str(&format!("v = {value}"));
-            let value = parsed.ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| Value::String(value.to_owned()));
-            insert(&mut table, key, value);
-        }
+        assign(&mut table, set)?;
         let mut recipe = Self::from_table(table, name_or_file, set)?;
         if let Some(model) = model {
             recipe.keep_windows_of(model);
         }
         Ok(recipe)
+    }
+
+    /// This recipe with single values `KEY=VALUE` on top.
+    ///
+    /// # Errors
+    /// As [`Recipe::resolve`].
+    pub fn with(&self, set: &[String]) -> Result<Self, TrainError> {
+        let mut table = Table::try_from(self).unwrap_or_default();
+        assign(&mut table, set)?;
+        Self::from_table(table, &self.model.name, set)
     }
 
     /// Reads the complete recipe of a run.
@@ -213,6 +212,23 @@ impl Recipe {
         }
         out
     }
+}
+
+/// Sets single values `KEY=VALUE`.
+fn assign(table: &mut Table, set: &[String]) -> Result<(), TrainError> {
+    for assignment in set {
+        let origin = format!("--set {assignment}");
+        let Some((key, value)) = assignment.split_once('=') else {
+            return Err(wrong(&origin, "there is no `=` in it", "write KEY=VALUE, such as optimizer.lr=1e-4"));
+        };
+        let key = key.trim();
+        check_key(&origin, key)?;
+        let value = value.trim();
+        let parsed: Result<Table, _> = toml::from_str(&format!("v = {value}"));
+        let value = parsed.ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| Value::String(value.to_owned()));
+        insert(table, key, value);
+    }
+    Ok(())
 }
 
 /// The key and the line of TOML at a byte.

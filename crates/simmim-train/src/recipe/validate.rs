@@ -102,10 +102,10 @@ impl Recipe {
             check.within("model.window_size", window, 0, 1024)?;
         }
         check.within("simmim.target_window", self.simmim.target_window, 1, 4096)?;
-        for &registers in &m.registers {
+        if let Some(registers) = m.registers {
             check.within("model.registers", registers, 0, 1024)?;
         }
-        for &eps in &m.eps {
+        if let Some(eps) = m.eps {
             check.that(eps > 0.0 && eps < 1.0, "model.eps", eps, "give a small number, such as 1e-6")?;
         }
         check.that(m.mlp_ratio > 0.0 && m.mlp_ratio <= 64.0, "model.mlp_ratio", m.mlp_ratio, "give 4, or up to 64")?;

@@ -16,6 +16,9 @@ pub(crate) struct StartOf {
     /// Height and width of the images; default: those of the weights. Positions are interpolated.
     #[arg(long, value_name = "N|HxW")]
     pub(crate) image_size: Option<String>,
+    /// Carry the patch projection over to another patch size (FlexiViT), which `--set model.patch_size=N` names.
+    #[arg(long)]
+    pub(crate) resize_patch: bool,
     /// Length of a training in optimiser steps.
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
     pub(crate) steps: Option<u64>,
@@ -40,7 +43,8 @@ Examples:
 pub(crate) struct Finetune {
     #[command(flatten)]
     pub(crate) start: StartOf,
-    /// Pre-trained weights: a run folder, a checkpoint or a safetensors file; `none`: train from scratch.
+    /// Pre-trained weights: a run folder, a checkpoint, a safetensors file, a PyTorch checkpoint, or a folder of Hugging Face or timm;
+    /// `none`: train from scratch.
     #[arg(long, value_name = "W|none", required_unless_present = "resume")]
     pub(crate) weights: Option<PathBuf>,
     /// Labelled images to train on.

@@ -1,10 +1,12 @@
 //! Arguments as they are typed. What they mean is resolved by the commands.
 
+mod export;
 mod finetune;
 mod pretrain;
 mod probe;
 mod use_weights;
 
+pub(crate) use export::{Export, ExportFormat};
 pub(crate) use finetune::{Compare, CompareMethod, Evaluate, Finetune, Predict, StartOf};
 pub(crate) use pretrain::Pretrain;
 pub(crate) use probe::{Method, Neighbors, Probe};
@@ -68,7 +70,9 @@ pub(crate) enum Command {
     Probe(Probe),
     /// Find the images most like one.
     Neighbors(Neighbors),
-    /// Print a model: parameters, FLOPs, memory plan, graph.
+    /// Write a model for other programs: timm, Hugging Face, microsoft/SimMIM, ONNX.
+    Export(Export),
+    /// Print a model (parameters, FLOPs, memory plan, graph), or what weights are.
     Inspect(Inspect),
     /// List the recipes in the binary, or show one.
     Recipes(Recipes),
@@ -96,10 +100,15 @@ Examples:
   simmim inspect --recipe official_vit_base_patch16
   simmim inspect --recipe demo --batch 8 --graph
   simmim inspect --recipe demo --plan
-  simmim inspect --recipe official_vit_base_patch16 --batch 256 --roofline h100")]
+  simmim inspect --recipe official_vit_base_patch16 --batch 256 --roofline h100
+  simmim inspect --weights simmim_pretrain.pth
+  simmim inspect --weights dinov2.safetensors --recipe small_images_64")]
 pub(crate) struct Inspect {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
+    /// Say what these weights are, and what becomes of each tensor: in a model of their own, or in the recipe's where one is named.
+    #[arg(long, value_name = "W", conflicts_with_all = ["batch", "parameters", "graph", "plan"])]
+    pub(crate) weights: Option<PathBuf>,
     /// Images in a step; default: the recipe's batch size.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) batch: Option<usize>,

@@ -36,9 +36,13 @@ pub(crate) struct Pretrain {
     /// Delete the run in `--out` first.
     #[arg(long, requires = "out")]
     pub(crate) overwrite: bool,
-    /// Start from these weights (a full model or an encoder; a run folder, a checkpoint or a safetensors file).
+    /// Start from these weights, a full model or an encoder: a run folder, a checkpoint, a safetensors file, a PyTorch checkpoint, or a
+    /// folder of Hugging Face or timm. The architecture is theirs; mask token and head are drawn afresh where they have none.
     #[arg(long, value_name = "W")]
     pub(crate) weights: Option<PathBuf>,
+    /// Keep the recipe's patch size and carry the patch projection of the weights over to it (FlexiViT).
+    #[arg(long, requires = "weights")]
+    pub(crate) resize_patch: bool,
     /// Length of the training in optimiser steps.
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
     pub(crate) steps: Option<u64>,

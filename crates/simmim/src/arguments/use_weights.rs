@@ -15,16 +15,19 @@ pub(crate) fn batch_size(text: &str) -> Result<usize, String> {
 /// Weights, and the model they belong to where the file does not say.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WeightsOf {
-    /// Weights: a run folder, a checkpoint folder or a safetensors file.
+    /// Weights: a run folder, a checkpoint folder, a safetensors file, a PyTorch checkpoint, or a folder of Hugging Face or timm.
     #[arg(long, value_name = "W")]
     pub(crate) weights: PathBuf,
-    /// Model of a bare safetensors file, by its timm name.
+    /// Model of a file that does not say it (by a config.json beside it, by options inside), by its timm name.
     #[arg(long, value_name = "NAME")]
     pub(crate) model: Option<String>,
-    /// Height and width of the model's images; default: those in its name.
-    #[arg(long, value_name = "N|HxW", requires = "model")]
+    /// Height and width of the images; default: the model's. Positions are interpolated.
+    #[arg(long, value_name = "N|HxW")]
     pub(crate) image_size: Option<String>,
-    /// Recipe that says how a bare safetensors file was trained (mask, target, mode, mean and std).
+    /// Carry the patch projection over to another patch size (FlexiViT), which `--set model.patch_size=N` names.
+    #[arg(long)]
+    pub(crate) resize_patch: bool,
+    /// Recipe that says how the weights of a file were trained (mask, target, mode, mean and std).
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) recipe: Option<String>,
     /// Set one value of that recipe.

@@ -5,7 +5,7 @@
 use crate::arguments::{Finetune, LogFormat, StartOf};
 use crate::commands::parse_size;
 use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt, said_of_runs};
-use crate::commands::weights::Pretrained;
+use crate::commands::weights::{self, Pretrained};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
@@ -56,7 +56,8 @@ pub(crate) fn recipe_for(
         if RunFolder::is_run(Path::new(model)) {
             architecture = Some(Recipe::from_run(&Path::new(model).join("config.toml"))?);
         } else {
-            flags.0.insert(0, format!("model.name={model}"));
+            let shown = weights.map(Pretrained::presence).unwrap_or_default();
+            flags.0.splice(0..0, std::iter::once(format!("model.name={model}")).chain(shown));
             architecture = None;
         }
     }
@@ -69,7 +70,7 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
     let weights = match a.weights.as_deref() {
         None => None,
         Some(w) if w == Path::new("none") => None,
-        Some(w) => Some(Pretrained::read(w)?),
+        Some(w) => Some(Pretrained::read(w, a.start.resize_patch)?),
     };
     let (mut recipe, out) = resolve(a, weights.as_ref())?;
     weights.iter().for_each(|w| w.announce(format));
@@ -83,12 +84,14 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
     let task = FineTuning::new(&recipe, &data, device::open(&a.start.device)?).map_err(after)?;
     let images = task.images();
     let mut trainer = Trainer::with_task(recipe, run, images, task, &mut |e| early.show(&e)).map_err(after)?;
+    let summary = start.as_ref().map(weights::summary);
     if let Some(start) = start {
-        trainer.set_weights(start)?;
+        trainer.set_weights(start.tensors)?;
     }
     let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
     progress.say(&format!("{classes} classes, {} validation images", simmim_data::Source::len(&data.val)));
     said_of_runs(&[&data.train, &data.val]).into_iter().for_each(|w| progress.show(&Event::Warning(w)));
+    summary.iter().for_each(|line| progress.say(line));
     announce(&trainer, &progress);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(after)?;

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::Inspect;
+use crate::commands::inspect_weights;
 use crate::commands::roofline;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
@@ -14,6 +15,9 @@ use simmim_train::{Recipe, choose_accumulation, training_graph};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
+    if let Some(weights) = &a.weights {
+        return inspect_weights::run(a, weights);
+    }
     let recipe = Recipe::resolve(a.recipe.recipe.as_deref().unwrap_or("demo"), &a.recipe.set)?;
     let config = recipe.simmim_config()?;
     let batch = a.batch.unwrap_or(recipe.train.batch_size);

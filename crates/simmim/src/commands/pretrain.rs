@@ -3,7 +3,8 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{LogFormat, Pretrain};
-use crate::commands::{quoted, weights};
+use crate::commands::quoted;
+use crate::commands::weights::{self, Given};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
@@ -24,7 +25,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> {
     let mut early = Progress::new(format, 0, 0);
-    let (mut recipe, out) = resolve(a, &early)?;
+    let given = a.weights.as_deref().map(Given::read).transpose()?;
+    let (mut recipe, out) = resolve(a, given.as_ref(), &early)?;
     recipe.for_pretraining()?;
     let data = open_data(&recipe)?;
     settle(&mut recipe, &data)?;
@@ -38,7 +40,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let demo = recipe.data.path.is_empty();
     let runs = said_of_runs(&[&*data.train, &*data.held_out]);
     let probe = LiveProbe::open(&recipe, a.device.threads)?;
-    let start = a.weights.as_deref().map(|w| weights::for_model(w, &config, format)).transpose()?;
+    let start = given.map(|given| weights::for_model(given, &config, a.resize_patch, format)).transpose()?;
     let run = if a.resume {
         say_what_changes(&out, &recipe, &early)?;
         RunFolder::open(&out)?
@@ -98,8 +100,9 @@ fn say_what_changes(out: &Path, recipe: &Recipe, progress: &Progress) -> Result<
     Ok(())
 }
 
-/// The recipe with the flags on top, and the run folder. Where the images chose the recipe, says why.
-fn resolve(a: &Pretrain, progress: &Progress) -> Result<(Recipe, PathBuf), Failure> {
+/// The recipe with the flags on top, for the architecture of the weights where it starts from some, and the run folder. Where the images
+/// chose the recipe, says why.
+fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(Recipe, PathBuf), Failure> {
     let mut set = a.recipe.set.clone();
     let mut flag = |key: &str, value: Option<String>| set.extend(value.map(|v| format!("{key}={v}")));
     flag("schedule.steps", a.steps.map(|v| v.to_string()));
@@ -127,6 +130,9 @@ fn resolve(a: &Pretrain, progress: &Progress) -> Result<(Recipe, PathBuf), Failu
         (None | Some("auto"), None) => (Recipe::resolve("demo", &set)?, "demo"),
         (Some(name), _) => (Recipe::resolve(name, &set)?, name),
     };
+    if let Some(given) = given {
+        recipe = weights::recipe_for(recipe, &set, given, a.resize_patch)?;
+    }
     // A recipe's warm-up is meant for its own length.
     if a.steps.is_some() && !a.recipe.set.iter().any(|v| v.trim_start().starts_with("schedule.warmup")) {
         recipe.shorten_warmup();

@@ -17,7 +17,7 @@ pub(crate) fn run(a: &Reconstruct) -> Result<ExitCode, Failure> {
     [Some(&a.out), a.values.as_ref()].into_iter().flatten().try_for_each(|path| check_output(path))?;
     let mut model = weights::resolve(&a.weights)?;
     let specs = model.config.parameters();
-    let tensors = match_parameters(&model.path, &specs, model.weights, true)?;
+    let tensors = match_parameters(&model.given.path, &model.config.encoder, &specs, model.given.weights, true)?;
     if let Some(data) = &a.data {
         model.recipe.data.path = data.display().to_string();
         model.recipe.data.val_path = model.recipe.data.path.clone();

@@ -161,7 +161,7 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     if a.seeds == 0 {
         return Err(Failure::input("no seeds", "give --seeds 1 at least, 3 to see the spread"));
     }
-    let weights = Pretrained::read(&a.weights)?;
+    let weights = Pretrained::read(&a.weights, a.start.resize_patch)?;
     weights.announce(format);
     let mut flags = Flags::of(&a.start)?;
     flags.path("data.path", a.data.as_deref())?;
@@ -378,7 +378,7 @@ impl Bench {
             Trainer::with_task(recipe.clone(), run, train, task, &mut |e| early.show(&e)).map_err(after)?;
         if *arm == Arm::Pretrained {
             let classes = self.data.train.class_names().len();
-            trainer.set_weights(self.weights.encoder(&recipe, classes)?)?;
+            trainer.set_weights(self.weights.encoder(&recipe, classes)?.tensors)?;
         }
         let mut progress = Progress::new(self.format, 0, trainer.total_steps());
         // Beside the bar a line for each training is enough; what goes wrong is always told.

@@ -49,6 +49,7 @@ fn weights_of(a: &Compare) -> WeightsOf {
         recipe: run.map(|run| run.join("config.toml").display().to_string()),
         model: if run.is_some() { None } else { model },
         image_size: None,
+        resize_patch: a.start.resize_patch,
         set: Vec::new(),
         device: a.start.device.clone(),
     }
