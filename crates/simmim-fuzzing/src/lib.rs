@@ -107,9 +107,12 @@ pub fn safetensors(bytes: &[u8]) {
 /// The metadata of a checkpoint beside a whole state.
 pub fn checkpoint(bytes: &[u8]) {
     let file = TempFile::new("meta.json", bytes);
-    std::fs::write(file.path.with_file_name("state.safetensors"), &checkpoint_files().1).expect("a temporary file");
+    let (_, state, sums) = checkpoint_files();
+    for (name, bytes) in [("state.safetensors", state), ("checksums.b3", sums)] {
+        std::fs::write(file.path.with_file_name(name), bytes).expect("a temporary file");
+    }
     if let Ok((meta, tensors)) = checkpoint::load(file.folder()) {
-        assert_eq!(meta, checkpoint_meta(), "the seal let a change pass");
+        assert_eq!(meta, checkpoint_meta(), "the checksum let a change pass");
         assert_eq!(tensors.len(), 2);
     }
 }
@@ -211,16 +214,16 @@ fn checkpoint_meta() -> checkpoint::Meta {
     checkpoint::Meta { step: 3, recent_losses: vec![0.5, 0.25], ..checkpoint::Meta::default() }
 }
 
-/// `meta.json` and `state.safetensors` of a checkpoint.
-fn checkpoint_files() -> &'static (Vec<u8>, Vec<u8>) {
-    static FILES: std::sync::OnceLock<(Vec<u8>, Vec<u8>)> = std::sync::OnceLock::new();
+/// `meta.json`, `state.safetensors` and `checksums.b3` of a checkpoint.
+fn checkpoint_files() -> &'static (Vec<u8>, Vec<u8>, Vec<u8>) {
+    static FILES: std::sync::OnceLock<(Vec<u8>, Vec<u8>, Vec<u8>)> = std::sync::OnceLock::new();
     FILES.get_or_init(|| {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let store = checkpoint::CheckpointStore::open(folder.path()).expect("an empty folder");
         let shapes = vec![("a".to_owned(), vec![2, 3]), ("grad.a".to_owned(), vec![6])];
-        store.save(checkpoint_meta(), shapes, |_| Ok(vec![1.5; 6]), 1).expect("a checkpoint");
+        store.save(&checkpoint_meta(), shapes, |_| Ok(vec![1.5; 6]), 1).expect("a checkpoint");
         let read = |name: &str| std::fs::read(folder.path().join("step-00000003").join(name)).expect("a file of it");
-        (read("meta.json"), read("state.safetensors"))
+        (read("meta.json"), read("state.safetensors"), read("checksums.b3"))
     })
 }
 

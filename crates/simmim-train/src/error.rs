@@ -30,12 +30,24 @@ pub enum TrainError {
         help: String,
     },
     /// A checkpoint that is not whole.
-    #[error("{}: {what}", path.display())]
+    #[error("{}: damaged: {what}", path.display())]
     Checkpoint {
         /// The file or folder.
         path: PathBuf,
         /// What is wrong.
         what: String,
+    },
+    /// A checkpoint that a later version of the program wrote.
+    #[error("{}: checkpoint format {format}, this version reads up to {reads}", path.display())]
+    NewerCheckpoint {
+        /// The folder.
+        path: PathBuf,
+        /// Its format.
+        format: u32,
+        /// The last format that is read.
+        reads: u32,
+        /// The oldest version that reads it; empty where it does not say.
+        needs: String,
     },
     /// A file that cannot be read or written.
     #[error("{}: {source}", path.display())]
@@ -85,11 +97,15 @@ impl TrainError {
         match self {
             Self::Recipe { help, .. } | Self::Run { help, .. } | Self::Input { help, .. } => Some(help.clone()),
             Self::Checkpoint { .. } => {
-                Some("remove this checkpoint and go on with --resume: the one before it is taken then".to_owned())
+                Some("delete this checkpoint and continue with --resume, which takes the one before it".to_owned())
+            }
+            Self::NewerCheckpoint { needs, .. } => {
+                let version = if needs.is_empty() { "a later version of simmim" } else { &format!("simmim {needs} or later") };
+                Some(format!("continue with {version}; nothing was changed"))
             }
             Self::Diverged { .. } => Some(
-                "the checkpoints before it are whole: go on with --resume and a lower optimizer.lr, a longer warm-up or \
-                 optimizer.clip_norm; guard.on_nan and guard.on_spike say what happens then"
+                "earlier checkpoints are intact: continue with --resume and a lower optimizer.lr, a longer warm-up or a lower \
+                 optimizer.clip_norm; guard.on_nan and guard.on_spike control the reaction"
                     .to_owned(),
             ),
             Self::Data(e) => e.help(),
@@ -106,6 +122,7 @@ impl TrainError {
             Self::Recipe { .. }
                 | Self::Run { .. }
                 | Self::Checkpoint { .. }
+                | Self::NewerCheckpoint { .. }
                 | Self::Input { .. }
                 | Self::Data(_)
                 | Self::Model(_)

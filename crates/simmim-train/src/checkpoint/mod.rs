@@ -1,17 +1,26 @@
-//! Checkpoints: written aside, synced, renamed; tensors and metadata are checked by BLAKE3 hashes when read.
+//! Checkpoints: folders that appear whole or not at all, and are checked by BLAKE3 hashes when read.
+
+mod format;
 
 use crate::error::TrainError;
-use crate::run_folder::{atomic_write, sync_folder};
 use serde::{Deserialize, Serialize};
 use simmim_models::weights::{self, Weights};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 const STATE: &str = "state.safetensors";
 const META: &str = "meta.json";
 /// Names the newest checkpoint, for scripts; [`CheckpointStore::load_latest`] trusts the folders themselves.
 const LATEST: &str = "latest";
-/// Changes when older programs can no longer read a checkpoint.
-const FORMAT: u32 = 2;
+/// A checkpoint that is being written.
+const ASIDE: &str = ".aside-";
+/// A checkpoint whose successor of the same step is about to take its name.
+const REPLACED: &str = ".replaced-";
+/// A damaged checkpoint whose name was needed.
+const DAMAGED: &str = "damaged-";
+/// Damaged checkpoints that are kept; the oldest go.
+const DAMAGED_KEPT: usize = 3;
 
 /// Where a run stands.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -42,7 +51,15 @@ pub struct Meta {
     pub classes: Vec<String>,
 }
 
-/// Whether a window holds no loss; it is left out then, as in format 1, whose seals know of none.
+impl Meta {
+    /// Whether this is where `other` stands, on whichever machine.
+    fn same_place(&self, other: &Self) -> bool {
+        let here = Self { threads: other.threads, isa: other.isa.clone(), ..self.clone() };
+        here == *other
+    }
+}
+
+/// Whether a window holds no loss.
 fn is_empty(window: &(f64, u64)) -> bool {
     *window == (0.0, 0)
 }
@@ -54,30 +71,6 @@ pub struct Best {
     pub step: u64,
     /// Share of the held-out images whose class was found.
     pub top1: f32,
-}
-
-/// What `meta.json` holds.
-#[derive(Debug, Serialize, Deserialize)]
-struct Sealed {
-    format: u32,
-    meta: Meta,
-    /// BLAKE3 of the tensors' file.
-    state_hash: String,
-    /// BLAKE3 of the fields above.
-    seal: String,
-}
-
-impl Sealed {
-    fn new(meta: Meta, state_hash: String) -> Self {
-        let mut sealed = Self { format: FORMAT, meta, state_hash, seal: String::new() };
-        sealed.seal = sealed.sealed_with();
-        sealed
-    }
-
-    fn sealed_with(&self) -> String {
-        let text = serde_json::to_string(&(self.format, &self.meta, &self.state_hash)).unwrap_or_default();
-        blake3::hash(text.as_bytes()).to_hex().to_string()
-    }
 }
 
 /// The checkpoints of a run.
@@ -97,8 +90,32 @@ pub struct Loaded {
     pub damaged: Vec<String>,
 }
 
-fn broken(path: &Path, what: impl Into<String>) -> TrainError {
+fn damaged(path: &Path, what: impl Into<String>) -> TrainError {
     TrainError::Checkpoint { path: path.to_owned(), what: what.into() }
+}
+
+/// A missing file is damage; one that cannot be read just now is not.
+fn unreadable(path: &Path) -> impl Fn(std::io::Error) -> TrainError + '_ {
+    move |e| if e.kind() == ErrorKind::NotFound { damaged(path, "it is missing") } else { TrainError::io(path)(e) }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TrainError> {
+    std::fs::read(path).map_err(unreadable(path))
+}
+
+fn hash(path: &Path) -> Result<String, TrainError> {
+    let mut hasher = blake3::Hasher::new();
+    let file = std::fs::File::open(path).map_err(unreadable(path))?;
+    hasher.update_reader(file).map_err(TrainError::io(path))?;
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), TrainError> {
+    std::fs::rename(from, to).map_err(TrainError::io(from))
+}
+
+fn remove(folder: &Path) -> Result<(), TrainError> {
+    std::fs::remove_dir_all(folder).map_err(TrainError::io(folder))
 }
 
 impl CheckpointStore {
@@ -108,18 +125,33 @@ impl CheckpointStore {
     /// [`TrainError::Io`].
     pub fn open(folder: &Path) -> Result<Self, TrainError> {
         std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
-        for entry in std::fs::read_dir(folder).map_err(TrainError::io(folder))?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(".aside-") {
-                std::fs::remove_dir_all(entry.path()).map_err(TrainError::io(&entry.path()))?;
+        let store = Self::read_only(folder);
+        for (name, path) in store.entries()? {
+            if name.starts_with(ASIDE) {
+                remove(&path)?;
+            } else if let Some(name) = name.strip_prefix(REPLACED) {
+                let successor = folder.join(name);
+                if successor.exists() { remove(&path)? } else { rename(&path, &successor)? }
             }
         }
-        Ok(Self { folder: folder.to_owned() })
+        simmim_files::remove_abandoned(folder);
+        Ok(store)
     }
 
     /// The checkpoints in a folder that another process may be writing to: nothing is changed.
     #[must_use]
     pub fn read_only(folder: &Path) -> Self {
         Self { folder: folder.to_owned() }
+    }
+
+    /// Names and paths in the folder; of a run that has saved nothing yet there are none.
+    fn entries(&self) -> Result<Vec<(String, PathBuf)>, TrainError> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(TrainError::io(&self.folder))?,
+        };
+        let named = |e: std::fs::DirEntry| (e.file_name().to_string_lossy().into_owned(), e.path());
+        entries.map(|e| e.map(named).map_err(TrainError::io(&self.folder))).collect()
     }
 
     fn path(&self, step: u64) -> PathBuf {
@@ -131,63 +163,81 @@ impl CheckpointStore {
     /// # Errors
     /// [`TrainError::Io`].
     pub fn steps(&self) -> Result<Vec<u64>, TrainError> {
-        let entries = match std::fs::read_dir(&self.folder) {
-            // A run that has saved nothing yet.
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(TrainError::io(&self.folder))?,
-        };
-        let number = |e: std::fs::DirEntry| e.file_name().to_str()?.strip_prefix("step-")?.parse().ok();
-        let mut steps: Vec<u64> = entries.flatten().filter_map(number).collect();
+        let number = |(name, _): &(String, PathBuf)| name.strip_prefix("step-")?.parse().ok();
+        let mut steps: Vec<u64> = self.entries()?.iter().filter_map(number).collect();
         steps.sort_unstable();
         Ok(steps)
     }
 
     /// Writes a checkpoint of tensors with the given names and shapes, names it the latest, and removes all but the last `keep`.
-    /// A whole checkpoint of the same step stays as it is: the same run has written it. Tensors are fetched one by one.
+    /// One that stands at the same place of the same run stays as it is. Tensors are fetched one by one. Returns where a damaged
+    /// checkpoint of this step was moved to.
     ///
     /// # Errors
     /// [`TrainError::Io`], and what `fetch` fails with; the checkpoints before are untouched then.
+    /// [`TrainError::NewerCheckpoint`] where one of this step is a later program's.
     pub fn save(
         &self,
-        meta: Meta,
+        meta: &Meta,
         shapes: Vec<(String, Vec<usize>)>,
         fetch: impl FnMut(&str) -> Result<Vec<f32>, TrainError>,
         keep: usize,
-    ) -> Result<(), TrainError> {
+    ) -> Result<Option<PathBuf>, TrainError> {
         let (step, path) = (meta.step, self.path(meta.step));
-        if path.exists() {
-            if load(&path).is_ok() {
-                return Ok(());
-            }
-            std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
+        let (mut replaced, mut moved) = (None, None);
+        match load(&path) {
+            Ok((found, _)) if found.same_place(meta) => return Ok(None),
+            // After a rollback to this step the run goes on elsewhere in the data.
+            Ok(_) => replaced = Some(self.folder.join(format!("{REPLACED}step-{step:08}"))),
+            Err(TrainError::Checkpoint { .. }) if path.exists() => moved = Some(self.move_damaged(&path)?),
+            Err(TrainError::Checkpoint { .. }) => {}
+            Err(other) => return Err(other),
         }
-        let aside = self.folder.join(format!(".aside-{step:08}"));
+        let aside = self.folder.join(format!("{ASIDE}step-{step:08}"));
         std::fs::create_dir_all(&aside).map_err(TrainError::io(&aside))?;
-        let state = aside.join(STATE);
-        weights::write_streamed(&state, shapes, fetch)?;
-        let sealed = Sealed::new(meta, hash(&state)?);
-        let text = serde_json::to_vec_pretty(&sealed).map_err(|e| broken(&aside, e.to_string()))?;
-        atomic_write(&aside.join(META), &text)?;
-        std::fs::rename(&aside, &path).map_err(TrainError::io(&path))?;
-        sync_folder(&self.folder)?;
-        atomic_write(&self.folder.join(LATEST), format!("step-{step:08}\n").as_bytes())?;
-        for old in self.steps()?.into_iter().filter(|&s| s < step).rev().skip(keep.max(1) - 1) {
-            let path = self.path(old);
-            std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
+        weights::write_streamed(&aside.join(STATE), shapes, fetch)?;
+        format::write(&aside, meta)?;
+        if let Some(replaced) = &replaced {
+            rename(&path, replaced)?;
         }
-        Ok(())
+        rename(&aside, &path)?;
+        simmim_files::sync_folder(&self.folder).map_err(TrainError::io(&self.folder))?;
+        let latest = self.folder.join(LATEST);
+        simmim_files::write(&latest, format!("step-{step:08}\n").as_bytes()).map_err(TrainError::io(&latest))?;
+        replaced.map_or(Ok(()), |replaced| remove(&replaced))?;
+        for old in self.steps()?.into_iter().filter(|&s| s < step).rev().skip(keep.max(1) - 1) {
+            remove(&self.path(old))?;
+        }
+        Ok(moved)
+    }
+
+    /// Gives a damaged checkpoint another name; of those before it the last ones stay.
+    fn move_damaged(&self, path: &Path) -> Result<PathBuf, TrainError> {
+        let name = format!("{DAMAGED}{}", path.file_name().unwrap_or_default().to_string_lossy());
+        let numbered = |n: usize| self.folder.join(if n == 1 { name.clone() } else { format!("{name}-{n}") });
+        let free = (1..).map(numbered).find(|p| !p.exists()).unwrap_or_else(|| numbered(1));
+        let age = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+        let mut before: Vec<_> =
+            self.entries()?.into_iter().filter(|(n, _)| n.starts_with(DAMAGED)).map(|(n, p)| (age(&p), n, p)).collect();
+        before.sort();
+        let too_many = (before.len() + 1).saturating_sub(DAMAGED_KEPT);
+        before.iter().take(too_many).try_for_each(|(_, _, path)| remove(path))?;
+        rename(path, &free)?;
+        Ok(free)
     }
 
     /// The newest whole checkpoint. None where there is none at all.
     ///
     /// # Errors
-    /// [`TrainError::Run`] where all are damaged.
+    /// [`TrainError::Run`] where all are damaged; [`TrainError::NewerCheckpoint`] and [`TrainError::Io`] for the first that is not
+    /// damaged but cannot be read: an older one in its place would throw work away.
     pub fn load_latest(&self) -> Result<Option<Loaded>, TrainError> {
         let mut damaged = Vec::new();
         for step in self.steps()?.into_iter().rev() {
             match load(&self.path(step)) {
                 Ok((meta, tensors)) => return Ok(Some(Loaded { meta, tensors, damaged })),
-                Err(e) => damaged.push(e.to_string()),
+                Err(e @ TrainError::Checkpoint { .. }) => damaged.push(e.to_string()),
+                Err(other) => return Err(other),
             }
         }
         if damaged.is_empty() {
@@ -196,7 +246,7 @@ impl CheckpointStore {
         Err(TrainError::Run {
             path: self.folder.clone(),
             what: format!("every checkpoint is damaged: {}", damaged.join("; ")),
-            help: "bring one back from a copy, or start anew with --overwrite".into(),
+            help: "restore one from a backup, or start over with --overwrite".into(),
         })
     }
 }
@@ -204,29 +254,11 @@ impl CheckpointStore {
 /// Reads one checkpoint folder.
 ///
 /// # Errors
-/// [`TrainError::Checkpoint`] where a file is missing or not what was written.
+/// [`TrainError::Checkpoint`] where a file is missing or not what was written, [`TrainError::NewerCheckpoint`] for one that only a
+/// later program reads, [`TrainError::Io`] where the disk fails.
 pub fn load(folder: &Path) -> Result<(Meta, Weights), TrainError> {
-    let path = folder.join(META);
-    let text = std::fs::read(&path).map_err(|e| broken(&path, e.to_string()))?;
-    let sealed: Sealed = serde_json::from_slice(&text).map_err(|e| broken(&path, format!("damaged: {e}")))?;
-    if sealed.seal != sealed.sealed_with() {
-        return Err(broken(&path, "damaged: its hash is not the one that was written"));
-    }
-    if sealed.format > FORMAT {
-        return Err(broken(&path, format!("format {}, this program reads up to {FORMAT}", sealed.format)));
-    }
-    let state = folder.join(STATE);
-    if hash(&state).map_err(|e| broken(&state, e.to_string()))? != sealed.state_hash {
-        return Err(broken(&state, "damaged: its hash is not the one that was written"));
-    }
-    Ok((sealed.meta, weights::read(&state)?))
-}
-
-fn hash(path: &Path) -> Result<String, TrainError> {
-    let mut hasher = blake3::Hasher::new();
-    let file = std::fs::File::open(path).map_err(TrainError::io(path))?;
-    hasher.update_reader(file).map_err(TrainError::io(path))?;
-    Ok(hasher.finalize().to_hex().to_string())
+    let meta = format::read_checked(folder)?;
+    Ok((meta, weights::read(&folder.join(STATE))?))
 }
 
 #[cfg(test)]
@@ -243,7 +275,7 @@ mod tests {
             rollbacks: 1,
             ..Meta::default()
         };
-        store.save(meta, vec![("a".into(), vec![2])], |_| Ok(vec![step as f32, 1.0]), keep).unwrap();
+        store.save(&meta, vec![("a".into(), vec![2])], |_| Ok(vec![step as f32, 1.0]), keep).unwrap();
     }
 
     #[test]
@@ -262,21 +294,169 @@ mod tests {
         assert_eq!(std::fs::read_to_string(folder.path().join("latest")).unwrap().trim(), "step-00000005");
     }
 
+    /// Makes a checkpoint's `meta.json` say something else, with a checksum that fits.
+    fn rewrite(checkpoint: &Path, change: impl Fn(&str) -> String) {
+        let (meta, sums) = (checkpoint.join(META), checkpoint.join("checksums.b3"));
+        let before = std::fs::read_to_string(&meta).unwrap();
+        let after = change(&before);
+        std::fs::write(&meta, &after).unwrap();
+        let hash = |text: &str| blake3::hash(text.as_bytes()).to_hex().to_string();
+        let text = std::fs::read_to_string(&sums).unwrap();
+        std::fs::write(&sums, text.replace(&hash(&before), &hash(&after))).unwrap();
+    }
+
     #[test]
-    fn a_checkpoint_of_the_first_format_is_read_and_one_of_a_later_one_refused() {
+    fn checkpoints_of_every_format_are_read() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/checkpoints"));
+        let base = Meta { step: 7, epoch: 1, batch: 2, threads: 3, ..Meta::default() };
+        let one = Meta { recent_losses: vec![0.1, 0.7, 1e-7], rollbacks: 1, ..base.clone() };
+        let classes = vec!["a \"b\" \\".to_owned(), "\u{e9} c".to_owned()];
+        let tuned = Meta { best: Some(Best { step: 5, top1: 0.3 }), classes: classes.clone(), ..one.clone() };
+        let window = Meta { loss_window: (0.1 + 0.2, 3), ..tuned.clone() };
+        let isa = Meta { isa: "avx2".into(), ..window.clone() };
+        let expected = [
+            ("format-0", base),
+            ("format-1", one.clone()),
+            ("format-1-classes", tuned),
+            ("format-2", window.clone()),
+            ("format-2-empty-window", one),
+            ("format-2-isa", isa.clone()),
+            ("format-3", isa),
+        ];
+        for (name, meta) in &expected {
+            let (found, tensors) = load(&folder.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(found, *meta, "{name}");
+            assert_eq!(tensors["a"].data, [7.0, 1.0], "{name}");
+        }
+        let committed = std::fs::read_dir(folder).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir()).count();
+        assert_eq!(committed, expected.len(), "a committed checkpoint is not read");
+        assert!(expected.iter().any(|(name, _)| *name == format!("format-{}", format::FORMAT)));
+    }
+
+    #[test]
+    fn a_checkpoint_of_this_program_is_the_committed_one() {
+        let committed = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/checkpoints/format-3"));
+        let (meta, _) = load(committed).unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(place.path()).unwrap();
+        store.save(&meta, vec![("a".into(), vec![2])], |_| Ok(vec![7.0, 1.0]), 1).unwrap();
+        for name in [META, STATE, "checksums.b3"] {
+            let written = std::fs::read(place.path().join("step-00000007").join(name)).unwrap();
+            let expected = std::fs::read(committed.join(name)).unwrap();
+            assert!(written == expected, "{name} differs: a change of the format needs a number and a new folder here");
+        }
+    }
+
+    #[test]
+    fn every_changed_byte_of_an_old_checkpoint_is_noticed() {
+        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/checkpoints"));
+        for name in ["format-1-classes", "format-2-isa", "format-3"] {
+            let place = tempfile::tempdir().unwrap();
+            for entry in std::fs::read_dir(folder.join(name)).unwrap().flatten() {
+                std::fs::copy(entry.path(), place.path().join(entry.file_name())).unwrap();
+            }
+            let path = place.path().join(META);
+            let whole = std::fs::read(&path).unwrap();
+            for at in (0..whole.len()).filter(|&at| !whole[at].is_ascii_whitespace()) {
+                let mut changed = whole.clone();
+                changed[at] ^= 1;
+                std::fs::write(&path, changed).unwrap();
+                assert!(load(place.path()).is_err(), "{name}, byte {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_checkpoint_is_named_and_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let store = CheckpointStore::open(folder.path()).unwrap();
         save(&store, 1, 3);
-        let path = folder.path().join("step-00000001");
-        let text = std::fs::read_to_string(path.join(META)).unwrap();
-        assert!(!text.contains("loss_window"), "{text}");
-        let mut sealed: Sealed = serde_json::from_str(&text).unwrap();
-        for (format, readable) in [(1, true), (FORMAT + 1, false)] {
-            sealed.format = format;
-            sealed.seal = sealed.sealed_with();
-            std::fs::write(path.join(META), serde_json::to_string(&sealed).unwrap()).unwrap();
-            assert_eq!(load(&path).is_ok(), readable, "format {format}");
+        save(&store, 2, 3);
+        let path = folder.path().join("step-00000002");
+        rewrite(&path, |text| {
+            let text = text.replace("\"format\": 3", "\"format\": 4").replace("0.1.0", "7.8.9");
+            text.replace("\"meta\"", "\"unheard_of\": [1], \"meta\"")
+        });
+        let before = std::fs::read(path.join(META)).unwrap();
+        let error = store.load_latest().unwrap_err();
+        assert!(matches!(&error, TrainError::NewerCheckpoint { needs, .. } if needs == "7.8.9"), "{error}");
+        assert!(error.to_string().contains("step-00000002"), "{error}");
+        assert!(error.help().unwrap().contains("simmim 7.8.9"), "{:?}", error.help());
+        let shapes = vec![("a".to_owned(), vec![2])];
+        let saved = store.save(&Meta { step: 2, ..Meta::default() }, shapes, |_| Ok(vec![0.0; 2]), 1);
+        assert!(matches!(saved, Err(TrainError::NewerCheckpoint { .. })), "{saved:?}");
+        assert_eq!((std::fs::read(path.join(META)).unwrap(), store.steps().unwrap()), (before, vec![1, 2]));
+        // Without its checksums it may as well be newer; with others it is damaged.
+        std::fs::remove_file(path.join("checksums.b3")).unwrap();
+        assert!(matches!(load(&path), Err(TrainError::NewerCheckpoint { .. })));
+        std::fs::write(path.join("checksums.b3"), "00  meta.json\n").unwrap();
+        assert!(matches!(load(&path), Err(TrainError::Checkpoint { .. })));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_no_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
+        save(&store, 1, 3);
+        for name in [META, STATE, "checksums.b3"] {
+            save(&store, 2, 3);
+            let path = folder.path().join("step-00000002");
+            // A folder in the place of a file opens and cannot be read.
+            std::fs::remove_file(path.join(name)).unwrap();
+            std::fs::create_dir(path.join(name)).unwrap();
+            assert!(matches!(store.load_latest(), Err(TrainError::Io { .. })), "{name}");
+            let shapes = vec![("a".to_owned(), vec![2])];
+            let meta = Meta { step: 2, ..Meta::default() };
+            assert!(matches!(store.save(&meta, shapes, |_| Ok(vec![0.0; 2]), 1), Err(TrainError::Io { .. })), "{name}");
+            std::fs::remove_dir_all(path).unwrap();
         }
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_makes_room_under_another_name_and_few_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
+        let names = || {
+            let mut names: Vec<String> = store.entries().unwrap().into_iter().map(|(name, _)| name).collect();
+            names.retain(|name| name.starts_with(DAMAGED));
+            names.sort();
+            names
+        };
+        for round in 1..6 {
+            save(&store, 2, 3);
+            let state = folder.path().join("step-00000002").join(STATE);
+            std::fs::write(&state, format!("damage {round}")).unwrap();
+            let meta = Meta { step: 2, ..Meta::default() };
+            let moved = store.save(&meta, vec![("a".into(), vec![2])], |_| Ok(vec![0.0; 2]), 1).unwrap().unwrap();
+            assert_eq!(std::fs::read_to_string(moved.join(STATE)).unwrap(), format!("damage {round}"));
+            assert_eq!(load(&folder.path().join("step-00000002")).unwrap().0, meta);
+            assert_eq!(names().len(), round.min(DAMAGED_KEPT));
+            std::fs::remove_dir_all(folder.path().join("step-00000002")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_run_that_stands_elsewhere_at_the_same_step_is_saved_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
+        let at = |batch: u64, isa: &str, value: f32| {
+            let meta = Meta { step: 2, batch, isa: isa.into(), ..Meta::default() };
+            store.save(&meta, vec![("a".into(), vec![1])], |_| Ok(vec![value]), 3).unwrap();
+            let found = store.load_latest().unwrap().unwrap();
+            (found.meta.batch, found.meta.isa, found.tensors["a"].data[0])
+        };
+        assert_eq!(at(5, "avx2", 1.0), (5, "avx2".into(), 1.0));
+        assert_eq!(at(5, "amx", 2.0), (5, "avx2".into(), 1.0));
+        assert_eq!(at(9, "amx", 3.0), (9, "amx".into(), 3.0));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "the checkpoint and its name");
+        // Interrupted between two renames: the old one comes back.
+        let path = folder.path().join("step-00000002");
+        std::fs::rename(&path, folder.path().join(".replaced-step-00000002")).unwrap();
+        let store = CheckpointStore::open(folder.path()).unwrap();
+        assert_eq!(store.load_latest().unwrap().unwrap().meta.batch, 9);
+        std::fs::create_dir(folder.path().join(".replaced-step-00000002")).unwrap();
+        CheckpointStore::open(folder.path()).unwrap();
+        assert!(!folder.path().join(".replaced-step-00000002").exists());
         assert!(CheckpointStore::read_only(&folder.path().join("none")).load_latest().unwrap().is_none());
     }
 

@@ -28,7 +28,7 @@ use crate::metrics::{self, Record};
 use crate::overfitting::{Curve, Overfitting};
 use crate::plateau::Plateau;
 use crate::recipe::{Reaction, Recipe};
-use crate::run_folder::{RunFolder, atomic_write};
+use crate::run_folder::RunFolder;
 use crate::schedule::LearningRate;
 use crate::trivial::TrivialLosses;
 use log::Log;
@@ -73,8 +73,8 @@ pub enum Event {
 fn warn_of_change(now: &Machine, before: &str, tell: &mut dyn FnMut(Event)) {
     if !before.is_empty() && before != now.isa {
         tell(Event::Warning(format!(
-            "the run goes on with {} instructions, its checkpoint was made with {before}: its weights will not be, bit for bit, \
-             those of a run that was never stopped; SIMMIM_ISA={before} in the environment keeps to it",
+            "the run continues with {} instructions, but its checkpoint was made with {before}: the weights will differ in the last \
+             bits from those of an uninterrupted run; to keep them equal, set SIMMIM_ISA={before} in the environment",
             now.isa
         )));
     }
@@ -200,8 +200,9 @@ impl<T: Task> Trainer<T> {
         } else if run.has_results() {
             return Err(TrainError::Run {
                 path: run.root().to_owned(),
-                what: "the run was finished, but its checkpoints are gone".into(),
-                help: "start another run from its model.safetensors by --weights, or begin anew by --overwrite".into(),
+                what: "the run is finished, but its checkpoints are gone".into(),
+                help: "start another run from its model.safetensors with --weights, or start over with --overwrite"
+                    .into(),
             });
         }
         if Recipe::from_run(&run.config())? != recipe {
@@ -357,7 +358,8 @@ impl<T: Task> Trainer<T> {
             self.trivial = Some(known);
             let text =
                 serde_json::to_string_pretty(&known).map_err(|e| TrainError::Internal { what: e.to_string() })?;
-            atomic_write(&self.run.baselines(), (text + "\n").as_bytes())?;
+            let path = self.run.baselines();
+            simmim_files::write(&path, (text + "\n").as_bytes()).map_err(TrainError::io(&path))?;
             tell(Event::Trivial(known));
         }
         Ok(())
@@ -454,7 +456,7 @@ impl<T: Task> Trainer<T> {
         if let (None, Some(Overfitting { best, last })) = (before, self.curve.overfitting()) {
             tell(Event::Warning(format!(
                 "the held-out loss rises while the training loss falls: {:.4} after step {}, {:.4} after step {}; the model \
-                 begins to learn its images by heart",
+                 begins to overfit",
                 best.val, best.step, last.val, last.step
             )));
         }
@@ -470,7 +472,7 @@ impl<T: Task> Trainer<T> {
             }
             Verdict::Spike { median } => (
                 self.recipe.guard.on_spike,
-                format!("the loss is {}, the median of the last ones {median}", result.loss),
+                format!("the loss is {}, the median of recent losses {median}", result.loss),
             ),
         };
         match reaction {
@@ -492,9 +494,10 @@ impl<T: Task> Trainer<T> {
         let Some(found) = self.checkpoints.load_latest()? else {
             return Err(TrainError::Diverged {
                 step: self.step,
-                what: format!("{what}, and there is no checkpoint yet"),
+                what: format!("{what}, and there is no checkpoint to roll back to"),
             });
         };
+        found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
         let failed = self.step;
         self.task.device_mut().restore(&self.run.checkpoints(), found.tensors)?;
         self.best = found.meta.best;
@@ -503,7 +506,7 @@ impl<T: Task> Trainer<T> {
         self.curve = Curve::of(&metrics::read(&self.run.metrics())?);
         self.log.begin(self.loader.wait_seconds());
         self.guard.restore(&found.meta.recent_losses);
-        tell(Event::Warning(format!("step {failed}: {what}; back to the weights of step {}", self.step)));
+        tell(Event::Warning(format!("step {failed}: {what}; rolled back to step {}", self.step)));
         Ok(true)
     }
 
@@ -524,7 +527,14 @@ impl<T: Task> Trainer<T> {
         };
         let device = self.task.device_mut();
         let shapes = device.checkpoint_shapes();
-        self.checkpoints.save(meta, shapes, |name| device.read_tensor(name), self.recipe.checkpoint.keep)?;
+        let fetch = |name: &str| device.read_tensor(name);
+        if let Some(moved) = self.checkpoints.save(&meta, shapes, fetch, self.recipe.checkpoint.keep)? {
+            tell(Event::Warning(format!(
+                "the checkpoint of step {} was damaged and is now {}; delete it once you no longer need it",
+                self.step,
+                moved.display()
+            )));
+        }
         tell(Event::Checkpoint(self.step));
         Ok(())
     }
@@ -543,7 +553,7 @@ impl<T: Task> Trainer<T> {
             lines.extend(String::from_utf8_lossy(&before).lines().map(str::to_owned));
         }
         let text: String = lines.into_iter().map(|line| line + "\n").collect();
-        atomic_write(&path, text.as_bytes())
+        simmim_files::write(&path, text.as_bytes()).map_err(TrainError::io(&path))
     }
 
     /// Names and reasons of the unreadable images so far: of those to train on, then of those to measure on, which may have the same

@@ -1,0 +1,301 @@
+//! The training loop on a few images in memory: what is written, what a resume brings back, what the guard does.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail loudly")]
+
+use simmim_data::{Alpha, Channels, DataError, Image, LabelledSource, Pixels, Source};
+use simmim_engine::cpu::CpuExecutor;
+use simmim_models::weights::{Weights, read};
+use simmim_train::checkpoint::{CheckpointStore, Loaded};
+use simmim_train::metrics::{self, Record};
+use simmim_train::{
+    Data, Event, FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, TrainError, Trainer, settle,
+    settle_finetuning,
+};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const SIDE: usize = 8;
+
+/// Gray images of two classes: bright above or bright below.
+#[derive(Clone)]
+struct Stripes {
+    count: usize,
+    /// An image with a pixel that is no number.
+    poisoned: Option<usize>,
+    classes: Vec<String>,
+}
+
+impl Stripes {
+    fn new(count: usize) -> Self {
+        Self { count, poisoned: None, classes: vec!["above".into(), "below".into()] }
+    }
+}
+
+impl Source for Stripes {
+    fn len(&self) -> usize {
+        self.count
+    }
+
+    fn name(&self, index: usize) -> String {
+        format!("stripes {index}")
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        Some(index % 2)
+    }
+
+    fn class_names(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
+        let value = |i: usize| {
+            let bright = (i / SIDE < SIDE / 2) == index.is_multiple_of(2);
+            f32::from(u8::from(bright)) * 0.8 + ((index * 37 + i * 11) % 13) as f32 / 65.0
+        };
+        let mut pixels: Vec<f32> = (0..SIDE * SIDE).map(value).collect();
+        if self.poisoned == Some(index) {
+            pixels.fill(f32::NAN);
+        }
+        let image = Image { width: SIDE, height: SIDE, channels: 1, pixels: Pixels::F32(pixels), alpha: Alpha::Opaque };
+        image.into_channels(channels, Path::new(&self.name(index)))
+    }
+}
+
+const SMALL: [&str; 17] = [
+    "model.image_size=8",
+    "model.embed_dim=16",
+    "model.depth=1",
+    "model.num_heads=2",
+    "data.mean=[0.5]",
+    "data.std=[0.25]",
+    "data.random_crop=false",
+    "data.workers=1",
+    "optimizer.lr=0.003",
+    "schedule.warmup_steps=0",
+    "train.batch_size=4",
+    "train.accumulation=2",
+    "validate.every_steps=2",
+    "validate.images=4",
+    "reconstruct.images=2",
+    "log.every_steps=1",
+    "checkpoint.every_steps=0",
+];
+
+fn recipe(name: &str, more: &[&str]) -> Recipe {
+    let set: Vec<String> = SMALL.iter().chain(more).map(|v| (*v).to_owned()).collect();
+    let model = Recipe::resolve("demo", &set).unwrap();
+    Recipe::resolve_for(name, &set, Some(&model)).unwrap()
+}
+
+fn executor() -> Box<CpuExecutor> {
+    Box::new(CpuExecutor::new(1).unwrap())
+}
+
+/// What a part of a training did.
+struct Part {
+    result: Result<Summary, TrainError>,
+    events: Vec<Event>,
+}
+
+impl Part {
+    fn summary(&self) -> &Summary {
+        self.result.as_ref().expect("the training goes on")
+    }
+
+    fn warnings(&self) -> Vec<&str> {
+        self.events
+            .iter()
+            .filter_map(|e| if let Event::Warning(text) = e { Some(text.as_str()) } else { None })
+            .collect()
+    }
+}
+
+fn folder(root: &Path, recipe: &Recipe) -> RunFolder {
+    if RunFolder::is_run(root) { RunFolder::open(root) } else { RunFolder::create(root, &recipe.to_toml(), false) }
+        .unwrap()
+}
+
+/// Pre-trains in a folder, new or resumed, until the end or until an event says so.
+fn pretrain(root: &Path, mut recipe: Recipe, images: Stripes, until: impl Fn(&Event) -> bool) -> Part {
+    let data = Data { train: Arc::new(images), held_out: Arc::new(Stripes::new(6)) };
+    settle(&mut recipe, &data).unwrap();
+    let run = folder(root, &recipe);
+    let (stop, mut events) = (AtomicBool::new(false), Vec::new());
+    let mut tell = |event: Event| {
+        stop.fetch_or(until(&event), Ordering::Relaxed);
+        events.push(event);
+    };
+    let mut trainer = Trainer::new(recipe, run, data, executor(), &mut tell).unwrap();
+    let result = trainer.run(&stop, &mut tell);
+    Part { result, events }
+}
+
+fn never(_: &Event) -> bool {
+    false
+}
+
+fn at_step(wanted: u64) -> impl Fn(&Event) -> bool {
+    move |event| matches!(event, Event::Step { step, .. } if *step == wanted)
+}
+
+fn model(root: &Path) -> Weights {
+    read(&root.join("model.safetensors")).unwrap()
+}
+
+fn newest(root: &Path) -> Loaded {
+    CheckpointStore::read_only(&root.join("checkpoints")).load_latest().unwrap().unwrap()
+}
+
+/// The lines of the metrics without what depends on the clock.
+fn lines(root: &Path) -> Vec<Record> {
+    let lines = metrics::read(&root.join("metrics.jsonl")).unwrap();
+    lines.into_iter().map(|line| Record { images_per_second: 0.0, data_wait: 0.0, ..line }).collect()
+}
+
+#[test]
+fn a_stopped_and_resumed_training_is_one_that_was_never_stopped() {
+    let place = tempfile::tempdir().unwrap();
+    let (whole, cut) = (place.path().join("whole"), place.path().join("cut"));
+    let recipe = recipe("demo", &["schedule.steps=9", "log.every_steps=4"]);
+    let all = pretrain(&whole, recipe.clone(), Stripes::new(10), never);
+    assert_eq!((all.summary().outcome, all.summary().step), (Outcome::Finished, 9));
+    for stop in [1, 3, 6, 8] {
+        let part = pretrain(&cut, recipe.clone(), Stripes::new(10), at_step(stop));
+        assert_eq!((part.summary().outcome, part.summary().step), (Outcome::Stopped, stop));
+        assert_eq!((newest(&cut).meta.step, part.summary().val_loss), (stop, None));
+        assert!(!cut.join("model.safetensors").exists());
+    }
+    let last = pretrain(&cut, recipe, Stripes::new(10), never);
+    assert_eq!(model(&cut), model(&whole));
+    assert_eq!(newest(&cut).tensors, newest(&whole).tensors);
+    assert_eq!(lines(&cut), lines(&whole));
+    assert_eq!(last.summary(), all.summary());
+}
+
+#[test]
+fn a_finished_training_leaves_its_results_and_curves() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("run");
+    let part = pretrain(&root, recipe("demo", &["schedule.steps=40"]), Stripes::new(10), never);
+    let summary = part.summary();
+    for name in ["config.toml", "baselines.json", "encoder.safetensors", "reconstructions/step-00000040.png"] {
+        assert!(root.join(name).is_file(), "{name}");
+    }
+    let svg = std::fs::read_to_string(root.join("curves.svg")).unwrap();
+    assert!(svg.starts_with("<svg") && svg.matches("<polyline").count() >= 2, "{svg}");
+    let (first, last) = (summary.first_val_loss.unwrap(), summary.val_loss.unwrap());
+    assert!(first.0 == 2 && last < 0.9 * first.1, "{first:?} to {last}");
+    let lines = lines(&root);
+    assert_eq!(lines.iter().map(|l| l.step).collect::<Vec<_>>(), (1..=40).collect::<Vec<_>>());
+    assert!(lines.iter().all(|l| l.val_loss.is_some() == l.step.is_multiple_of(2)));
+    assert_eq!(lines[39].val_loss, Some(last));
+    let told = part.events.iter().filter(|e| matches!(e, Event::Logged(_))).count();
+    assert_eq!((told, part.warnings().len()), (40, 0), "{:?}", part.warnings());
+    assert!(part.events.iter().any(|e| matches!(e, Event::Trivial(_))) && summary.trivial.is_some());
+}
+
+/// A guard to which every second loss is a spike.
+const JUMPY: [&str; 3] = ["guard.spike_window=1", "guard.spike_factor=0.5", "checkpoint.every_steps=1"];
+
+#[test]
+fn a_rollback_is_saved_though_the_training_stops_right_after_it() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("run");
+    let recipe = recipe("demo", &[&JUMPY[..], &["guard.on_spike=rollback", "schedule.steps=5"]].concat());
+    let back = |event: &Event| matches!(event, Event::Warning(text) if text.contains("step 1"));
+    let part = pretrain(&root, recipe.clone(), Stripes::new(40), back);
+    assert_eq!((part.summary().outcome, part.summary().step), (Outcome::Stopped, 1), "{:?}", part.warnings());
+    let meta = newest(&root).meta;
+    assert_eq!((meta.step, meta.batch, meta.rollbacks), (1, 2, 1));
+    // The next part takes the third batch, and may roll back twice more.
+    let part = pretrain(&root, recipe, Stripes::new(40), never);
+    assert!(matches!(part.result, Err(TrainError::Diverged { .. })), "{:?}", part.result);
+    assert_eq!(part.warnings().len(), 2, "{:?}", part.warnings());
+}
+
+#[test]
+fn the_guard_stops_warns_or_lets_pass() {
+    let place = tempfile::tempdir().unwrap();
+    for (reaction, warnings) in [("stop", 0), ("warn", 4), ("ignore", 0)] {
+        let root = place.path().join(reaction);
+        let set = format!("guard.on_spike={reaction}");
+        let recipe = recipe("demo", &[&JUMPY[..], &[&set, "schedule.steps=5"]].concat());
+        let part = pretrain(&root, recipe, Stripes::new(40), never);
+        match part.result {
+            Err(TrainError::Diverged { step, .. }) => assert_eq!((reaction, step), ("stop", 2)),
+            ref other => assert!(reaction != "stop" && other.is_ok(), "{reaction}: {other:?}"),
+        }
+        assert_eq!(part.warnings().len(), warnings, "{reaction}: {:?}", part.warnings());
+        assert_eq!(newest(&root).meta.step, if reaction == "stop" { 1 } else { 5 });
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_leaves_the_weights_alone_and_checkpoints_readable() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("run");
+    // One batch an epoch: the poisoned image is in every step.
+    let images = Stripes { poisoned: Some(1), ..Stripes::new(4) };
+    let set = ["schedule.steps=3", "guard.on_nan=warn", "log.every_steps=2", "checkpoint.every_steps=1"];
+    let part = pretrain(&root, recipe("demo", &set), images, never);
+    assert_eq!((part.summary().outcome, part.warnings().len()), (Outcome::Finished, 3), "{:?}", part.warnings());
+    let lines = lines(&root);
+    assert!(lines.iter().all(|l| l.loss.is_nan()), "{lines:?}");
+    assert!(lines.iter().filter_map(|l| l.val_loss).all(f32::is_finite), "{lines:?}");
+    let steps = CheckpointStore::read_only(&root.join("checkpoints")).steps().unwrap();
+    assert_eq!(steps, [2, 3]);
+    let tensors = newest(&root).tensors;
+    assert!(tensors.values().all(|t| t.data.iter().all(|v| v.is_finite())));
+    let untrained = place.path().join("untrained");
+    pretrain(&untrained, recipe("demo", &["schedule.steps=1", "optimizer.lr=0.0"]), Stripes::new(4), never);
+    assert_eq!(model(&root), model(&untrained));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_told_and_kept_under_another_name() {
+    let place = tempfile::tempdir().unwrap();
+    let (whole, cut) = (place.path().join("whole"), place.path().join("cut"));
+    let recipe = recipe("demo", &["schedule.steps=4", "checkpoint.every_steps=1"]);
+    pretrain(&whole, recipe.clone(), Stripes::new(10), never);
+    pretrain(&cut, recipe.clone(), Stripes::new(10), at_step(3));
+    let state = cut.join("checkpoints/step-00000003/state.safetensors");
+    std::fs::write(&state, "damage").unwrap();
+    let part = pretrain(&cut, recipe, Stripes::new(10), never);
+    let warnings = part.warnings();
+    assert!(warnings.len() == 2 && warnings[0].contains("step-00000003"), "{warnings:?}");
+    assert!(warnings[1].contains("damaged-step-00000003"), "{warnings:?}");
+    let moved = cut.join("checkpoints/damaged-step-00000003/state.safetensors");
+    assert_eq!(std::fs::read_to_string(moved).unwrap(), "damage");
+    assert_eq!(model(&cut), model(&whole));
+}
+
+#[test]
+fn the_best_classifier_is_kept() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("run");
+    let images = |count: usize| LabelledSource::new(Arc::new(Stripes::new(count)), Path::new("stripes")).unwrap();
+    let data = LabelledData { train: images(16), val: images(8) };
+    let set = ["schedule.steps=60", "schedule.warmup_epochs=0", "augment.mixup=0.0", "finetune.layer_decay=1.0"];
+    let mut recipe = recipe("finetune_small_images", &set);
+    settle_finetuning(&mut recipe, &data).unwrap();
+    let run = folder(&root, &recipe);
+    let task = FineTuning::new(&recipe, &data, executor()).unwrap();
+    let images = task.images();
+    let mut trainer = Trainer::with_task(recipe, run, images, task, &mut |_| {}).unwrap();
+    let summary = trainer.run(&AtomicBool::new(false), &mut |_| {}).unwrap();
+    let lines = lines(&root);
+    let measured: Vec<(u64, f32)> = lines.iter().filter_map(|l| Some((l.step, l.val_top1?))).collect();
+    assert_eq!(measured.len(), 30);
+    let best = summary.best.unwrap();
+    let highest = measured.iter().map(|m| m.1).fold(0.0, f32::max);
+    assert_eq!(measured.iter().rev().find(|m| m.1 == highest), Some(&(best.step, best.top1)));
+    assert!(highest > 0.9, "{measured:?}");
+    assert_eq!(newest(&root).meta.best, summary.best);
+    assert_eq!(newest(&root).meta.classes, ["above", "below"]);
+    let weights = |name: &str| simmim_train::classify::ClassifierFile::read(&root.join(name)).unwrap();
+    assert_eq!(weights("best.safetensors").classes, ["above", "below"]);
+    let same = weights("best.safetensors").weights == weights("last.safetensors").weights;
+    assert_eq!(same, best.step == 60);
+}
