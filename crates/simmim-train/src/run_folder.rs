@@ -2,12 +2,11 @@
 
 use crate::error::TrainError;
 use std::fs::{File, TryLockError};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// What a run consists of.
-const FOLDERS: [&str; 3] = ["checkpoints", "reconstructions", "tensorboard"];
-const FILES: [&str; 7] = [
+/// What a run consists of, with what later commands add.
+const FOLDERS: [&str; 4] = ["checkpoints", "reconstructions", "tensorboard", "features"];
+const FILES: [&str; 11] = [
     "config.toml",
     "metrics.jsonl",
     "encoder.safetensors",
@@ -15,12 +14,17 @@ const FILES: [&str; 7] = [
     "best.safetensors",
     "last.safetensors",
     "skipped.txt",
+    "baselines.json",
+    "curves.svg",
+    "probe.json",
+    "probe.csv",
 ];
-/// What comes in the course of a run, and what later commands add.
-const ADDED_FOLDERS: [&str; 1] = ["features"];
-const ADDED_FILES: [&str; 4] = ["probe.json", "probe.csv", "baselines.json", "curves.svg"];
 /// Held by the process that works in a run; also tells the folder of a run from others that hold a `config.toml`.
 const LOCK: &str = ".lock";
+/// Held while a probe adds its results to those of others.
+const PROBE_LOCK: &str = ".probe.lock";
+/// The recipe of a run that is being replaced.
+const REPLACED: &str = "config.toml.replaced";
 
 /// The folder of a run; README says what it holds. One process at a time writes to it.
 #[derive(Debug)]
@@ -30,30 +34,18 @@ pub struct RunFolder {
     _lock: File,
 }
 
-/// Writes a file aside, syncs and renames it: a reader sees the old or the new contents, never a part.
-///
-/// # Errors
-/// [`TrainError::Io`].
-pub(crate) fn atomic_write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".part");
-    let aside = PathBuf::from(aside);
-    let mut file = File::create(&aside).map_err(TrainError::io(&aside))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(TrainError::io(&aside))?;
-    std::fs::rename(&aside, path).map_err(TrainError::io(path))?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
-}
-
 /// `probe-N.json` and `probe-N.csv`: what probes of earlier weights or other images found.
 fn is_earlier_probe(name: &str) -> bool {
     let number = name.strip_prefix("probe-").and_then(|n| n.strip_suffix(".json").or(n.strip_suffix(".csv")));
     number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Makes a rename in a folder last through a power failure.
-pub(crate) fn sync_folder(folder: &Path) -> Result<(), TrainError> {
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    File::open(folder).and_then(|f| f.sync_all()).map_err(TrainError::io(folder))
+/// Waits until no other process adds results of a probe to a run; none does while the file is held.
+pub(crate) fn lock_probe(root: &Path) -> Result<File, TrainError> {
+    let path = root.join(PROBE_LOCK);
+    let file = File::create(&path).map_err(TrainError::io(&path))?;
+    file.lock().map_err(TrainError::io(&path))?;
+    Ok(file)
 }
 
 impl RunFolder {
@@ -69,31 +61,39 @@ impl RunFolder {
             return Err(TrainError::Run {
                 path: root.to_owned(),
                 what: format!("{} is a file", file.display()),
-                help: "name a new folder by --out".into(),
+                help: "choose a new folder with --out".into(),
             });
         }
-        let marked = root.join(LOCK).is_file();
-        if marked && Self::is_run(root) {
-            if !overwrite {
-                return Err(TrainError::Run {
-                    path: root.to_owned(),
-                    what: "there is a run in this folder".into(),
-                    help: "go on with it by --resume, replace it by --overwrite, or name another folder by --out"
-                        .into(),
-                });
-            }
-        } else if root.exists() && !(marked && Self::only_leftovers(root)?) && !Self::is_empty(root)? {
-            return Err(TrainError::Run {
-                path: root.to_owned(),
-                what: "the folder holds files that are not a run".into(),
-                help: "name an empty or new folder by --out".into(),
-            });
+        // Before the lock, because not even a lock belongs into a folder of something else.
+        if root.exists() && !root.join(LOCK).is_file() && !Self::only_leftovers(root)? {
+            return Err(Self::foreign(root));
         }
         std::fs::create_dir_all(root).map_err(TrainError::io(root))?;
         let run = Self { root: root.to_owned(), _lock: Self::lock(root)? };
-        Self::clear(root)?;
-        atomic_write(&run.config(), config.as_bytes())?;
+        // Under the lock: another process may have made a run here just now.
+        if Self::is_run(root) {
+            if !overwrite {
+                return Err(TrainError::Run {
+                    path: root.to_owned(),
+                    what: "this folder holds a run".into(),
+                    help: "continue it with --resume, replace it with --overwrite, or choose another folder with --out"
+                        .into(),
+                });
+            }
+        } else if !root.join(REPLACED).exists() && !Self::only_leftovers(root)? {
+            return Err(Self::foreign(root));
+        }
+        run.clear()?;
+        run.rewrite_config(config)?;
         Ok(run)
+    }
+
+    fn foreign(root: &Path) -> TrainError {
+        TrainError::Run {
+            path: root.to_owned(),
+            what: "this folder holds files but no run".into(),
+            help: "choose an empty or new folder with --out".into(),
+        }
     }
 
     /// A folder of the run, made when something is about to be written into it.
@@ -103,15 +103,13 @@ impl RunFolder {
         Ok(folder)
     }
 
-    fn is_empty(root: &Path) -> Result<bool, TrainError> {
-        Ok(std::fs::read_dir(root).map_err(TrainError::io(root))?.next().is_none())
-    }
-
-    /// Whether a folder without recipe holds nothing but what [`RunFolder::create`] makes before it writes the recipe.
+    /// Whether a folder holds nothing but what [`RunFolder::create`] makes before it writes the recipe.
     fn only_leftovers(root: &Path) -> Result<bool, TrainError> {
-        for entry in std::fs::read_dir(root).map_err(TrainError::io(root))?.flatten() {
-            let name = entry.file_name();
-            if name != LOCK && name != "config.toml.part" {
+        for entry in std::fs::read_dir(root).map_err(TrainError::io(root))? {
+            let name = entry.map_err(TrainError::io(root))?.file_name();
+            // `config.toml.part` is the temporary file of older versions.
+            let unfinished = name == "config.toml.part" || simmim_files::is_unfinished(Path::new(&name));
+            if name != LOCK && name != PROBE_LOCK && !unfinished {
                 return Ok(false);
             }
         }
@@ -126,8 +124,8 @@ impl RunFolder {
         if !Self::is_run(root) {
             return Err(TrainError::Run {
                 path: root.to_owned(),
-                what: "there is no run in this folder".into(),
-                help: "a run folder holds a config.toml; start one without --resume".into(),
+                what: "this folder holds no run".into(),
+                help: "a run folder has a config.toml; to start a new run, leave out --resume".into(),
             });
         }
         Ok(Self { root: root.to_owned(), _lock: Self::lock(root)? })
@@ -139,12 +137,13 @@ impl RunFolder {
         root.join("config.toml").is_file()
     }
 
-    /// Replaces the recipe of a run that goes on with other settings.
+    /// Replaces the recipe of a run that continues with other settings.
     ///
     /// # Errors
     /// [`TrainError::Io`].
     pub fn rewrite_config(&self, config: &str) -> Result<(), TrainError> {
-        atomic_write(&self.config(), config.as_bytes())
+        let path = self.config();
+        simmim_files::write(&path, config.as_bytes()).map_err(TrainError::io(&path))
     }
 
     /// Whether a training has come to its end here.
@@ -157,34 +156,41 @@ impl RunFolder {
         let path = root.join(LOCK);
         let file = File::create(&path).map_err(TrainError::io(&path))?;
         match file.try_lock() {
-            Ok(()) => Ok(file),
+            Ok(()) => {
+                simmim_files::remove_abandoned(root);
+                Ok(file)
+            }
             Err(TryLockError::WouldBlock) => Err(TrainError::Run {
                 path: root.to_owned(),
-                what: "another process works in this run".into(),
-                help: "wait for it or stop it".into(),
+                what: "another process is using this run".into(),
+                help: "wait for it to finish, or stop it".into(),
             }),
             Err(TryLockError::Error(e)) => Err(TrainError::io(&path)(e)),
         }
     }
 
-    /// Removes what a run consists of, and nothing else.
-    fn clear(root: &Path) -> Result<(), TrainError> {
-        for name in FOLDERS.into_iter().chain(ADDED_FOLDERS) {
-            let path = root.join(name);
+    /// Removes what a run consists of, and nothing else. The recipe is renamed first and goes last: what an interruption leaves is
+    /// no run any more, and is known for one that was to be replaced.
+    fn clear(&self) -> Result<(), TrainError> {
+        let (config, replaced) = (self.config(), self.root.join(REPLACED));
+        if config.exists() {
+            std::fs::rename(&config, &replaced).map_err(TrainError::io(&config))?;
+        }
+        for name in FOLDERS {
+            let path = self.root.join(name);
             if path.exists() {
                 std::fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
             }
         }
-        for name in FILES.into_iter().chain(ADDED_FILES) {
-            let path = root.join(name);
-            if path.exists() {
+        for entry in std::fs::read_dir(&self.root).map_err(TrainError::io(&self.root))? {
+            let path = entry.map_err(TrainError::io(&self.root))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if FILES.contains(&&*name) || is_earlier_probe(&name) {
                 std::fs::remove_file(&path).map_err(TrainError::io(&path))?;
             }
         }
-        for entry in std::fs::read_dir(root).map_err(TrainError::io(root))?.flatten() {
-            if is_earlier_probe(&entry.file_name().to_string_lossy()) {
-                std::fs::remove_file(entry.path()).map_err(TrainError::io(&entry.path()))?;
-            }
+        if replaced.exists() {
+            std::fs::remove_file(&replaced).map_err(TrainError::io(&replaced))?;
         }
         Ok(())
     }
@@ -288,14 +294,16 @@ mod tests {
         std::fs::write(run.metrics(), "old").unwrap();
         std::fs::write(root.join("mine.txt"), "keep").unwrap();
         assert!(RunFolder::open(&root).unwrap_err().to_string().contains("another process"));
-        assert!(create(&root, true).unwrap_err().contains("another process"));
+        for overwrite in [true, false] {
+            assert!(create(&root, overwrite).unwrap_err().contains("another process"));
+        }
         drop(run);
-        assert!(create(&root, false).unwrap_err().contains("there is a run"));
+        assert!(create(&root, false).unwrap_err().contains("this folder holds a run"));
         let run = create(&root, true).unwrap();
         assert!(root.join("mine.txt").exists() && run.config().exists() && !run.metrics().exists());
         drop(run);
         std::fs::remove_file(root.join("config.toml")).unwrap();
-        assert!(create(&root, true).unwrap_err().contains("not a run"));
+        assert!(create(&root, true).unwrap_err().contains("holds files but no run"));
         assert!(RunFolder::open(&root).unwrap_err().to_string().contains("no run"));
     }
 
@@ -303,7 +311,7 @@ mod tests {
     fn a_foreign_folder_with_a_config_is_no_run() {
         let place = tempfile::tempdir().unwrap();
         std::fs::write(place.path().join("config.toml"), "mine").unwrap();
-        assert!(create(place.path(), true).unwrap_err().contains("not a run"));
+        assert!(create(place.path(), true).unwrap_err().contains("holds files but no run"));
         assert_eq!(std::fs::read_to_string(place.path().join("config.toml")).unwrap(), "mine");
     }
 
@@ -312,11 +320,44 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let root = place.path().join("run");
         drop(create(&root, false).unwrap());
-        std::fs::rename(root.join("config.toml"), root.join("config.toml.part")).unwrap();
-        drop(create(&root, false).unwrap());
+        for unfinished in ["config.toml.part", "config.toml.x7.unfinished"] {
+            std::fs::rename(root.join("config.toml"), root.join(unfinished)).unwrap();
+            drop(create(&root, false).unwrap());
+        }
         std::fs::remove_file(root.join("config.toml")).unwrap();
         std::fs::create_dir_all(root.join("checkpoints/step-00000001")).unwrap();
-        assert!(create(&root, false).unwrap_err().contains("not a run"));
+        assert!(create(&root, false).unwrap_err().contains("holds files but no run"));
+    }
+
+    #[test]
+    fn of_many_starts_at_once_one_gets_the_folder() {
+        let place = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            let root = place.path().join(round.to_string());
+            let start = || create(&root, false).map(|run| std::fs::write(run.metrics(), "").unwrap()).is_ok();
+            let won: usize = std::thread::scope(|scope| {
+                let starts: Vec<_> = (0..4).map(|_| scope.spawn(start)).collect();
+                starts.into_iter().map(|s| usize::from(s.join().unwrap())).sum()
+            });
+            assert_eq!(won, 1, "round {round}");
+            assert!(root.join("metrics.jsonl").exists(), "round {round}: a run was cleared");
+        }
+    }
+
+    #[test]
+    fn a_replacement_that_was_interrupted_leaves_no_run_and_can_be_repeated() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("run");
+        let run = create(&root, false).unwrap();
+        std::fs::create_dir_all(run.checkpoints()).unwrap();
+        // A folder in the place of a file: the removal fails half way.
+        std::fs::create_dir(run.metrics()).unwrap();
+        drop(run);
+        create(&root, true).unwrap_err();
+        assert!(!RunFolder::is_run(&root) && RunFolder::open(&root).is_err());
+        std::fs::remove_dir(root.join("metrics.jsonl")).unwrap();
+        drop(create(&root, false).unwrap());
+        assert!(RunFolder::is_run(&root) && !root.join(REPLACED).exists());
     }
 
     #[test]

@@ -6,11 +6,10 @@
 
 use super::{Features, Matrix, Plan};
 use crate::error::TrainError;
-use crate::run_folder::sync_folder;
 use serde::{Deserialize, Serialize};
-use simmim_data::{Channels, DataError, Pixels, Source};
+use simmim_data::{Channels, DataError, Pixels, Source, Transform};
+use simmim_files::AtomicFile;
 use simmim_models::Encoder;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -49,11 +48,10 @@ impl Key {
                 None => hash_pixels(&mut data, source, index, plan.transform.wanted()),
             };
         }
-        let t = &plan.transform;
-        let transform = format!(
-            "{:?} {} {} {:?} {:?} {:?} {}",
-            t.size, t.channels, t.background, t.interpolation, t.mean, t.std, t.keep
-        );
+        // Crop, flip and policy are those of training.
+        let Transform { size, channels, background, interpolation, mean, std, keep, crop: _, flip: _, policy: _ } =
+            &plan.transform;
+        let transform = format!("{size:?} {channels} {background} {interpolation:?} {mean:?} {std:?} {keep}");
         data.update(format!("{transform} {encoder:?} {:?}", plan.pooling).as_bytes());
         let images = data.clone();
         data.update(format!(" {:?}", plan.layers).as_bytes());
@@ -143,30 +141,26 @@ impl FeatureCache {
         parts.iter().for_each(|part| {
             hash.update(part);
         });
-        // The process in the name: two may probe one run at once.
-        let aside = folder.join(format!(".{role}-{}.part", std::process::id()));
         let write = || {
-            let mut file = BufWriter::new(File::create(&aside)?);
+            let mut file = BufWriter::new(AtomicFile::create(&path)?);
             file.write_all(MAGIC)?;
             file.write_all(hash.finalize().as_bytes())?;
             parts.iter().try_for_each(|part| file.write_all(part))?;
-            file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-            std::fs::rename(&aside, &path)
+            file.into_inner().map_err(std::io::IntoInnerError::into_error)?.commit()
         };
-        if let Err(e) = write() {
-            // What is aside is of no use; that it cannot be removed either changes nothing.
-            let _ = std::fs::remove_file(&aside);
-            return Err(TrainError::io(&path)(e));
-        }
+        write().map_err(TrainError::io(&path))?;
         remove_others(folder, &format!("{role}-{}-", key.data), &path);
-        sync_folder(folder)
+        simmim_files::remove_abandoned(folder);
+        Ok(())
     }
 }
 
-/// Removes files whose name starts alike. Failing to is no fault: they are only in the way.
+/// Removes other files whose name starts alike, but none that another process is writing. Failing to is no fault: they are only in
+/// the way.
 fn remove_others(folder: &Path, prefix: &str, keep: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(prefix) && entry.path() != keep {
+        let (name, path) = (entry.file_name(), entry.path());
+        if name.to_string_lossy().starts_with(prefix) && path != keep && !simmim_files::is_unfinished(&path) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -197,7 +191,7 @@ fn parse(bytes: &[u8]) -> Option<Features> {
 mod tests {
     use super::*;
     use crate::features::{Layer, Pooling};
-    use simmim_data::{Transform, demo_held_out, source::Subset};
+    use simmim_data::{demo_held_out, source::Subset};
     use std::sync::Arc;
 
     fn features() -> Features {
@@ -230,6 +224,20 @@ mod tests {
             assert_eq!(parse(&damaged), None, "byte {at}");
             assert_eq!(parse(&whole[..at]), None, "cut at {at}");
         }
+    }
+
+    #[test]
+    fn the_key_follows_what_the_centred_view_keeps() {
+        let source = demo_held_out().unwrap();
+        let encoder = Encoder::preset("vit_tiny_patch4_28").unwrap();
+        let key = |keep: f64, flip: f64| {
+            let transform = Transform { keep, flip, ..Transform::new((28, 28), 1) };
+            let (layers, pooling) = (vec![Layer::Norm], Pooling::Mean);
+            let plan = Plan { layers, pooling, transform, batch: 2, threads: 1, max_errors: 0 };
+            Key::new(&source, &plan, &encoder, &[]).unwrap()
+        };
+        assert_eq!(key(1.0, 0.5), key(1.0, 0.0));
+        assert_ne!(key(1.0, 0.5), key(0.875, 0.5));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Space;
 use crate::error::TrainError;
-use crate::run_folder::atomic_write;
+use crate::run_folder::lock_probe;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -95,7 +95,7 @@ const METHODS: [(&str, Accuracies); 2] = [
 ];
 
 impl Report {
-    /// The row of a kind that rates best on the part of the training images put aside, never on the validation images.
+    /// The row of a kind that rates best on the held-out training images, never on the validation images.
     fn best(&self, kind: Kind, of: Accuracies) -> Option<(&Row, f64)> {
         let mut best: Option<(&Row, (f64, f64))> = None;
         for row in self.rows.iter().filter(|r| r.kind == kind) {
@@ -158,7 +158,7 @@ impl Report {
         let (best, accuracy) = self.best(Kind::Trained, of)?;
         let percent = |a: f64| format!("{:.2} %", a * 100.0);
         let mut text = format!(
-            "{name}: {} is best on the split of the training images, {} +- {:.2} on VAL",
+            "{name}: {} is best on the held-out training images, {} +- {:.2} on VAL",
             best.features,
             percent(accuracy),
             self.error_of(accuracy) * 100.0
@@ -177,7 +177,7 @@ impl Report {
             text.push_str(&if gain > chance {
                 format!(": {points:.2} points above the better baseline")
             } else if gain < -chance {
-                format!(": {points:.2} points below the better baseline, these features do not help")
+                format!(": {points:.2} points below the better baseline: these features do not help")
             } else {
                 format!(": no clear difference from the better baseline ({:+.2} points)", gain * 100.0)
             });
@@ -228,6 +228,7 @@ impl Report {
     /// # Errors
     /// [`TrainError::Io`].
     pub fn write(&self, run: &Path) -> Result<Written, TrainError> {
+        let _lock = lock_probe(run)?;
         let json = run.join("probe.json");
         let mut written = Written::New;
         let mut report = self.clone();
@@ -239,11 +240,12 @@ impl Report {
                     let kept = report.take_from(before);
                     written = if kept > 0 { Written::Merged(kept) } else { Written::New };
                 }
-                None => written = Written::Aside(put_aside(run)?),
+                None => written = Written::Renamed(rename_earlier(run)?),
             }
         }
-        atomic_write(&json, format!("{:#}\n", report.json()).as_bytes())?;
-        atomic_write(&run.join("probe.csv"), report.csv().as_bytes())?;
+        simmim_files::write(&json, format!("{:#}\n", report.json()).as_bytes()).map_err(TrainError::io(&json))?;
+        let csv = run.join("probe.csv");
+        simmim_files::write(&csv, report.csv().as_bytes()).map_err(TrainError::io(&csv))?;
         Ok(written)
     }
 
@@ -279,11 +281,11 @@ pub enum Written {
     /// So many rows keep ratings of earlier sweeps.
     Merged(usize),
     /// They were of other images, weights or settings, and have this name now.
-    Aside(PathBuf),
+    Renamed(PathBuf),
 }
 
 /// Gives `probe.json` and `probe.csv` the first free number.
-fn put_aside(run: &Path) -> Result<PathBuf, TrainError> {
+fn rename_earlier(run: &Path) -> Result<PathBuf, TrainError> {
     let name = |n: usize, kind: &str| run.join(format!("probe-{n}.{kind}"));
     let free = (1..).find(|&n| !name(n, "json").exists() && !name(n, "csv").exists()).unwrap_or(1);
     for kind in ["csv", "json"] {
@@ -328,7 +330,7 @@ mod tests {
         assert_eq!(report.json()["best"]["knn"]["layer"], 2);
         assert_eq!(
             report.verdict(),
-            ["kNN: block 2 is best on the split of the training images, 79.00 % +- 0.41 on VAL; raw pixels 71.00 %; \
+            ["kNN: block 2 is best on the held-out training images, 79.00 % +- 0.41 on VAL; raw pixels 71.00 %; \
               random weights, block 1 62.00 %: 8.00 points above the better baseline"]
         );
         assert!(
@@ -340,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrower_sweep_keeps_what_a_fuller_one_found_and_other_conditions_are_put_aside() {
+    fn a_narrower_sweep_keeps_what_a_fuller_one_found_and_other_conditions_are_renamed() {
         let folder = tempfile::tempdir().unwrap();
         let full = report(0.79);
         assert_eq!(full.write(folder.path()).unwrap(), Written::New);
@@ -361,15 +363,31 @@ mod tests {
         assert_eq!(std::fs::read_to_string(folder.path().join("probe.csv")).unwrap(), merged.csv());
         let other = Report { conditions: "other weights".into(), ..narrow };
         let aside = folder.path().join("probe-1.json");
-        assert_eq!(other.write(folder.path()).unwrap(), Written::Aside(aside));
+        assert_eq!(other.write(folder.path()).unwrap(), Written::Renamed(aside));
         assert_eq!((read("probe-1.json"), read("probe.json")), (merged, other));
         assert!(folder.path().join("probe-1.csv").is_file());
     }
 
     #[test]
+    fn probes_that_end_at_once_lose_no_row() {
+        let folder = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for layer in 0..16 {
+                let rows = vec![row(&format!("block {layer}"), Kind::Trained, Some(layer), 0.5, 0.5)];
+                let report = Report { rows, ..report(0.5) };
+                let folder = folder.path();
+                scope.spawn(move || report.write(folder).unwrap());
+            }
+        });
+        let merged: Report = serde_json::from_slice(&std::fs::read(folder.path().join("probe.json")).unwrap()).unwrap();
+        assert_eq!(merged.rows.iter().filter_map(|r| r.layer).collect::<Vec<_>>(), (0..16).collect::<Vec<_>>());
+        assert_eq!(std::fs::read_to_string(folder.path().join("probe.csv")).unwrap(), merged.csv());
+    }
+
+    #[test]
     fn what_does_not_help_is_called_so() {
         assert!(
-            report(0.65).verdict()[0].ends_with("6.00 points below the better baseline, these features do not help")
+            report(0.65).verdict()[0].ends_with("6.00 points below the better baseline: these features do not help")
         );
         assert!(report(0.711).verdict()[0].ends_with("no clear difference from the better baseline (+0.10 points)"));
     }
