@@ -1,7 +1,6 @@
 //! Text and rectangles on a picture.
 
 use crate::error::TrainError;
-use crate::run_folder::atomic_write;
 use embedded_graphics::Pixel;
 use embedded_graphics::mono_font::MonoTextStyle;
 use embedded_graphics::mono_font::iso_8859_1::FONT_6X10;
@@ -74,11 +73,11 @@ impl Canvas {
         image::imageops::replace(&mut self.0, &other.0, i64::from(left), i64::from(top));
     }
 
-    /// Writes a PNG file: aside, then renamed.
+    /// Writes a PNG file.
     pub(crate) fn save(&self, path: &Path) -> Result<(), TrainError> {
         let io = |e: image::ImageError| TrainError::Io { path: path.to_owned(), source: std::io::Error::other(e) };
         let mut bytes = std::io::Cursor::new(Vec::new());
         self.0.write_to(&mut bytes, image::ImageFormat::Png).map_err(io)?;
-        atomic_write(path, bytes.get_ref())
+        simmim_files::write(path, bytes.get_ref()).map_err(TrainError::io(path))
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::error::TrainError;
 use crate::metrics::Record;
-use crate::run_folder::atomic_write;
 use crate::trivial::TrivialLosses;
 use plotters::prelude::*;
 use std::path::Path;
@@ -41,7 +40,7 @@ pub fn draw(path: &Path, records: &[Record], trivial: Option<&TrivialLosses>) ->
     let mut svg = String::new();
     draw_into(&mut svg, &train, &val, trivial)
         .map_err(|e| TrainError::Internal { what: format!("the curves cannot be drawn: {e}") })?;
-    atomic_write(path, svg.as_bytes())
+    simmim_files::write(path, svg.as_bytes()).map_err(TrainError::io(path))
 }
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
@@ -51,7 +50,7 @@ fn draw_into(svg: &mut String, train: &[(f64, f64)], val: &[(f64, f64)], trivial
         .map(|t| {
             vec![
                 ("mean colour", f64::from(t.mean_color), MEAN_COLOR),
-                ("mean of the visible neighbours", f64::from(t.visible_neighbors), NEIGHBORS),
+                ("mean of visible neighbours", f64::from(t.visible_neighbors), NEIGHBORS),
             ]
         })
         .unwrap_or_default();

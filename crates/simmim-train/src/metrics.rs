@@ -1,7 +1,6 @@
 //! `metrics.jsonl`: one JSON object for each logged step.
 
 use crate::error::TrainError;
-use crate::run_folder::atomic_write;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fs::File;
 use std::io::Write;
@@ -62,7 +61,7 @@ impl Metrics {
                 .filter_map(|r| serde_json::to_string(&r).ok())
                 .map(|line| line + "\n")
                 .collect();
-            atomic_write(path, kept.as_bytes())?;
+            simmim_files::write(path, kept.as_bytes()).map_err(TrainError::io(path))?;
         }
         let file = File::options().create(true).append(true).open(path).map_err(TrainError::io(path))?;
         Ok(Self { path: path.to_owned(), file })

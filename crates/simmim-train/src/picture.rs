@@ -104,5 +104,5 @@ pub fn draw(
     let io = |e: image::ImageError| TrainError::Io { path: path.to_owned(), source: std::io::Error::other(e) };
     let mut bytes = std::io::Cursor::new(Vec::new());
     grid.write_to(&mut bytes, image::ImageFormat::Png).map_err(io)?;
-    crate::run_folder::atomic_write(path, bytes.get_ref())
+    simmim_files::write(path, bytes.get_ref()).map_err(TrainError::io(path))
 }

@@ -3,7 +3,6 @@
 use super::compare::percent;
 use super::{Arm, Finding, Method, Summary};
 use crate::error::TrainError;
-use crate::run_folder::atomic_write;
 use plotters::prelude::*;
 use std::path::Path;
 
@@ -29,7 +28,7 @@ struct Series {
 pub fn draw_comparison(findings: &[Finding], path: &Path) -> Result<(), TrainError> {
     let mut svg = String::new();
     render(findings, &mut svg).map_err(|e| TrainError::Internal { what: format!("the plot: {e}") })?;
-    atomic_write(path, svg.as_bytes())
+    simmim_files::write(path, svg.as_bytes()).map_err(TrainError::io(path))
 }
 
 /// The shares, ascending, with their images.

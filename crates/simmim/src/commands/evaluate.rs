@@ -8,6 +8,7 @@
 
 use crate::arguments::Evaluate;
 use crate::device::{self, DeviceArguments};
+use crate::commands::write_file;
 use crate::diagnostics::Failure;
 use simmim_data::{LabelledSource, Source, demo_held_out, source};
 use simmim_train::Classifier;
@@ -30,22 +31,22 @@ pub(crate) fn run(a: &Evaluate) -> Result<ExitCode, Failure> {
     let (file, mut classifier) = load(&a.weights, &a.device)?;
     let (images, path): (Arc<dyn Source>, &Path) = match &a.data {
         Some(path) => (source::open(path)?.into(), path),
-        None => (Arc::new(demo_held_out()?), Path::new("the demonstration set")),
+        None => (Arc::new(demo_held_out()?), Path::new("the demo set")),
     };
     let labelled = LabelledSource::with_classes(images, path, &file.classes)?;
     if let Some(out) = &a.out {
         std::fs::create_dir_all(out)
-            .map_err(|e| Failure::input(format!("{}: {e}", out.display()), "name a folder that can be written to"))?;
+            .map_err(|e| Failure::input(format!("{}: {e}", out.display()), "choose a folder that can be written to"))?;
     }
     for absent in labelled.absent() {
-        eprintln!("warning: there is no image of `{absent}`");
+        eprintln!("warning: no image of class `{absent}`");
     }
     let mut scores = Scores::new(file.classes.clone());
     let labels = labelled.labels();
     let all = labelled.spread(0);
     let take = |i: usize, logits: &[f32]| scores.add(labels[i], logits);
     let bad = classifier.predict(&labelled, &all, &file.recipe.transform(), a.device.host_threads(), take)?;
-    bad.iter().for_each(|(_, e)| eprintln!("warning: left out: {e}"));
+    bad.iter().for_each(|(_, e)| eprintln!("warning: skipped: {e}"));
     if let Some(out) = &a.out {
         write(&scores, out)?;
     }
@@ -58,10 +59,7 @@ pub(crate) fn run(a: &Evaluate) -> Result<ExitCode, Failure> {
 }
 
 fn write(scores: &Scores, out: &Path) -> Result<(), Failure> {
-    let file = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        std::fs::write(&path, bytes).map_err(|e| Failure::running(format!("{}: {e}", path.display())))
-    };
+    let file = |name: &str, bytes: &[u8]| write_file(&out.join(name), bytes);
     file("scores.json", format!("{:#}\n", scores.to_json()).as_bytes())?;
     file("confusion.csv", &confusion_csv(scores)?)?;
     let mut table = csv::Writer::from_writer(Vec::new());

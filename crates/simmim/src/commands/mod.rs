@@ -29,9 +29,10 @@ pub(crate) fn parse_size(text: &str) -> Result<(usize, usize), Failure> {
     match (parts.next().flatten(), parts.next(), parts.next()) {
         (Some(side), None, None) => Ok((side, side)),
         (Some(height), Some(Some(width)), None) => Ok((height, width)),
-        _ => {
-            Err(Failure::input(format!("`{text}` is not an image size"), "write 224, or HEIGHTxWIDTH such as 192x256"))
-        }
+        _ => Err(Failure::input(
+            format!("`{text}` is not an image size"),
+            "use a side such as 224, or HEIGHTxWIDTH such as 192x256",
+        )),
     }
 }
 
@@ -39,15 +40,20 @@ pub(crate) fn parse_size(text: &str) -> Result<(usize, usize), Failure> {
 pub(crate) fn check_output(path: &Path) -> Result<(), Failure> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if path.is_dir() {
-        return Err(Failure::input(format!("{} is a folder", path.display()), "name a file to write"));
+        return Err(Failure::input(format!("{} is a folder", path.display()), "name a file"));
     }
     if !folder.is_dir() {
         return Err(Failure::input(
-            format!("{}: there is no folder {}", path.display(), folder.display()),
-            "make the folder first, or name another place",
+            format!("{}: the folder {} does not exist", path.display(), folder.display()),
+            "create the folder, or choose another one",
         ));
     }
     Ok(())
+}
+
+/// Writes a file of results, which appears whole or not at all.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    simmim_files::write(path, bytes).map_err(|e| Failure::running(format!("{}: {e}", path.display())))
 }
 
 /// A path as a shell takes it.

@@ -8,22 +8,16 @@
 
 use crate::arguments::Predict;
 use crate::commands::evaluate::load;
+use crate::commands::{check_output, write_file};
 use crate::diagnostics::Failure;
 use simmim_data::source;
 use simmim_train::classify::softmax;
-use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Predict) -> Result<ExitCode, Failure> {
     let (file, mut classifier) = load(&a.weights, &a.device)?;
     let images = source::open(&a.data)?;
-    let folder = a.out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if !folder.is_dir() {
-        return Err(Failure::input(
-            format!("{}: no such folder", folder.display()),
-            "create it, or name another by --out",
-        ));
-    }
+    check_output(&a.out)?;
     let mut table = csv::Writer::from_writer(Vec::new());
     let mut written = table.write_record(["file", "class", "probability"]);
     let all: Vec<usize> = (0..images.len()).collect();
@@ -39,9 +33,9 @@ pub(crate) fn run(a: &Predict) -> Result<ExitCode, Failure> {
     };
     let bad = classifier.predict(&*images, &all, &file.recipe.transform(), a.device.host_threads(), take)?;
     written.map_err(|e| Failure::running(e.to_string()))?;
-    bad.iter().for_each(|(_, e)| eprintln!("warning: left out: {e}"));
+    bad.iter().for_each(|(_, e)| eprintln!("warning: skipped: {e}"));
     let bytes = table.into_inner().map_err(|e| Failure::running(e.to_string()))?;
-    std::fs::write(&a.out, bytes).map_err(|e| Failure::running(format!("{}: {e}", a.out.display())))?;
-    println!("{count} images, {} left out; {}", bad.len(), a.out.display());
+    write_file(&a.out, &bytes)?;
+    println!("{count} images, {} skipped; {}", bad.len(), a.out.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use crate::commands::finetune::{Flags, recipe_for};
 use crate::commands::pretrain::{free_folder, on_interrupt, warmup_warning};
 use crate::commands::weights::Pretrained;
 use crate::device::{self, DeviceArguments};
+use crate::commands::write_file;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
 use probes::Probes;
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// One line for each finished training, so that an interrupted comparison goes on.
+/// One line for each finished training, so that an interrupted comparison can continue.
 const RESULTS: &str = "results.jsonl";
 /// The same for the trainings by which learning rates are chosen.
 const TRIALS: &str = "rate_trials.jsonl";
@@ -130,7 +131,7 @@ pub(crate) fn run(a: &Compare, format: LogFormat) -> Result<ExitCode, Failure> {
             Method::Finetune => bench.fine_tune(s, &subsamples, arm, &mut comparison, &progress)?,
         };
         let Some(result) = result else {
-            progress.say("stopped; give the same command again to go on");
+            progress.say("stopped; run the same command again to continue");
             return Ok(ExitCode::from(130));
         };
         progress.say(&format!("{title}: {:.2} % in {:.0} s", 100.0 * result.top1, result.seconds));
@@ -159,7 +160,7 @@ fn jobs<'a>(a: &Compare, subsamples: &'a [Subsample]) -> Vec<Job<'a>> {
 /// Recipe, data and weights, checked before anything is written.
 fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     if a.seeds == 0 {
-        return Err(Failure::input("no seeds", "give --seeds 1 at least, 3 to see the spread"));
+        return Err(Failure::input("no seeds", "use --seeds 3, or at least 1"));
     }
     let weights = Pretrained::read(&a.weights, a.start.resize_patch)?;
     weights.announce(format);
@@ -181,7 +182,7 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     }
     let rates = |flag: &str, given: &[f64]| {
         if let Some(bad) = given.iter().find(|lr| !(**lr > 0.0 && lr.is_finite())) {
-            return Err(Failure::input(format!("{flag} {bad} is not a learning rate"), "give numbers above 0"));
+            return Err(Failure::input(format!("{flag} {bad} is not a learning rate"), "use numbers above 0"));
         }
         let mut rates = Vec::new();
         given.iter().for_each(|lr| {
@@ -203,7 +204,7 @@ fn subsamples(a: &Compare, bench: &Bench) -> Result<Vec<Subsample>, Failure> {
     shares.sort_by(f64::total_cmp);
     shares.dedup();
     if let Some(bad) = shares.iter().find(|s| !(**s > 0.0 && **s <= 1.0)) {
-        return Err(Failure::input(format!("--labels {bad} is not a share"), "give numbers above 0 and up to 1"));
+        return Err(Failure::input(format!("--labels {bad} is not a fraction"), "use numbers above 0 and up to 1"));
     }
     let train = &bench.data.train;
     let mut all = Vec::new();
@@ -215,9 +216,12 @@ fn subsamples(a: &Compare, bench: &Bench) -> Result<Vec<Subsample>, Failure> {
     let searches = bench.lr.len() > 1 || bench.scratch_lr.len() > 1;
     if searches && a.methods.contains(&CompareMethod::Finetune) {
         for s in &all {
-            bench.put_aside(s).map_err(|_| {
-                let what = format!("at a share of {} every class has one image, and none can be put aside", s.share);
-                Failure::input(what, "give one value each of --lr and --scratch-lr, or larger shares by --labels")
+            bench.hold_out(s).map_err(|_| {
+                let what = format!("with a fraction of {} every class has one image, so none can be held out", s.share);
+                Failure::input(
+                    what,
+                    "give a single value for --lr and for --scratch-lr, or larger fractions with --labels",
+                )
             })?;
         }
     }
@@ -235,22 +239,22 @@ fn open(a: &Compare, bench: &Bench) -> Result<Comparison, Failure> {
     };
     let path = bench.out.join(SETTINGS);
     let taken = |what: &str| {
-        let help = "name another folder by --out, or give the same weights, data and settings to go on";
+        let help = "choose another folder with --out, or use the same weights, data and settings to continue";
         Failure::input(format!("{}: {what}", bench.out.display()), help)
     };
     if path.is_file() {
         let known: Option<Settings> = serde_json::from_slice(&std::fs::read(&path)?).ok();
         if known != Some(settings) {
-            return Err(taken("a comparison with other settings lies in this folder"));
+            return Err(taken("this folder holds a comparison with other settings"));
         }
         return Ok(Comparison { results: lines(&bench.out.join(RESULTS)), trials: lines(&bench.out.join(TRIALS)) });
     }
     if bench.out.exists() && std::fs::read_dir(&bench.out)?.next().is_some() {
-        return Err(taken("the folder holds files that are not a comparison"));
+        return Err(taken("this folder holds files but no comparison"));
     }
     std::fs::create_dir_all(&bench.out)?;
     let text = serde_json::to_vec_pretty(&settings).map_err(|e| Failure::running(e.to_string()))?;
-    std::fs::write(&path, text)?;
+    write_file(&path, &text)?;
     Ok(Comparison::default())
 }
 
@@ -281,13 +285,13 @@ impl Bench {
     }
 
     /// Images to train on and images to choose by: a fifth of every class.
-    fn put_aside(&self, s: &Subsample) -> Result<(Vec<usize>, Vec<usize>), TrainError> {
+    fn hold_out(&self, s: &Subsample) -> Result<(Vec<usize>, Vec<usize>), TrainError> {
         let parts = split(&self.labels(s), self.data.train.class_names().len(), s.seed)?;
         let of = |places: &[usize]| places.iter().map(|&p| s.images[p]).collect();
         Ok((of(&parts.fit), of(&parts.check)))
     }
 
-    /// The learning rate of an arm at a share: where several are given, the one that is best on training images put aside at the
+    /// The learning rate of an arm at a share: where several are given, the best one on held-out training images at the
     /// first seed. None where it was stopped.
     fn rate(
         &self,
@@ -300,7 +304,7 @@ impl Bench {
         if let [only] = rates[..] {
             return Ok(Some(only));
         }
-        let (fit, check) = self.put_aside(first)?;
+        let (fit, check) = self.hold_out(first)?;
         for &lr in rates {
             let share = first.share;
             if comparison.trials.iter().any(|t| (t.share, t.arm, t.lr) == (share, arm, lr)) {
@@ -311,7 +315,7 @@ impl Bench {
             let training = Training { name, arm, seed: first.seed, lr, images: &fit, aside };
             let Some(t) = self.train(&training)? else { return Ok(None) };
             progress.say(&format!(
-                "share {share}, {}, learning rate {lr:e}: {:.2} % of {} training images put aside",
+                "fraction {share}, {}, learning rate {lr:e}: {:.2} % on {} held-out training images",
                 arm.title(),
                 100.0 * t.top1,
                 check.len()

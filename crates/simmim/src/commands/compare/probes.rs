@@ -22,7 +22,7 @@ struct Bank {
     layers: Vec<Option<Layer>>,
     train: Vec<Matrix>,
     val: Vec<Matrix>,
-    /// The layer that is taken where no image can be put aside to choose one by.
+    /// The layer that is taken where no image can be held out to select one.
     fallback: usize,
 }
 

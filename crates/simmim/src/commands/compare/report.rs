@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::Compare;
+use crate::commands::write_file;
 use crate::diagnostics::Failure;
 use simmim_train::classify::{Arm, ArmResult, Comparison, Finding, Method, Summary, draw_comparison};
 use std::path::Path;
@@ -10,12 +11,12 @@ use std::path::Path;
 /// Writes and prints everything.
 pub(super) fn conclude(a: &Compare, out: &Path, comparison: &Comparison) -> Result<(), Failure> {
     let findings = comparison.findings();
-    std::fs::write(out.join("results.csv"), comparison.csv()?)?;
+    write_file(&out.join("results.csv"), comparison.csv()?.as_ref())?;
     draw_comparison(&findings, &out.join("comparison.svg"))?;
     let sentences: Vec<String> = findings.iter().map(Finding::sentence).chain(comparison.best_ways()).collect();
     let json = serde_json::json!({ "findings": findings, "results": comparison.results, "sentences": sentences,
         "rate_trials": comparison.trials });
-    std::fs::write(out.join("results.json"), format!("{json:#}\n"))?;
+    write_file(&out.join("results.json"), format!("{json:#}\n").as_bytes())?;
     if a.json {
         println!("{json}");
         return Ok(());
@@ -46,10 +47,10 @@ fn table(findings: &[Finding]) {
             100.0 * f.difference
         );
     }
-    println!("top-1 in per cent, mean +- standard deviation over the seeds");
+    println!("top-1 in percent, mean +- standard deviation over seeds");
 }
 
-/// What was chosen on training images put aside.
+/// What was selected on held-out training images.
 fn choices(comparison: &Comparison) {
     let mut told = Vec::new();
     for t in &comparison.trials {
@@ -65,7 +66,7 @@ fn choices(comparison: &Comparison) {
             .collect();
         let best = comparison.best_rate(t.share, t.arm).unwrap_or(t.lr);
         println!(
-            "learning rate at share {}, {}: {best:e}, chosen on {} training images put aside at the first seed ({})",
+            "learning rate at fraction {}, {}: {best:e}, selected on {} held-out training images at the first seed ({})",
             t.share,
             t.arm.title(),
             t.aside,
@@ -80,7 +81,7 @@ fn choices(comparison: &Comparison) {
         };
         let l2 = r.l2.unwrap_or_default();
         println!(
-            "probe at share {}, seed {}: {layer}, l2 {l2:e}, chosen on training images put aside",
+            "probe at fraction {}, seed {}: {layer}, l2 {l2:e}, selected on held-out training images",
             r.share, r.seed
         );
     }

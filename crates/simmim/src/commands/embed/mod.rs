@@ -11,8 +11,9 @@ use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::{Meter, warn_unreadable};
 use simmim_data::{Source, source};
+use simmim_files::AtomicFile;
 use simmim_train::features::{Extractor, Layer, Pooling};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 /// A file that features go to, row by row.
@@ -23,38 +24,15 @@ trait Sink {
     fn finish(self: Box<Self>) -> Result<String, Failure>;
 }
 
-/// A file under a name that it does not keep: it is renamed once it is whole, and removed where it does not become so.
-struct Aside {
-    path: PathBuf,
-    part: PathBuf,
+/// Starts a file that appears at `path` once it is committed.
+fn create(path: &Path) -> Result<AtomicFile, Failure> {
+    AtomicFile::create(path)
+        .map_err(|e| Failure::input(format!("{}: {e}", path.display()), "choose a file that can be written to"))
 }
 
-impl Aside {
-    fn new(path: &Path) -> Self {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        Self { path: path.to_owned(), part: part.into() }
-    }
-
-    fn create(&self) -> Result<std::fs::File, Failure> {
-        let file = std::fs::File::options().create(true).write(true).truncate(true).open(&self.part);
-        file.map_err(|e| Failure::input(format!("{}: {e}", self.part.display()), "name a file that can be written"))
-    }
-
-    fn fail(&self) -> impl Fn(std::io::Error) -> Failure + '_ {
-        |e| Failure::running(format!("{}: {e}", self.part.display()))
-    }
-
-    fn rename(&self) -> Result<(), Failure> {
-        std::fs::rename(&self.part, &self.path).map_err(self.fail())
-    }
-}
-
-impl Drop for Aside {
-    fn drop(&mut self) {
-        // After the renaming there is nothing left under this name.
-        let _ = std::fs::remove_file(&self.part);
-    }
+/// What a failed write becomes.
+fn fail<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Failure + '_ {
+    |e| Failure::running(format!("{}: {e}", path.display()))
 }
 
 pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
@@ -92,7 +70,7 @@ pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
         return Err(failure);
     }
     if done == 0 {
-        return Err(Failure::input("no image could be read", "check that these are images"));
+        return Err(Failure::input("no image could be read", "check that the files are images"));
     }
     let reasons: Vec<String> = unread.iter().map(|(_, e)| e.to_string()).collect();
     warn_unreadable(format, reasons.len(), reasons.iter().map(String::as_str));
@@ -122,15 +100,15 @@ impl Kind {
             Some("npy") => Self::Npy,
             _ => {
                 return Err(Failure::input(
-                    format!("{}: the name says no format", a.out.display()),
+                    format!("{}: the name does not end in a known format", a.out.display()),
                     "name a file that ends in .npy, .parquet or .csv",
                 ));
             }
         };
         if kind != Self::Npy && a.pool == crate::arguments::Pool::None {
             return Err(Failure::input(
-                "a table has one vector a row, and --pool none gives one for each token",
-                "write a .npy file, or take --pool mean",
+                "a table has one vector per image, but --pool none gives one per token",
+                "write a .npy file, or use --pool mean",
             ));
         }
         Ok(kind)

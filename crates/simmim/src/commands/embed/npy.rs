@@ -1,15 +1,16 @@
 //! `.npy`: an array, and a text file that names its rows.
 
-use super::{Aside, Sink};
+use super::{Sink, create, fail};
+use crate::commands::write_file;
 use crate::diagnostics::Failure;
 use npyz::WriterBuilder;
-use std::fs::File;
+use simmim_files::AtomicFile;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 pub(super) struct Npy {
-    aside: Aside,
-    file: BufWriter<File>,
+    path: PathBuf,
+    file: BufWriter<AtomicFile>,
     names: Vec<String>,
     /// Shape of a row.
     shape: Vec<usize>,
@@ -26,22 +27,21 @@ fn header(rows: usize, shape: &[usize]) -> Result<Vec<u8>, Failure> {
 
 impl Npy {
     pub(super) fn create(path: &Path, rows: usize, shape: Vec<usize>) -> Result<Self, Failure> {
-        let aside = Aside::new(path);
-        let mut file = BufWriter::new(aside.create()?);
+        let mut file = BufWriter::new(create(path)?);
         let header = header(rows, &shape)?;
-        file.write_all(&header).map_err(aside.fail())?;
-        Ok(Self { file, names: Vec::new(), shape, header: header.len(), aside })
+        file.write_all(&header).map_err(fail(path))?;
+        Ok(Self { path: path.to_owned(), file, names: Vec::new(), shape, header: header.len() })
     }
 
     fn names_path(&self) -> PathBuf {
-        self.aside.path.with_extension("files.txt")
+        self.path.with_extension("files.txt")
     }
 }
 
 impl Sink for Npy {
     fn row(&mut self, path: &str, _label: Option<&str>, feature: &[f32]) -> Result<(), Failure> {
         self.names.push(path.to_owned());
-        feature.iter().try_for_each(|v| self.file.write_all(&v.to_le_bytes())).map_err(self.aside.fail())
+        feature.iter().try_for_each(|v| self.file.write_all(&v.to_le_bytes())).map_err(fail(&self.path))
     }
 
     fn finish(mut self: Box<Self>) -> Result<String, Failure> {
@@ -50,16 +50,13 @@ impl Sink for Npy {
         if header.len() != self.header {
             return Err(Failure::running("internal: the header of the array changed its length"));
         }
-        let fail = self.aside.fail();
-        self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(&header)).map_err(&fail)?;
-        self.file.flush().and_then(|()| self.file.get_ref().sync_all()).map_err(&fail)?;
+        self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(&header)).map_err(fail(&self.path))?;
         let names = self.names_path();
-        let list = Aside::new(&names);
         let text: String = self.names.iter().map(|n| n.replace(['\n', '\r'], " ") + "\n").collect();
-        list.create()?.write_all(text.as_bytes()).map_err(list.fail())?;
-        list.rename()?;
-        self.aside.rename()?;
+        write_file(&names, text.as_bytes())?;
+        let file = self.file.into_inner().map_err(fail(&self.path))?;
+        file.commit().map_err(fail(&self.path))?;
         let shape: Vec<usize> = std::iter::once(self.names.len()).chain(self.shape.iter().copied()).collect();
-        Ok(format!("{} with shape {shape:?}; its rows are named in {}", self.aside.path.display(), names.display()))
+        Ok(format!("{} with shape {shape:?}; the image paths are in {}", self.path.display(), names.display()))
     }
 }

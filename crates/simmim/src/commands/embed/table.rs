@@ -1,6 +1,6 @@
 //! Tables with path, label and vector: CSV and Parquet.
 
-use super::{Aside, Sink};
+use super::{Sink, create, fail};
 use crate::diagnostics::Failure;
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::data_type::{ByteArray, ByteArrayType, FloatType};
@@ -8,25 +8,24 @@ use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::{Type, TypePtr};
-use std::fs::File;
-use std::path::Path;
+use simmim_files::AtomicFile;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// `path,label,0,1,...`: a row an image; the label is empty where there is none.
 pub(super) struct Csv {
-    aside: Aside,
-    file: csv::Writer<File>,
+    path: PathBuf,
+    file: csv::Writer<AtomicFile>,
     rows: usize,
     cols: usize,
 }
 
 impl Csv {
     pub(super) fn create(path: &Path, cols: usize) -> Result<Self, Failure> {
-        let aside = Aside::new(path);
-        let mut file = csv::Writer::from_writer(aside.create()?);
+        let mut file = csv::Writer::from_writer(create(path)?);
         let names = ["path".to_owned(), "label".to_owned()].into_iter().chain((0..cols).map(|i| i.to_string()));
-        file.write_record(names).map_err(|e| (aside.fail())(e.into()))?;
-        Ok(Self { aside, file, rows: 0, cols })
+        file.write_record(names).map_err(fail(path))?;
+        Ok(Self { path: path.to_owned(), file, rows: 0, cols })
     }
 }
 
@@ -36,14 +35,14 @@ impl Sink for Csv {
         let text = [path.to_owned(), label.unwrap_or_default().to_owned()];
         // The shortest text that reads back as the same number.
         let fields = text.into_iter().chain(feature.iter().map(f32::to_string));
-        self.file.write_record(fields).map_err(|e| (self.aside.fail())(e.into()))
+        self.file.write_record(fields).map_err(fail(&self.path))
     }
 
-    fn finish(mut self: Box<Self>) -> Result<String, Failure> {
-        self.file.flush().and_then(|()| self.file.get_ref().sync_all()).map_err(self.aside.fail())?;
-        self.aside.rename()?;
+    fn finish(self: Box<Self>) -> Result<String, Failure> {
+        let file = self.file.into_inner().map_err(fail(&self.path))?;
+        file.commit().map_err(fail(&self.path))?;
         let (rows, cols) = (self.rows, self.cols);
-        Ok(format!("{} with {rows} rows: path, label, {cols} numbers", self.aside.path.display()))
+        Ok(format!("{} with {rows} rows: path, label, {cols} numbers", self.path.display()))
     }
 }
 
@@ -52,8 +51,8 @@ const GROUP: usize = 8192;
 
 /// Columns `path` (string), `label` (string, null where there is none) and `vector` (list of floats).
 pub(super) struct Parquet {
-    aside: Aside,
-    file: SerializedFileWriter<File>,
+    path: PathBuf,
+    file: SerializedFileWriter<AtomicFile>,
     paths: Vec<ByteArray>,
     labels: Vec<Option<ByteArray>>,
     vectors: Vec<f32>,
@@ -85,12 +84,11 @@ fn schema() -> Result<TypePtr, ParquetError> {
 
 impl Parquet {
     pub(super) fn create(path: &Path) -> Result<Self, Failure> {
-        let aside = Aside::new(path);
         // Floats of features hardly repeat: a dictionary of them would only be in the way.
         let properties = Arc::new(WriterProperties::builder().set_dictionary_enabled(false).build());
-        let open = |file: File| SerializedFileWriter::new(file, schema()?, properties);
-        let file = open(aside.create()?).map_err(|e| (aside.fail())(std::io::Error::other(e)))?;
-        Ok(Self { aside, file, paths: Vec::new(), labels: Vec::new(), vectors: Vec::new(), rows: 0 })
+        let open = |file: AtomicFile| SerializedFileWriter::new(file, schema()?, properties);
+        let file = open(create(path)?).map_err(fail(path))?;
+        Ok(Self { path: path.to_owned(), file, paths: Vec::new(), labels: Vec::new(), vectors: Vec::new(), rows: 0 })
     }
 
     /// Writes the rows held as one row group.
@@ -133,16 +131,15 @@ impl Sink for Parquet {
         self.labels.push(label.map(Into::into));
         self.vectors.extend_from_slice(feature);
         if self.paths.len() == GROUP {
-            self.group().map_err(|e| (self.aside.fail())(std::io::Error::other(e)))?;
+            self.group().map_err(fail(&self.path))?;
         }
         Ok(())
     }
 
     fn finish(mut self: Box<Self>) -> Result<String, Failure> {
-        let end = self.group().and_then(|()| self.file.finish().map(|_| ()));
-        end.map_err(|e| (self.aside.fail())(std::io::Error::other(e)))?;
-        self.file.inner().sync_all().map_err(self.aside.fail())?;
-        self.aside.rename()?;
-        Ok(format!("{} with {} rows: path, label, vector", self.aside.path.display(), self.rows))
+        self.group().map_err(fail(&self.path))?;
+        let file = self.file.into_inner().map_err(fail(&self.path))?;
+        file.commit().map_err(fail(&self.path))?;
+        Ok(format!("{} with {} rows: path, label, vector", self.path.display(), self.rows))
     }
 }
