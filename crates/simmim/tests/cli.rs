@@ -31,7 +31,7 @@ fn a_run_leaves_what_the_readme_says_and_its_loss_falls() {
     let place = tempfile::tempdir().unwrap();
     let out = simmim(place.path(), &format!("pretrain --out run --steps 30 {SHORT}"));
     assert!(out.status.success(), "{}", errors(&out));
-    assert!(errors(&out).contains("rises for 60 of 30 steps"), "{}", errors(&out));
+    assert!(errors(&out).contains("the warm-up takes 60 of 30 steps"), "{}", errors(&out));
     let run = place.path().join("run");
     for name in [
         "config.toml",
@@ -52,7 +52,7 @@ fn a_run_leaves_what_the_readme_says_and_its_loss_falls() {
 
     let again = simmim(place.path(), "pretrain --out run --steps 3");
     assert_eq!(again.status.code(), Some(2));
-    assert!(errors(&again).contains("there is a run in this folder"));
+    assert!(errors(&again).contains("this folder holds a run"));
 
     let picture = simmim(place.path(), "reconstruct --weights run --out grid.png --images 3 --values v.safetensors");
     assert!(picture.status.success(), "{}", errors(&picture));
@@ -160,6 +160,33 @@ fn a_run_among_its_images_is_no_data_and_transparency_is_told_once() {
 }
 
 #[test]
+fn a_recipe_is_asked_only_for_what_a_verb_needs() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |arguments: &str| {
+        let out = simmim(place.path(), arguments);
+        assert!(out.status.success(), "{arguments}: {}", errors(&out));
+    };
+    run(&format!("pretrain --out run --steps 2 {SHORT}"));
+    // A model and its inputs, but no length of a training.
+    let recipe = "[model]\nname = \"vit_tiny_patch4_28\"\nchannels = 1\nembed_dim = 128\ndepth = 2\nnum_heads = 4\n\
+                  class_token = false\n[simmim]\nmask_patch = 4\n[data]\nmean = \"measure\"\nstd = \"measure\"\n";
+    std::fs::write(place.path().join("mine.toml"), recipe).unwrap();
+    let weights = "--weights run/model.safetensors --recipe mine.toml";
+    let idx = concat!(env!("CARGO_MANIFEST_DIR"), "/../simmim-data/demo/t10k-images-idx3-ubyte.gz");
+    run(&format!("reconstruct {weights} --out grid.png --images 2"));
+    run(&format!("embed {weights} --data {idx} --out f.npy"));
+    run(&format!("neighbors {weights} --data {idx} --query #3 --out sheet.png"));
+    run("inspect --recipe mine.toml --batch 4");
+    run("recipes show mine.toml");
+    let refused = simmim(place.path(), "pretrain --recipe mine.toml --out x");
+    assert_eq!(refused.status.code(), Some(2));
+    let said = errors(&refused);
+    assert!(said.contains("does not say how long to train") && said.contains("--steps"), "{said}");
+    assert!(!place.path().join("x").exists());
+    run(&format!("pretrain --recipe mine.toml --out x --steps 1 {SHORT}"));
+}
+
+#[test]
 fn unreadable_held_out_images_do_not_lose_a_run() {
     let place = tempfile::tempdir().unwrap();
     let bad = place.path().join("bad");
@@ -199,7 +226,7 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("pretrain --out x --set model.image_size=30", "do not divide images of 30x30"),
         ("pretrain --out x --set simmim.mask_patch=6", "not a multiple of the patch"),
         ("pretrain --out x --weights missing.safetensors", "missing.safetensors"),
-        ("pretrain --out x --resume", "no run in this folder"),
+        ("pretrain --out x --resume", "this folder holds no run"),
         ("pretrain --out x --device cuda:0", "no device `cuda:0`"),
         ("pretrain --out x --resume --recipe demo", "cannot be used with"),
         ("pretrain --out x --minutes 0", "a positive number of minutes"),
@@ -209,7 +236,7 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("embed --weights notes.txt --data . --out f.npy", "notes.txt: is no weight file"),
         ("embed --weights w.pth --data . --out f.npy", "not a whole PyTorch checkpoint"),
         ("embed --weights . --data . --out f.npy", "neither a run, a checkpoint nor a model"),
-        ("reconstruct --weights w.pth --out nowhere/grid.png", "there is no folder nowhere"),
+        ("reconstruct --weights w.pth --out nowhere/grid.png", "the folder nowhere does not exist"),
         ("inspect --batch 0", "at least 1"),
         ("bench step --model resnet50", "unknown model `resnet50`"),
         ("bench step --steps 0", "at least 1"),

@@ -1,7 +1,7 @@
-//! From a recipe to what models, data and the loop take.
+//! From a recipe to the configurations of models, data and the loop.
 
 use super::{
-    AreaKind, Augment, CacheKind, FineTune, HeadKind, InterpolationKind, LossKind, MaskKind, ModeKind, PoolKind,
+    AreaKind, Augment, CacheKind, FineTune, HeadKind, InterpolationKind, LossName, MaskKind, ModeKind, PoolKind,
     Recipe, ScheduleKind, Statistic, TargetKind, wrong,
 };
 use crate::error::TrainError;
@@ -16,7 +16,7 @@ use simmim_models::{
     Area, ClassifierConfig, Encoder, Head, Loss, Mode, ModelError, Pool, Position, SimMimConfig, Target,
 };
 
-/// Images over which `"measure"` takes mean and deviation.
+/// Images that `"measure"` computes mean and standard deviation from.
 const MEASURED: usize = 4096;
 
 pub(super) fn pair(v: [usize; 2]) -> (usize, usize) {
@@ -41,9 +41,9 @@ impl Recipe {
                 TargetKind::WindowNormalized => Target::WindowNormalized { window: s.target_window },
             },
             loss: match s.loss {
-                LossKind::L1 => Loss::L1,
-                LossKind::L2 => Loss::L2,
-                LossKind::SmoothL1 => Loss::SmoothL1,
+                LossName::L1 => Loss::L1,
+                LossName::L2 => Loss::L2,
+                LossName::SmoothL1 => Loss::SmoothL1,
             },
             area: if s.area == AreaKind::Masked { Area::Masked } else { Area::Full },
             head: if s.head == HeadKind::Linear { Head::Linear } else { Head::Mlp },
@@ -52,13 +52,13 @@ impl Recipe {
         Ok(config)
     }
 
-    /// The encoder; whether its sizes fit is for whoever builds on it to check.
+    /// The encoder. Whether its sizes fit is for the caller to check.
     #[must_use]
     pub fn encoder_config(&self) -> Encoder {
         self.model.encoder()
     }
 
-    /// The section of fine-tuning.
+    /// The sections of fine-tuning.
     ///
     /// # Errors
     /// [`TrainError::Recipe`] where the recipe is one for pre-training.
@@ -68,23 +68,47 @@ impl Recipe {
             _ => Err(wrong(
                 &self.model.name,
                 "this is a recipe for pre-training",
-                "take one with a [finetune] section, such as --recipe finetune_small_images",
+                "choose one with a [finetune] section, such as --recipe finetune_small_images",
             )),
         }
     }
 
-    /// Refuses a recipe for fine-tuning.
+    /// Whether a pre-training can follow this recipe.
     ///
     /// # Errors
-    /// [`TrainError::Recipe`].
+    /// [`TrainError::Recipe`] where it is one for fine-tuning, or gives no length.
     pub fn for_pretraining(&self) -> Result<(), TrainError> {
-        if self.finetune.is_none() {
-            return Ok(());
+        if self.finetune.is_some() {
+            return Err(wrong(
+                &self.model.name,
+                "this is a recipe for fine-tuning",
+                "use it with simmim finetune, or choose another recipe",
+            ));
         }
-        Err(wrong(&self.model.name, "this is a recipe for fine-tuning", "run it by simmim finetune, or take another"))
+        self.has_length()
     }
 
-    /// The classifier of so many classes.
+    /// Whether a fine-tuning can follow this recipe.
+    ///
+    /// # Errors
+    /// [`TrainError::Recipe`] where it is one for pre-training, or gives no length.
+    pub fn for_finetuning(&self) -> Result<(), TrainError> {
+        self.finetuning()?;
+        self.has_length()
+    }
+
+    fn has_length(&self) -> Result<(), TrainError> {
+        match (self.schedule.epochs, self.schedule.steps) {
+            (0, 0) => Err(wrong(
+                "schedule",
+                "the recipe does not say how long to train",
+                "give --steps or --epochs, or set schedule.steps or schedule.epochs",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The classifier for a number of classes.
     ///
     /// # Errors
     /// [`TrainError::Recipe`] for a recipe for pre-training, [`ModelError::Geometry`] for sizes that do not fit.
@@ -109,7 +133,7 @@ impl Recipe {
         Ok(config)
     }
 
-    /// How batches are mixed and labels softened; not at all in pre-training.
+    /// Mixup, CutMix and label smoothing; none in pre-training.
     #[must_use]
     pub fn mix(&self) -> Mix {
         self.augment.as_ref().map_or(Mix::NONE, |a| Mix {
@@ -135,7 +159,7 @@ impl Recipe {
         })
     }
 
-    /// How image files are read, and where decoded pixels are kept.
+    /// How image files are read, and where decoded pixels are cached.
     #[must_use]
     pub fn reading(&self) -> (Reading, CacheConfig) {
         let d = &self.data;
@@ -160,7 +184,7 @@ impl Recipe {
         MaskSpec { rows, cols, ratio: self.simmim.mask_ratio, kind }
     }
 
-    /// Replaces `"imagenet"` and `"measure"` by numbers.
+    /// Replaces `"imagenet"` and `"measure"` with numbers.
     ///
     /// # Errors
     /// Images that cannot be read, a list of the wrong length.
@@ -173,17 +197,21 @@ impl Recipe {
         };
         let fix = |key: &str, s: &Statistic, imagenet: [f32; 3], measured: Option<&Vec<f32>>| match s {
             Statistic::Given(v) if v.len() == channels => Ok(v.clone()),
-            Statistic::Given(v) => Err(wrong(
-                key,
-                format!("{} numbers for {channels} channels", v.len()),
-                "give one number for each channel",
-            )),
+            Statistic::Given(v) => {
+                Err(wrong(key, format!("{} numbers for {channels} channels", v.len()), "use one number per channel"))
+            }
             Statistic::Named(name) => match (name.as_str(), measured) {
                 ("measure", Some(v)) => Ok(v.clone()),
                 ("imagenet", _) if channels == 3 => Ok(imagenet.to_vec()),
                 ("imagenet", _) if channels == 1 => Ok(vec![imagenet.iter().sum::<f32>() / 3.0]),
-                ("imagenet", _) => Err(wrong(key, "ImageNet has three channels", "set it to \"measure\"")),
-                _ => Err(wrong(key, format!("unknown word `{name}`"), "write \"imagenet\", \"measure\" or numbers")),
+                ("imagenet", _) => {
+                    Err(wrong(key, "\"imagenet\" is for images of one or three channels", "use \"measure\""))
+                }
+                _ => Err(wrong(
+                    key,
+                    format!("unknown value `{name}`"),
+                    "use \"imagenet\", \"measure\" or one number per channel",
+                )),
             },
         };
         let mean = fix("data.mean", &self.data.mean, IMAGENET_MEAN, measured.as_ref().map(|m| &m.0))?;
@@ -192,7 +220,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// Mean and deviation, once they are numbers.
+    /// Mean and standard deviation, once they are numbers.
     #[must_use]
     pub fn statistics(&self) -> (Vec<f32>, Vec<f32>) {
         let numbers = |s: &Statistic, or: f32| match s {
@@ -202,7 +230,7 @@ impl Recipe {
         (numbers(&self.data.mean, 0.0), numbers(&self.data.std, 1.0))
     }
 
-    /// What happens to images, once mean and deviation are numbers.
+    /// The transform of images, once mean and standard deviation are numbers.
     #[must_use]
     pub fn transform(&self) -> Transform {
         let d = &self.data;
@@ -236,13 +264,13 @@ impl Recipe {
         }
     }
 
-    /// Learning rates, for epochs of so many steps.
+    /// The learning-rate schedule, for epochs of `steps_per_epoch` steps.
     #[must_use]
     pub fn learning_rate(&self, steps_per_epoch: u64) -> LearningRate {
         let (s, o) = (&self.schedule, &self.optimizer);
         let factor = if o.scale_lr { self.train.batch_size as f64 / 512.0 } else { 1.0 };
         let steps = |epochs: f64| (epochs * steps_per_epoch as f64).round() as u64;
-        // A length in steps may be far shorter than the epochs that the recipe was written for.
+        // A length in steps may be far shorter than the epochs the recipe was written for.
         let longest = if s.steps > 0 { s.steps / 5 } else { u64::MAX };
         LearningRate {
             lr: o.lr * factor,
@@ -261,7 +289,7 @@ impl Recipe {
         }
     }
 
-    /// Length of the training in steps.
+    /// Length of training in steps.
     #[must_use]
     pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
         if self.schedule.steps > 0 { self.schedule.steps } else { self.schedule.epochs.saturating_mul(steps_per_epoch) }

@@ -1,7 +1,7 @@
-//! Recipes: TOML files with the settings of a run, some of them inside the program.
+//! Recipes: TOML files with the settings of a run; some are built into the program.
 //!
-//! A recipe is resolved from the defaults of its model, then what it extends, then its own values, then single values given on
-//! the command line. Unknown keys are errors that name the nearest known one.
+//! A recipe is resolved in layers, later ones winning: the defaults, the preset of its model, the recipe it extends, its own
+//! values, and single values from the command line. An unknown key is an error that names the nearest known one.
 
 mod choose;
 mod convert;
@@ -14,7 +14,7 @@ pub use choose::Choice;
 pub use keys::{KEYS, meaning};
 pub use schema::{
     AreaKind, Augment, CacheKind, Checkpoint, Data, Every, FineTune, Guard, HeadKind, Heads, InterpolationKind, Log,
-    LossKind, MaskKind, ModeKind, Model, Optimizer, PoolKind, PositionInitKind, PositionKind, Probe, QkvBiasKind,
+    LossName, MaskKind, ModeKind, Model, Optimizer, PoolKind, PositionInitKind, PositionKind, Probe, QkvBiasKind,
     Reaction, Recipe, Schedule, ScheduleKind, SimMim, Statistic, TargetKind, Train, WeightInitKind,
 };
 
@@ -23,7 +23,7 @@ use simmim_models::Encoder;
 use std::path::Path;
 use toml::{Table, Value};
 
-/// Name and text of the recipes in the program.
+/// Name and text of each built-in recipe.
 pub const EMBEDDED: &[(&str, &str)] = &[
     ("demo", include_str!("../../recipes/demo.toml")),
     ("small_images_32", include_str!("../../recipes/small_images_32.toml")),
@@ -47,24 +47,24 @@ pub const EMBEDDED: &[(&str, &str)] = &[
     ("finetune_official_swinv2_base_224", include_str!("../../recipes/finetune_official_swinv2_base_224.toml")),
 ];
 
-/// Values that no recipe needs to name. The model's own stand in its preset.
+/// Values that a recipe may leave out. Those of the model come from its preset.
 const DEFAULTS: &str = include_str!("../../recipes/defaults.toml");
 
-/// Values that no recipe for fine-tuning needs to name.
+/// Values that a fine-tuning recipe may leave out.
 const FINETUNE_DEFAULTS: &str = include_str!("../../recipes/finetune_defaults.toml");
 
 fn wrong(origin: &str, what: impl Into<String>, help: impl Into<String>) -> TrainError {
     TrainError::Recipe { origin: origin.to_owned(), what: what.into(), help: help.into() }
 }
 
-/// The known name nearest to a wrong one; a key may be given without its section.
+/// The known name nearest to a wrong one. A key without its section is compared with the keys of all sections.
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let distance = |k: &str| strsim::damerau_levenshtein(k, name);
     let without_section = |k: &str| k.split_once('.').map_or(usize::MAX, |(_, key)| distance(key));
     known.min_by_key(|k| distance(k).min(without_section(k))).unwrap_or_default().to_owned()
 }
 
-/// Lengths that a recipe gives in one of two units: setting one unsets the other.
+/// Lengths that a recipe gives in one of two units; setting one clears the other.
 const EITHER: [(&str, &str); 2] =
     [("schedule.steps", "schedule.epochs"), ("schedule.warmup_steps", "schedule.warmup_epochs")];
 
@@ -142,14 +142,17 @@ impl Recipe {
             merge(&mut table, defaults(FINETUNE_DEFAULTS)?);
         }
         let name = lookup(&given, "model.name").and_then(Value::as_str).ok_or_else(|| {
-            wrong(origin, "model.name is missing", "name the encoder, such as model.name = \"vit_small_patch16_224\"")
+            wrong(
+                origin,
+                "model.name is missing",
+                "set it to a timm name, such as model.name = \"vit_small_patch16_224\"",
+            )
         })?;
         let encoder = Encoder::preset(name)?;
         family::check_keys(&encoder, &given, origin, set)?;
         for (key, value) in family::preset(&encoder) {
             insert(&mut table, key, value);
         }
-        // One length replaces the other, so that a longer list of values need not unset it.
         merge(&mut table, given);
         for key in ["model.image_size", "model.patch_size", "simmim.mask_patch"] {
             if let Some(&Value::Integer(side)) = lookup(&table, key) {
@@ -168,8 +171,8 @@ impl Recipe {
             let meaning = meaning(&key).map(|m| format!("{key}: {m}; ")).unwrap_or_default();
             wrong(
                 &origin,
-                format!("{} (at `{line}`)", e.message().lines().next().unwrap_or_default()),
-                format!("{meaning}`simmim recipes show demo` prints every key with its meaning"),
+                format!("{} (in `{line}`)", in_words(e.message())),
+                format!("{meaning}`simmim recipes show demo` lists every key with its meaning"),
             )
         })?;
         if !known {
@@ -219,7 +222,7 @@ fn assign(table: &mut Table, set: &[String]) -> Result<(), TrainError> {
     for assignment in set {
         let origin = format!("--set {assignment}");
         let Some((key, value)) = assignment.split_once('=') else {
-            return Err(wrong(&origin, "there is no `=` in it", "write KEY=VALUE, such as optimizer.lr=1e-4"));
+            return Err(wrong(&origin, "no `=` found", "write KEY=VALUE, such as optimizer.lr=1e-4"));
         };
         let key = key.trim();
         check_key(&origin, key)?;
@@ -229,6 +232,27 @@ fn assign(table: &mut Table, set: &[String]) -> Result<(), TrainError> {
         insert(table, key, value);
     }
     Ok(())
+}
+
+/// What the reader of TOML says, without the names that Rust has for types.
+fn in_words(message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    if message.contains("untagged enum Statistic") {
+        return "expected \"imagenet\", \"measure\" or a list of numbers".to_owned();
+    }
+    if message.contains("untagged enum Heads") {
+        return "expected a whole number or a list of them".to_owned();
+    }
+    let message = message.replace("unknown variant", "unknown value");
+    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message };
+    let expected = match expected {
+        "usize" | "u64" => "a whole number that is not negative",
+        "i64" => "a whole number",
+        "f64" | "f32" => "a number",
+        "a boolean" => "true or false",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// The key and the line of TOML at a byte.
@@ -243,7 +267,7 @@ fn place(text: &str, at: usize) -> (String, &str) {
 /// Reads a recipe and what it extends.
 fn read(name_or_file: &str, depth: usize) -> Result<Table, TrainError> {
     if depth > 8 {
-        return Err(wrong(name_or_file, "recipes extend each other in a circle", "remove one `extends`"));
+        return Err(wrong(name_or_file, "the recipes extend each other in a circle", "remove one of the `extends`"));
     }
     let text = match EMBEDDED.iter().find(|(name, _)| *name == name_or_file) {
         Some((_, text)) => (*text).to_owned(),
@@ -255,8 +279,8 @@ fn read(name_or_file: &str, depth: usize) -> Result<Table, TrainError> {
             let near = nearest(name_or_file, EMBEDDED.iter().map(|(name, _)| *name));
             return Err(wrong(
                 name_or_file,
-                "there is no recipe or file of that name",
-                format!("did you mean `{near}`? `simmim recipes` lists them"),
+                "no recipe or file has this name",
+                format!("did you mean `{near}`? `simmim recipes` lists the built-in recipes"),
             ));
         }
     };
@@ -266,7 +290,7 @@ fn read(name_or_file: &str, depth: usize) -> Result<Table, TrainError> {
     check_keys(name_or_file, &table)?;
     match base {
         Some(Value::String(base)) => {
-            // A file names its neighbours relative to itself.
+            // A path in `extends` is relative to the file that holds it.
             let near = Path::new(name_or_file).parent().unwrap_or(Path::new("")).join(&base);
             let embedded = EMBEDDED.iter().any(|(name, _)| *name == base);
             let base = if !embedded && near.is_file() { near.display().to_string() } else { base };
@@ -274,7 +298,9 @@ fn read(name_or_file: &str, depth: usize) -> Result<Table, TrainError> {
             merge(&mut whole, table);
             Ok(whole)
         }
-        Some(_) => Err(wrong(name_or_file, "`extends` is not a string", "write extends = \"NAME\"")),
+        Some(_) => {
+            Err(wrong(name_or_file, "`extends` is not a string", "write extends = \"NAME\" or extends = \"FILE\""))
+        }
         None => Ok(table),
     }
 }
@@ -331,7 +357,7 @@ fn unknown(origin: &str, key: &str) -> TrainError {
     wrong(
         origin,
         format!("unknown key `{key}`"),
-        format!("did you mean `{near}`? `simmim recipes show demo` prints all keys"),
+        format!("did you mean `{near}`? `simmim recipes show demo` lists every key"),
     )
 }
 
@@ -416,7 +442,7 @@ mod tests {
         let r =
             set(&["optimizer.lr=3e-3", "simmim.loss=l2", "simmim.mask_patch=4", "schedule.epochs=7", "train.seed=9"])
                 .unwrap();
-        assert_eq!((r.optimizer.lr, r.simmim.loss, r.train.seed), (3e-3, LossKind::L2, 9));
+        assert_eq!((r.optimizer.lr, r.simmim.loss, r.train.seed), (3e-3, LossName::L2, 9));
         assert_eq!((r.schedule.epochs, r.schedule.steps, r.simmim.mask_patch), (7, 0, [4, 4]));
     }
 
@@ -481,7 +507,7 @@ mod tests {
         let path = folder.path().join("both.toml");
         std::fs::write(&path, "extends = \"demo\"\n[schedule]\nsteps = 3\nepochs = 4\n").unwrap();
         let error = Recipe::resolve(path.to_str().unwrap(), &[]).unwrap_err();
-        assert!(error.to_string().contains("both epochs and steps"), "{error}");
+        assert!(error.to_string().contains("in both epochs and steps"), "{error}");
         let r = set(&["schedule.steps=50", "schedule.warmup_epochs=3"]).unwrap();
         assert_eq!(r.learning_rate(94).warmup_steps, 10);
         let r = set(&["schedule.epochs=30", "schedule.warmup_epochs=3"]).unwrap();
@@ -542,8 +568,17 @@ mod tests {
             ("optimizer.lrr=1", "unknown key `optimizer.lrr`", "optimizer.lr"),
             ("simmim.mask_ration=0.5", "unknown key", "simmim.mask_ratio"),
             ("lr=1", "unknown key `lr`", "did you mean `optimizer.lr`"),
-            ("simmim.mode=offical", "--set simmim.mode=offical: unknown variant `offical`", "recipes show"),
-            ("train.batch_size=lots", "--set train.batch_size=lots: invalid type", "images of an optimiser step"),
+            ("simmim.mode=offical", "--set simmim.mode=offical: unknown value `offical`", "recipes show"),
+            (
+                "train.batch_size=lots",
+                "--set train.batch_size=lots: invalid type: string \"lots\", expected a whole number that is not negative",
+                "images per optimiser step",
+            ),
+            ("optimizer.lr=fast", "expected a number (in", "peak learning rate"),
+            ("model.class_token=3", "expected true or false", "class token"),
+            ("probe.layer=x", "expected a whole number (in", "block whose"),
+            ("train.batch_size=-3", "`-3`, expected a whole number", "images per optimiser step"),
+            ("data.mean=true", "expected \"imagenet\", \"measure\" or a list of numbers", "lists every key"),
             ("optimizer.clip_norm=nan", "optimizer.clip_norm is NaN", "not negative"),
             ("schedule.gamma=-1", "schedule.gamma is -1", "not negative"),
             ("model.drop_path=1", "model.drop_path is 1", "below 1"),
@@ -559,13 +594,15 @@ mod tests {
             ("data.workers=100000", "data.workers is 100000", "0 to"),
             ("train.batch_size=0", "train.batch_size is 0", "1 to"),
             ("simmim.mask_ratio=1.5", "simmim.mask_ratio", "between 0 and 1"),
-            ("schedule.steps=0", "neither", "schedule.steps"),
-            ("nonsense", "no `=`", "KEY=VALUE"),
+            ("nonsense", "no `=` found", "KEY=VALUE"),
         ] {
             let error = set(&[value]).unwrap_err();
             let (text, hint) = (error.to_string(), error.help().unwrap());
             assert!(text.contains(what) && hint.contains(help), "{value}: {text} / {hint}");
         }
+        let error = set(&["schedule.steps=0"]).unwrap().for_pretraining().unwrap_err();
+        assert!(error.to_string().contains("does not say how long"), "{error}");
+        assert!(error.help().unwrap().contains("schedule.steps"), "{:?}", error.help());
         let error = Recipe::resolve("dmo", &[]).unwrap_err();
         assert!(error.help().unwrap().contains("`demo`"));
     }

@@ -70,7 +70,7 @@ section!(
 section!(
     /// Mask, target and loss.
     SimMim {
-        mode: ModeKind, mask_patch: [usize; 2], mask_ratio: f64, mask_kind: MaskKind, target: TargetKind, target_window: usize, loss: LossKind,
+        mode: ModeKind, mask_patch: [usize; 2], mask_ratio: f64, mask_kind: MaskKind, target: TargetKind, target_window: usize, loss: LossName,
         area: AreaKind, head: HeadKind,
     }
 );
@@ -204,7 +204,7 @@ choice!(
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the variants are the words that recipes use")]
-pub enum LossKind {
+pub enum LossName {
     L1,
     L2,
     #[serde(rename = "smooth_l1")]

@@ -1,4 +1,4 @@
-//! What values a recipe may hold. What sizes fit each other is the model's to say (`SimMimConfig::validate`).
+//! Which values a recipe may hold. Whether sizes fit each other is for the model to say (`SimMimConfig::validate`).
 
 use super::{Heads, MaskKind, ModeKind, Recipe, Statistic, wrong};
 use crate::error::TrainError;
@@ -14,17 +14,17 @@ impl Check<'_> {
     }
 
     fn not_negative(&self, key: &str, value: f64) -> Result<(), TrainError> {
-        self.that(value.is_finite() && value >= 0.0, key, value, "give a number that is not negative")
+        self.that(value.is_finite() && value >= 0.0, key, value, "use a number that is not negative")
     }
 
     fn within(&self, key: &str, value: usize, from: usize, to: usize) -> Result<(), TrainError> {
-        self.that((from..=to).contains(&value), key, value, &format!("give a number from {from} to {to}"))
+        self.that((from..=to).contains(&value), key, value, &format!("use a number from {from} to {to}"))
     }
 
     /// Two positive numbers, the smaller one first.
     fn range(&self, key: &str, [low, high]: [f64; 2], most: f64) -> Result<(), TrainError> {
         let good = low > 0.0 && low <= high && high <= most;
-        self.that(good, key, [low, high], &format!("give two numbers above 0 and up to {most}, the smaller one first"))
+        self.that(good, key, [low, high], &format!("use two numbers above 0 and up to {most}, the smaller one first"))
     }
 }
 
@@ -46,7 +46,7 @@ impl Recipe {
             (&self.probe.train_path, &self.probe.val_path),
             "set both probe.train_path and probe.val_path, or neither",
         )?;
-        check.that(self.log.every_steps > 0, "log.every_steps", 0, "give a positive number of steps")?;
+        check.that(self.log.every_steps > 0, "log.every_steps", 0, "use a positive number of steps")?;
         check.within("checkpoint.keep", self.checkpoint.keep, 1, 1_000_000)?;
         check.not_negative("guard.spike_factor", self.guard.spike_factor)?;
         check.within("guard.spike_window", self.guard.spike_window, 1, 100_000)?;
@@ -55,16 +55,31 @@ impl Recipe {
 
     fn validate_finetuning(&self, check: &Check<'_>) -> Result<(), TrainError> {
         let (Some(f), Some(a)) = (&self.finetune, &self.augment) else { return Ok(()) };
-        let share = |key: &str, v: f64| check.that((0.0..=1.0).contains(&v), key, v, "give a share from 0 to 1");
+        let share = |key: &str, v: f64| check.that((0.0..=1.0).contains(&v), key, v, "use a number from 0 to 1");
         let positive = |key: &str, v: f64, most: f64, help: &str| check.that(v > 0.0 && v <= most, key, v, help);
-        positive("finetune.layer_decay", f.layer_decay, 1.0, "give a share above 0, 1 for all layers alike")?;
-        positive("finetune.eval_crop", f.eval_crop, 1.0, "give a share above 0, 1 for the whole image")?;
-        positive("finetune.validate_epochs", f.validate_epochs, 1e6, "give a positive number of epochs")?;
+        positive(
+            "finetune.layer_decay",
+            f.layer_decay,
+            1.0,
+            "use a number above 0 and up to 1, where 1 means no decay",
+        )?;
+        positive(
+            "finetune.eval_crop",
+            f.eval_crop,
+            1.0,
+            "use a number above 0 and up to 1, where 1 means the whole image",
+        )?;
+        positive("finetune.validate_epochs", f.validate_epochs, 1e6, "use a positive number of epochs")?;
         check.not_negative("finetune.head_scale", f.head_scale)?;
-        check.that((0.0..1.0).contains(&f.ema), "finetune.ema", f.ema, "give a decay below 1, or 0 for none")?;
+        check.that(
+            (0.0..1.0).contains(&f.ema),
+            "finetune.ema",
+            f.ema,
+            "use a decay below 1, or 0 for no moving average",
+        )?;
         check.within("augment.rand_layers", a.rand_layers, 0, 100)?;
         let magnitude = (0.0..=10.0).contains(&a.rand_magnitude);
-        check.that(magnitude, "augment.rand_magnitude", a.rand_magnitude, "give a strength from 0 to 10")?;
+        check.that(magnitude, "augment.rand_magnitude", a.rand_magnitude, "use a magnitude from 0 to 10")?;
         for (key, value) in [("rand_std", a.rand_std), ("mixup", a.mixup), ("cutmix", a.cutmix)] {
             check.not_negative(&format!("augment.{key}"), value)?;
         }
@@ -75,7 +90,7 @@ impl Recipe {
         share("augment.label_smoothing", a.label_smoothing)
     }
 
-    /// Bounds far beyond any model there is: what is above them is a slip, and would end in a failed allocation.
+    /// Bounds far beyond any real model: a value above them is a slip that would end in a failed allocation.
     fn validate_sizes(&self, check: &Check<'_>) -> Result<(), TrainError> {
         let (m, t) = (&self.model, &self.train);
         let sides = [("model.image_size", m.image_size), ("model.patch_size", m.patch_size)];
@@ -115,7 +130,7 @@ impl Recipe {
             return Err(wrong(
                 check.0,
                 format!("train.accumulation is {found}"),
-                "give a divisor of the batch size, or 0",
+                "use a divisor of the batch size, or 0",
             ));
         }
         Ok(())
@@ -127,19 +142,19 @@ impl Recipe {
             (0.0..1.0).contains(&m.drop_path),
             "model.drop_path",
             m.drop_path,
-            "give a rate from 0 to below 1",
+            "use a rate from 0 to below 1",
         )?;
         let scale = m.layer_scale.unwrap_or(0.0);
-        check.that(scale.is_finite(), "model.layer_scale", scale, "give a number, or 0 for none")?;
+        check.that(scale.is_finite(), "model.layer_scale", scale, "use a number, or 0 for no LayerScale")?;
         let ratio = s.mask_ratio;
-        check.that(ratio > 0.0 && ratio < 1.0, "simmim.mask_ratio", ratio, "give a share between 0 and 1")?;
+        check.that(ratio > 0.0 && ratio < 1.0, "simmim.mask_ratio", ratio, "use a number between 0 and 1")?;
         let block = s.mask_kind == MaskKind::Block && s.mode == ModeKind::Tutorial;
         check.that(!block, "simmim.mask_kind in tutorial mode", "block", "set simmim.mode = \"official\"")
     }
 
     fn validate_data(&self, check: &Check<'_>) -> Result<(), TrainError> {
         let d = &self.data;
-        check.that((0.0..=1.0).contains(&d.flip), "data.flip", d.flip, "give a probability, 0 to 1")?;
+        check.that((0.0..=1.0).contains(&d.flip), "data.flip", d.flip, "use a probability from 0 to 1")?;
         check.range("data.crop_scale", d.crop_scale, 1.0)?;
         check.range("data.crop_ratio", d.crop_ratio, 1000.0)?;
         check.within("data.workers", d.workers, 0, 1024)?;
@@ -155,12 +170,12 @@ impl Recipe {
         for (key, statistic) in [("data.mean", &d.mean), ("data.std", &d.std)] {
             match statistic {
                 Statistic::Given(v) if key == "data.std" => {
-                    check.that(v.iter().all(|v| v.is_finite() && *v > 0.0), key, v, "give numbers above 0")?;
+                    check.that(v.iter().all(|v| v.is_finite() && *v > 0.0), key, v, "use numbers above 0")?;
                 }
-                Statistic::Given(v) => check.that(v.iter().all(|v| v.is_finite()), key, v, "give finite numbers")?,
+                Statistic::Given(v) => check.that(v.iter().all(|v| v.is_finite()), key, v, "use finite numbers")?,
                 Statistic::Named(name) => {
                     let known = ["imagenet", "measure"].contains(&name.as_str());
-                    check.that(known, key, name, "write \"imagenet\", \"measure\" or a number for each channel")?;
+                    check.that(known, key, name, "use \"imagenet\", \"measure\" or one number per channel")?;
                 }
             }
         }
@@ -174,19 +189,18 @@ impl Recipe {
         check.not_negative("optimizer.eps", o.eps)?;
         check.not_negative("optimizer.clip_norm", o.clip_norm)?;
         let good = o.betas.iter().all(|b| (0.0..1.0).contains(b));
-        check.that(good, "optimizer.betas", o.betas, "give two numbers from 0 to below 1")
+        check.that(good, "optimizer.betas", o.betas, "use two numbers from 0 to below 1")
     }
 
     fn validate_schedule(&self, check: &Check<'_>) -> Result<(), TrainError> {
         let s = &self.schedule;
-        let length = |what: &str, help: &str| Err(wrong(check.0, format!("schedule is {what}"), help));
-        match (s.epochs, s.steps) {
-            (0, 0) => return length("neither epochs nor steps long", "set schedule.steps or schedule.epochs"),
-            (1.., 1..) => return length("both epochs and steps long", "set one of them to 0"),
-            _ => {}
+        let twice = |what: &str| Err(wrong(check.0, format!("schedule gives {what}"), "set one of them to 0"));
+        // Only training needs a length: `Recipe::for_pretraining` and `Recipe::for_finetuning` ask for one.
+        if s.epochs > 0 && s.steps > 0 {
+            return twice("the length in both epochs and steps");
         }
         if s.warmup_epochs != 0.0 && s.warmup_steps != 0 {
-            return length("given a warm-up in both epochs and steps", "set one of them to 0");
+            return twice("the warm-up in both epochs and steps");
         }
         check.not_negative("schedule.warmup_epochs", s.warmup_epochs)?;
         check.not_negative("schedule.warmup_lr", s.warmup_lr)?;

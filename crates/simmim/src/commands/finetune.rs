@@ -62,7 +62,7 @@ pub(crate) fn recipe_for(
         }
     }
     let recipe = Recipe::resolve_for(&name, &flags.0, architecture.as_ref())?;
-    recipe.finetuning()?;
+    recipe.for_finetuning()?;
     Ok((name, recipe))
 }
 
@@ -113,7 +113,7 @@ fn resolve(a: &Finetune, weights: Option<&Pretrained>) -> Result<(Recipe, PathBu
             return Err(RunFolder::open(out).err().map_or_else(|| Failure::running("no run"), Failure::from));
         }
         let recipe = Recipe::resolve(&out.join("config.toml").display().to_string(), &flags.0)?;
-        recipe.finetuning()?;
+        recipe.for_finetuning()?;
         return Ok((recipe, out.clone()));
     }
     let (name, recipe) = recipe_for(&a.start, weights, flags)?;
@@ -124,11 +124,11 @@ fn conclude(trainer: &Trainer<FineTuning>, summary: &Summary, progress: &Progres
     let root = trainer.root().display();
     let skipped = trainer.skipped().len();
     if skipped > 0 {
-        progress.say(&format!("{skipped} images could not be read; {root}/skipped.txt names them"));
+        progress.say(&format!("unreadable images skipped: {skipped}; see {root}/skipped.txt"));
     }
     match summary.outcome {
         Outcome::Stopped => progress.say(&format!(
-            "stopped after step {}, everything is saved; go on with: simmim finetune --out {root} --resume",
+            "stopped and saved after step {}; to continue: simmim finetune --out {root} --resume",
             summary.step
         )),
         Outcome::Finished => {
@@ -136,7 +136,7 @@ fn conclude(trainer: &Trainer<FineTuning>, summary: &Summary, progress: &Progres
             let last = summary.val_top1.map_or_else(|| "not measured".into(), percent);
             let best = summary.best.map(|b| format!(" (best {} after step {})", percent(b.top1), b.step));
             println!("validation top-1 {last} after step {}{}", summary.step, best.unwrap_or_default());
-            println!("weights for timm, class names inside: {root}/best.safetensors, {root}/last.safetensors");
+            println!("weights (timm names, with class names): {root}/best.safetensors, {root}/last.safetensors");
             println!("next: simmim evaluate --weights {root} --data VAL --out report");
         }
     }
