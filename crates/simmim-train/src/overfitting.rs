@@ -1,4 +1,4 @@
-//! Whether a model learns its training images by heart: held-out loss rises while training loss falls.
+//! Whether a model overfits: held-out loss rises while training loss falls.
 
 use crate::metrics::Record;
 

@@ -31,7 +31,7 @@ fn device_name(text: &str) -> Result<DeviceName, String> {
             if let Some(number) = other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
                 return Ok(DeviceName::Cuda(number));
             }
-            Err(format!("there is no device `{other}` in this build; give {DEVICES}"))
+            Err(format!("this build has no device `{other}`; use {DEVICES}"))
         }
     }
 }
@@ -39,10 +39,10 @@ fn device_name(text: &str) -> Result<DeviceName, String> {
 /// Where to compute.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DeviceArguments {
-    /// Where to compute: cpu, or cuda:N for a GPU (not proven on hardware yet: run `simmim selftest --device cuda` first). auto is cpu.
+    /// Device to run on: cpu, or cuda:N for a GPU (not yet tested on hardware: run `simmim selftest --device cuda` first). auto is cpu.
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = device_name)]
     pub(crate) device: DeviceName,
-    /// Threads that compute; 0: one for each core.
+    /// CPU threads; 0: one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
 }

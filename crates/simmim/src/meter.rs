@@ -90,8 +90,8 @@ pub(crate) fn warn_unreadable<'a>(format: LogFormat, count: usize, reasons: impl
     const SHOWN: usize = 5;
     if count > 0 {
         let examples: Vec<&str> = reasons.take(SHOWN).collect();
-        let are = if count == 1 { "image could not be read and is" } else { "images could not be read and are" };
+        let were = if count == 1 { "image could not be read and was" } else { "images could not be read and were" };
         let more = if count > SHOWN { format!("; and {} more", count - SHOWN) } else { String::new() };
-        say(format, "warning", &format!("{count} {are} left out: {}{more}", examples.join("; ")));
+        say(format, "warning", &format!("{count} {were} skipped: {}{more}", examples.join("; ")));
     }
 }

@@ -83,7 +83,7 @@ impl Progress {
                 eprintln!("{}", serde_json::json!({ "event": "baselines", "losses": t }));
             }
             Event::Trivial(t) => self.say(&format!(
-                "held-out loss of predictors that learn nothing: mean colour {:.4}, mean of the visible neighbours {:.4}",
+                "held-out loss of trivial predictors: mean colour {:.4}, mean of visible neighbours {:.4}",
                 t.mean_color, t.visible_neighbors
             )),
             Event::Warning(text) if self.format == LogFormat::Json => {

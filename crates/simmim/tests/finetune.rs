@@ -149,7 +149,7 @@ fn a_comparison_says_what_it_found_and_goes_on_after_an_interruption() {
 }
 
 #[test]
-fn learning_rates_are_chosen_on_training_images_put_aside() {
+fn learning_rates_are_selected_on_held_out_training_images() {
     let place = tempfile::tempdir().unwrap();
     let here = place.path();
     pretrained(here);
@@ -177,7 +177,7 @@ fn learning_rates_are_chosen_on_training_images_put_aside() {
         here,
         &format!("compare --weights pre --labels 0.02 --seeds 2 --steps 12 --out a --val-images 30 {tiny} {rates}"),
     );
-    assert!(text.contains("chosen on 20 training images put aside at the first seed"), "{text}");
+    assert!(text.contains("selected on 20 held-out training images at the first seed"), "{text}");
 }
 
 #[test]
@@ -194,10 +194,10 @@ fn a_single_image_of_each_class_is_probed_with_fixed_settings_and_chooses_no_lea
     assert_eq!((single["l2"].as_f64(), single["layer"].as_i64()), (Some(0.1), Some(2)), "{single}");
     // At all labels it is what `probe` finds with the same layers, and the features come from its cache.
     let table = simmim(here, "probe --weights pre --layers 1,2 --method linear --no-baselines --json");
-    assert_eq!(errors(&table).matches("kept from before").count(), 2, "{}", errors(&table));
+    assert_eq!(errors(&table).matches("from the cache").count(), 2, "{}", errors(&table));
     let out = simmim(here, "compare --weights pre --labels 0.0017 --scratch-lr 1e-3,1e-4 --out x");
     assert_eq!(out.status.code(), Some(2));
-    assert!(errors(&out).contains("every class has one image, and none can be put aside"), "{}", errors(&out));
+    assert!(errors(&out).contains("every class has one image, so none can be held out"), "{}", errors(&out));
     assert!(!here.join("x").exists());
 }
 
@@ -239,8 +239,8 @@ fn unreadable_validation_images_are_listed() {
     let out = simmim(here, &format!("finetune --weights pre --out ft --data train --val val --steps 3 {TINY} {every}"));
     assert!(out.status.success(), "{}", errors(&out));
     let said = errors(&out);
-    assert_eq!(said.matches("validation image left out").count(), 1, "{said}");
-    assert!(said.contains("1 images could not be read; ft/skipped.txt names them"), "{said}");
+    assert_eq!(said.matches("validation image skipped").count(), 1, "{said}");
+    assert!(said.contains("unreadable images skipped: 1; see ft/skipped.txt"), "{said}");
     let skipped = std::fs::read_to_string(here.join("ft/skipped.txt")).unwrap();
     assert!(skipped.starts_with("b/3.png\t") && skipped.lines().count() == 1, "{skipped}");
 }
@@ -289,15 +289,18 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("finetune --weights pre --out x --image-size 30".into(), "do not divide images of 30x30"),
         ("finetune --out pre --resume".into(), "recipe for pre-training"),
         ("evaluate --weights pre".into(), "not a classifier"),
-        ("evaluate --weights pre/encoder.safetensors".into(), "does not say that it is a classifier"),
+        ("evaluate --weights pre/encoder.safetensors".into(), "is not a classifier written by simmim"),
         (
             "evaluate --weights ft --data good-images-idx3-ubyte".into(),
             "there are no classes `0`, `1`, `2` among the 10",
         ),
         ("predict --weights ft --data nowhere --out p.csv".into(), "nowhere"),
-        ("predict --weights ft --data good-images-idx3-ubyte --out no/where/p.csv".into(), "no such folder"),
+        (
+            "predict --weights ft --data good-images-idx3-ubyte --out no/where/p.csv".into(),
+            "the folder no/where does not exist",
+        ),
         ("compare --weights pre --out x --labels 0.0001".into(), "leaves the class `t-shirt or top` without one"),
-        ("compare --weights pre --out x --labels 1.5".into(), "is not a share"),
+        ("compare --weights pre --out x --labels 1.5".into(), "is not a fraction"),
         ("compare --weights pre --out x --scratch-lr 1e-3,0".into(), "--scratch-lr 0 is not a learning rate"),
         ("compare --weights pre --out x --layers 7".into(), "there is no layer 7"),
     ] {

@@ -114,7 +114,7 @@ pub struct RateTrial {
     pub lr: f64,
     /// Images trained on.
     pub images: usize,
-    /// Images put aside.
+    /// Held-out images.
     pub aside: usize,
     /// Share of those whose class was found.
     pub top1: f64,
@@ -179,7 +179,7 @@ impl Finding {
         let start =
             format!("with {} of the labels ({} images), {}", percent(self.share), self.images, self.method.name());
         match self.interval {
-            None => format!("{start}: {accuracy}; one seed says nothing about the spread"),
+            None => format!("{start}: {accuracy}; the spread is unknown from one seed"),
             Some((low, high)) => {
                 let verdict = match (self.against, low > 0.0, high < 0.0) {
                     (Arm::Pixels, true, _) => "the features beat raw pixels",
@@ -220,7 +220,7 @@ impl Comparison {
         self.results.iter().find(same)
     }
 
-    /// The learning rate that is best on the images put aside: by accuracy, then by cross-entropy, then the first tried.
+    /// The learning rate that is best on the held-out images: by accuracy, then by cross-entropy, then the first tried.
     #[must_use]
     pub fn best_rate(&self, share: f64, arm: Arm) -> Option<f64> {
         let better = |a: &RateTrial, b: &RateTrial| a.top1 > b.top1 || (a.top1 == b.top1 && a.loss < b.loss);
@@ -323,7 +323,7 @@ mod tests {
             ),
             (&[(0.80, 0.70), (0.70, 0.75), (0.75, 0.72)], "no difference beyond the spread"),
             (&[(0.60, 0.70), (0.61, 0.72), (0.59, 0.70)], "pre-training hurt"),
-            (&[(0.80, 0.70)], "one seed says nothing about the spread"),
+            (&[(0.80, 0.70)], "the spread is unknown from one seed"),
         ] {
             let sentence = comparison(pairs).findings()[0].sentence();
             assert!(sentence.contains(expected), "{sentence}");
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_that_is_best_on_images_put_aside_is_taken() {
+    fn the_rate_that_is_best_on_held_out_images_is_used() {
         let trial = |arm, lr, top1, loss| RateTrial { share: 0.1, arm, lr, images: 48, aside: 12, top1, loss };
         let trials = vec![
             trial(Arm::Scratch, 1e-3, 0.5, 2.0),

@@ -31,8 +31,7 @@ fn no_classifier(path: &Path, what: &str) -> TrainError {
     TrainError::Run {
         path: path.to_owned(),
         what: what.to_owned(),
-        help: "give the folder of a fine-tuning, one of its checkpoints, or a best.safetensors or last.safetensors"
-            .into(),
+        help: "use a fine-tuning run, one of its checkpoints, or its best.safetensors or last.safetensors".into(),
     }
 }
 
@@ -60,7 +59,7 @@ impl ClassifierFile {
             }
             return match CheckpointStore::read_only(&path.join("checkpoints")).load_latest() {
                 Ok(Some(found)) => Self::from_checkpoint(path, found.meta, found.tensors),
-                Ok(None) => Err(no_classifier(path, "there is no checkpoint in this run yet")),
+                Ok(None) => Err(no_classifier(path, "this run has no checkpoint yet")),
                 Err(e) => Err(e),
             };
         }
@@ -69,7 +68,7 @@ impl ClassifierFile {
             return Self::from_checkpoint(path, meta, tensors);
         }
         if path.is_dir() {
-            return Err(no_classifier(path, "there is no run in this folder"));
+            return Err(no_classifier(path, "there is this folder holds no run"));
         }
         Self::from_file(path)
     }
@@ -77,7 +76,7 @@ impl ClassifierFile {
     fn from_file(path: &Path) -> Result<Self, TrainError> {
         let (weights, description) = weights::read_described(path)?;
         let description =
-            description.ok_or_else(|| no_classifier(path, "the file does not say that it is a classifier"))?;
+            description.ok_or_else(|| no_classifier(path, "this file is not a classifier written by simmim"))?;
         let known: Description = serde_json::from_str(&description)
             .map_err(|e| no_classifier(path, &format!("its description cannot be read: {e}")))?;
         Ok(Self { recipe: known.recipe, classes: known.classes, weights })
@@ -85,10 +84,10 @@ impl ClassifierFile {
 
     fn from_checkpoint(path: &Path, meta: checkpoint::Meta, mut tensors: Weights) -> Result<Self, TrainError> {
         if meta.classes.is_empty() {
-            return Err(no_classifier(path, "this is a pre-training, not a classifier"));
+            return Err(no_classifier(path, "this is a pre-training run, not a classifier"));
         }
         let run: Option<PathBuf> = path.ancestors().take(4).find(|p| RunFolder::is_run(p)).map(Path::to_owned);
-        let run = run.ok_or_else(|| no_classifier(path, "the checkpoint lies in no run"))?;
+        let run = run.ok_or_else(|| no_classifier(path, "this checkpoint does not belong to a run"))?;
         let recipe = Recipe::from_run(&run.join("config.toml"))?;
         let averages: Vec<String> = tensors.keys().filter(|k| k.starts_with(AVERAGE_PREFIX)).cloned().collect();
         for name in averages {

@@ -140,7 +140,7 @@ pub(crate) fn for_batches(
         std::thread::Builder::new()
             .name("reader".into())
             .spawn_scoped(scope, read)
-            .map_err(|e| TrainError::Internal { what: format!("no thread to read images: {e}") })?;
+            .map_err(|e| TrainError::Internal { what: format!("cannot start a thread to read images: {e}") })?;
         let (mut start, mut unreadable) = (0, Vec::new());
         for (pixels, len, bad) in batches {
             unreadable.extend(bad?.into_iter().map(|(row, error)| (start + row, error)));
@@ -207,7 +207,7 @@ impl Extractor {
             let Some((_, data)) = weights.iter().find(|(known, _)| *known == name) else {
                 return Err(TrainError::Input {
                     what: format!("the weights lack {name}"),
-                    help: "name the model these weights belong to (--model, --image-size, --recipe)".into(),
+                    help: "name the model of these weights with --model, --image-size or --recipe".into(),
                 });
             };
             executor.write_state(&name, data)?;
@@ -319,7 +319,7 @@ mod tests {
     use simmim_engine::cpu::CpuExecutor;
     use simmim_models::SimMimConfig;
 
-    /// The demonstration images, some of which cannot be read.
+    /// The demo images, some of which cannot be read.
     struct Torn(Vec<usize>);
 
     impl Source for Torn {

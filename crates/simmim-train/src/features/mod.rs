@@ -44,7 +44,7 @@ impl Layer {
             _ if number == -1 => Ok(Self::Norm),
             _ => Err(TrainError::Input {
                 what: format!("there is no layer {number}"),
-                help: format!("give 1 to {} for the output of a block, -1 for that of the final norm", encoder.depth()),
+                help: format!("use 1 to {} for the output of a block, -1 for the final norm", encoder.depth()),
             }),
         }
     }

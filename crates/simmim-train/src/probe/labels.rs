@@ -56,14 +56,14 @@ impl Task {
         val: &dyn Source,
         (train_path, val_path): (Option<&Path>, Option<&Path>),
     ) -> Result<Self, TrainError> {
-        let place = |path: Option<&Path>| path.map_or("the demonstration set".to_owned(), |p| p.display().to_string());
+        let place = |path: Option<&Path>| path.map_or("the demo set".to_owned(), |p| p.display().to_string());
         let (train_place, val_place) = (place(train_path), place(val_path));
         let (a, b) = (named(train), named(val));
         for (found, place) in [(&a, &train_place), (&b, &val_place)] {
             if found.is_empty() {
                 return Err(input(
                     format!("{place}: the images have no classes"),
-                    "give a folder with a folder for each class, a list with labels, or IDX files with their labels beside them",
+                    "use a folder with one folder per class, a list with labels, or IDX files with label files beside them",
                 ));
             }
         }
@@ -71,8 +71,8 @@ impl Task {
         let seen: BTreeSet<&str> = b.iter().map(|(_, name)| *name).collect();
         if known.len() < 2 {
             return Err(input(
-                format!("{train_place}: all images are of one class, {}", list(known.iter().copied())),
-                "give images of two classes or more: there is nothing to tell apart",
+                format!("{train_place}: all images have the same class, {}", list(known.iter().copied())),
+                "add images of at least one other class",
             ));
         }
         let unknown: Vec<&str> = seen.difference(&known).copied().collect();
@@ -83,23 +83,27 @@ impl Task {
                     list(unknown.into_iter()),
                     list(known.iter().copied())
                 ),
-                "classes are matched by name, those of folders by the first folder level: rename or remove them",
+                "classes are matched by name (in folders, the first level): rename or remove them",
             ));
         }
         let mut warnings = Vec::new();
         let absent: Vec<&str> = known.difference(&seen).copied().collect();
         if !absent.is_empty() {
             let names = list(absent.iter().copied());
-            warnings.push(format!("{val_place} shows no image of {} classes: {names}", absent.len()));
+            warnings.push(format!("{val_place} has no images of these classes: {names}"));
         }
         for (source, found, place) in [(train, &a, &train_place), (val, &b, &val_place)] {
             if found.len() < source.len() {
-                warnings.push(format!("{place}: {} images without a class are left out", source.len() - found.len()));
+                warnings.push(format!(
+                    "{place}: {} of {} images have no class and are skipped",
+                    source.len() - found.len(),
+                    source.len()
+                ));
             }
         }
         if same(train_path, val_path) {
             warnings.push(format!(
-                "{val_place} is trained on and validated on: the accuracy says nothing about other images"
+                "{val_place} is used for training and validation: the accuracy says nothing about new images"
             ));
         }
         // The source's order of classes: numbers stay in the order of numbers.
@@ -162,7 +166,7 @@ pub fn split(labels: &[usize], classes: usize, seed: u64) -> Result<Split, Train
     let (mut fit, mut check) = (Vec::new(), Vec::new());
     for (class, mut places) in places.into_iter().enumerate() {
         Stream::new(seed, Purpose::Split, 1, class as u64).shuffle(&mut places);
-        // A class of one image is fitted on; of two or more, one at least is put aside.
+        // A class of one image is fitted on; of two or more, at least one is held out.
         let aside = (places.len() as f64 * most.min(0.2)).round() as usize;
         let aside = aside.max(usize::from(places.len() > 1));
         fit.extend(places.split_off(aside));
@@ -170,8 +174,8 @@ pub fn split(labels: &[usize], classes: usize, seed: u64) -> Result<Split, Train
     }
     if check.is_empty() {
         return Err(input(
-            "every class has a single training image".into(),
-            "give two images of a class or more: one to fit on, one to choose by",
+            "every class has only one training image".into(),
+            "add images: at least one class needs two, one to fit on and one to select with",
         ));
     }
     fit.sort_unstable();
@@ -179,13 +183,13 @@ pub fn split(labels: &[usize], classes: usize, seed: u64) -> Result<Split, Train
     Ok(Split { fit, check })
 }
 
-/// Images put aside, from which on one split is steady enough to choose by.
+/// Number of held-out images from which one split is stable enough to select by.
 const STEADY: usize = 500;
 /// Splits of fewer images.
 const FOLDS: usize = 5;
 
 /// Splits to choose by: one ([`split`]) where it puts 500 images aside, otherwise five, in which every image of a class of two or more
-/// is put aside once. A pure function of labels and seed.
+/// is held out once. A pure function of labels and seed.
 ///
 /// # Errors
 /// As [`split`].
@@ -258,8 +262,8 @@ mod tests {
         assert_eq!(task.classes, ["ant", "cat", "dog"]);
         assert_eq!(task.train, Labelled { images: vec![0, 1, 3, 4], labels: vec![2, 0, 1, 2] });
         assert_eq!(task.val, Labelled { images: vec![0, 1, 2], labels: vec![2, 1, 2] });
-        assert!(task.warnings[0].contains("val shows no image of 1 classes: ant"), "{:?}", task.warnings);
-        assert!(task.warnings[1].contains("train: 1 images without a class"), "{:?}", task.warnings);
+        assert!(task.warnings[0].contains("val has no images of these classes: ant"), "{:?}", task.warnings);
+        assert!(task.warnings[1].contains("train: 1 of 5 images have no class"), "{:?}", task.warnings);
     }
 
     #[test]
@@ -269,7 +273,7 @@ mod tests {
             (&good, &Names::new(&["a", "x"], &["a", "x"]), "val has classes that train lacks: x (it has a, b)"),
             (&good, &Names::new(&["-"], &[]), "val: the images have no classes"),
             (&Names::new(&["-"], &[]), &good, "train: the images have no classes"),
-            (&Names::new(&["a", "a"], &["a", "b"]), &good, "train: all images are of one class, a"),
+            (&Names::new(&["a", "a"], &["a", "b"]), &good, "train: all images have the same class, a"),
         ] {
             let error = task(train, val).unwrap_err();
             assert!(error.contains(message), "{error}");
@@ -303,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn folds_of_few_images_put_each_aside_once_and_always_leave_one_of_its_class() {
+    fn folds_of_few_images_hold_out_each_once_and_always_leave_one_of_its_class() {
         let labels = [0, 0, 0, 0, 0, 0, 0, 1, 1, 2];
         let parts = folds(&labels, 3, 1).unwrap();
         assert_eq!(parts, folds(&labels, 3, 1).unwrap());

@@ -69,7 +69,7 @@ impl Standardiser {
 
 /// A linear classifier.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Classifier {
+pub struct LinearClassifier {
     /// Number of classes.
     pub classes: usize,
     /// Length of a feature.
@@ -82,7 +82,7 @@ pub struct Classifier {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fit {
     /// The classifier.
-    pub classifier: Classifier,
+    pub classifier: LinearClassifier,
     /// Its objective.
     pub objective: f64,
     /// Largest element of the gradient.
@@ -99,7 +99,7 @@ impl Fit {
     }
 }
 
-impl Classifier {
+impl LinearClassifier {
     /// All zeros.
     #[must_use]
     pub fn zeros(classes: usize, dims: usize) -> Self {
@@ -241,13 +241,13 @@ impl Gradient for &Objective<'_> {
 ///
 /// # Errors
 /// [`TrainError::Input`] for features that are not finite.
-pub fn fit(pool: &Pool, x: &Matrix, labels: &[usize], l2: f64, start: Classifier) -> Result<Fit, TrainError> {
+pub fn fit(pool: &Pool, x: &Matrix, labels: &[usize], l2: f64, start: LinearClassifier) -> Result<Fit, TrainError> {
     let objective = Objective { pool, x, labels, classes: start.classes, l2, last: Mutex::new(None) };
     let mut best = objective.point(&start.values);
     if !best.value.is_finite() {
         return Err(TrainError::Input {
             what: "the features are not finite".into(),
-            help: "the weights have diverged; take those of an earlier checkpoint".into(),
+            help: "the weights have diverged; use an earlier checkpoint".into(),
         });
     }
     let largest = |p: &Point| p.gradient.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
@@ -276,7 +276,7 @@ pub fn fit(pool: &Pool, x: &Matrix, labels: &[usize], l2: f64, start: Classifier
         best = found;
     }
     let gradient = largest(&best);
-    Ok(Fit { objective: best.value, gradient, iterations, classifier: Classifier { values: best.at, ..start } })
+    Ok(Fit { objective: best.value, gradient, iterations, classifier: LinearClassifier { values: best.at, ..start } })
 }
 
 #[cfg(test)]
@@ -322,11 +322,11 @@ mod tests {
     fn a_fit_converges_to_one_minimum_from_any_start_for_any_threads() {
         let (x, labels) = data(700, 12, 4);
         let x = Standardiser::of(&x).apply(&x);
-        let zero = Classifier::zeros(4, 12);
+        let zero = LinearClassifier::zeros(4, 12);
         let first = fit(&Pool::new(1), &x, &labels, 1e-2, zero.clone()).unwrap();
         assert!(first.converged(), "gradient {} after {}", first.gradient, first.iterations);
         assert_eq!(first, fit(&Pool::new(3), &x, &labels, 1e-2, zero).unwrap());
-        let mut elsewhere = Classifier::zeros(4, 12);
+        let mut elsewhere = LinearClassifier::zeros(4, 12);
         elsewhere.values[..48].iter_mut().enumerate().for_each(|(i, v)| *v = (i as f64).sin());
         let second = fit(&Pool::new(2), &x, &labels, 1e-2, elsewhere).unwrap();
         assert!(second.converged());
@@ -362,7 +362,7 @@ mod tests {
         let pool = Pool::new(2);
         let classes = fixture.config["classes"].as_u64().unwrap() as usize;
         for (i, l2) in fixture.config["l2"].as_array().unwrap().iter().enumerate() {
-            let found = fit(&pool, &x, &y, l2.as_f64().unwrap(), Classifier::zeros(classes, x.cols)).unwrap();
+            let found = fit(&pool, &x, &y, l2.as_f64().unwrap(), LinearClassifier::zeros(classes, x.cols)).unwrap();
             assert!(found.converged(), "l2 {l2}: gradient {}", found.gradient);
             let values: Vec<f32> = found.classifier.values.iter().map(|&v| v as f32).collect();
             let (weights, bias) = values.split_at(classes * x.cols);
@@ -379,6 +379,6 @@ mod tests {
     #[test]
     fn features_that_are_not_finite_are_refused() {
         let x = Matrix { rows: 2, cols: 1, data: vec![f32::NAN, 1.0] };
-        assert!(fit(&Pool::new(1), &x, &[0, 1], 0.1, Classifier::zeros(2, 1)).is_err());
+        assert!(fit(&Pool::new(1), &x, &[0, 1], 0.1, LinearClassifier::zeros(2, 1)).is_err());
     }
 }

@@ -1,8 +1,8 @@
 //! Probes: how well classes can be told apart by features, without training the encoder further.
 //!
 //! [`Prober`] rates one matrix of features at a time, by k nearest neighbours ([`knn`]) and by logistic regression ([`linear`]).
-//! Whatever is chosen (k, the [`Space`] of the neighbours, the strength of l2, the layer) is chosen on training images that are put
-//! aside ([`folds`]); the validation images only measure. [`Report`] holds the ratings of a sweep and says which is best.
+//! Everything selected (k, the [`Space`] of the neighbours, the l2 strength, the layer) is selected on held-out training images
+//! ([`folds`]); validation images are used for measurement only. [`Report`] holds the ratings of a sweep and says which is best.
 
 pub mod knn;
 pub mod labels;
@@ -16,7 +16,7 @@ pub use space::Space;
 
 use crate::error::TrainError;
 use crate::features::{Layer, Matrix};
-use linear::{Classifier, Standardiser};
+use linear::{LinearClassifier, Standardiser};
 use simmim_data::Transform;
 use simmim_engine::host::Pool;
 use space::Change;
@@ -28,7 +28,7 @@ const KS: [usize; 7] = [1, 5, 10, 20, 50, 100, 200];
 const L2: [f64; 7] = [1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6];
 /// Weaker strengths that may rate lower in a row before the rest is not tried.
 const PATIENCE: usize = 2;
-/// Strength of l2 where no image can be put aside to choose it by.
+/// Strength of l2 where no image can be held out to select it.
 pub const FIXED_L2: f64 = 0.1;
 /// Most numbers of an image's pixels as a feature.
 const MOST_PIXELS: usize = 4096;
@@ -65,7 +65,7 @@ pub fn pixel_transform(transform: &Transform) -> Transform {
     out
 }
 
-/// Training images put aside, and those left to fit on, with their classes.
+/// Held-out training images, and those left to fit on, with their classes.
 #[derive(Debug)]
 struct Part {
     split: Split,
@@ -73,11 +73,11 @@ struct Part {
     check: Vec<usize>,
 }
 
-/// A strength of l2, the accuracy on the images put aside, and a classifier to start from.
+/// A strength of l2, the accuracy on the held-out images, and a classifier to start from.
 struct Chosen {
     l2: f64,
     accuracy: f64,
-    start: Classifier,
+    start: LinearClassifier,
 }
 
 /// Rates features.
@@ -149,8 +149,8 @@ impl Prober {
         })
     }
 
-    /// The candidate (training and validation features) whose linear probe is best on the images put aside, and its rating; the
-    /// others are not measured on the validation images. Of equals the first wins; `fallback` where nothing is put aside.
+    /// The candidate (training and validation features) whose linear probe is best on the held-out images, and its rating; the
+    /// others are not measured on the validation images. Of equals the first wins; `fallback` if nothing is held out.
     ///
     /// # Errors
     /// Features that are not finite, no candidates.
@@ -171,7 +171,7 @@ impl Prober {
         Ok((i, self.measure(chosen, train, val)?))
     }
 
-    /// Shares over all parts of what was found in each, given as a share of its images put aside.
+    /// Shares over all parts of what was found in each, given as a share of its held-out images.
     fn pooled(&self, shares: impl Iterator<Item = f64>) -> f64 {
         let images = |part: &Part| part.check.len() as f64;
         let found: f64 = self.parts.iter().zip(shares).map(|(part, share)| share * images(part)).sum();
@@ -212,9 +212,9 @@ impl Prober {
         self.measure(self.choose_l2(train)?, train, val)
     }
 
-    /// The strength of l2 that is best on the images put aside.
+    /// The strength of l2 that is best on the held-out images.
     fn choose_l2(&self, train: &Matrix) -> Result<Chosen, TrainError> {
-        let zeros = Classifier::zeros(self.classes, train.cols);
+        let zeros = LinearClassifier::zeros(self.classes, train.cols);
         if self.parts.is_empty() {
             return Ok(Chosen { l2: FIXED_L2, accuracy: f64::NAN, start: zeros });
         }
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_layer_is_chosen_on_images_put_aside_and_without_any_the_fallback_is_taken() {
+    fn the_layer_is_selected_on_held_out_images_and_without_any_the_fallback_is_taken() {
         let ((good, labels), (good_val, val_labels)) = (data(60, 0.3, 1), data(200, 0.3, 2));
         let (bad, _) = data(60, 30.0, 3);
         let (bad_val, _) = data(200, 30.0, 4);
@@ -365,7 +365,7 @@ mod tests {
         let (chosen, score) = prober.best_linear(&candidates, 0).unwrap();
         assert_eq!(chosen, 1);
         assert_eq!(Some(score), prober.rate(Kind::Trained, None, &good, &good_val).unwrap().linear);
-        // One image of each class: nothing can be put aside.
+        // One image of each class: nothing can be held out.
         let few = [bad.select(&[0, 1, 2]), good.select(&[0, 1, 2])];
         assert!(Prober::new(1, linear, 3, vec![0, 1, 2], val_labels.clone(), 0).is_err());
         let prober = Prober::without_choice(1, linear, 3, vec![0, 1, 2], val_labels);

@@ -22,7 +22,7 @@ impl std::fmt::Debug for Data {
     }
 }
 
-/// Opens the images that a recipe names. An empty path is the embedded demonstration set, which has held-out images of its own.
+/// Opens the images that a recipe names. An empty path is the built-in demo set, which has held-out images of its own.
 /// Otherwise they come from `data.val_path`, or are taken from the training images: a tenth at most, one at least where there
 /// are two.
 ///

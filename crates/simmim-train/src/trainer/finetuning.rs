@@ -26,14 +26,14 @@ pub struct LabelledData {
 
 impl LabelledData {
     /// Opens the images that a recipe names (`data.path`, `data.val_path`); classes are matched by their names. Two empty paths are
-    /// the embedded demonstration set.
+    /// the built-in demo set.
     ///
     /// # Errors
     /// Missing places, images without a class, one class alone, classes that differ.
     pub fn open(recipe: &Recipe) -> Result<Self, TrainError> {
         let d = &recipe.data;
         if d.path.is_empty() && d.val_path.is_empty() {
-            let name = Path::new("the demonstration set");
+            let name = Path::new("the demo set");
             let train = LabelledSource::new(Arc::new(demo()?), name)?;
             let val = LabelledSource::with_classes(Arc::new(demo_held_out()?), name, train.class_names())?;
             return Ok(Self { train, val });
@@ -42,8 +42,8 @@ impl LabelledData {
             if path.is_empty() {
                 return Err(TrainError::Recipe {
                     origin: key.into(),
-                    what: "labelled images are needed".into(),
-                    help: format!("name a folder with a folder of images for each class, or IDX files, by {flag}"),
+                    what: "labelled images are missing".into(),
+                    help: format!("pass a folder with one folder per class, or IDX files, with {flag}"),
                 });
             }
         }
@@ -119,7 +119,7 @@ impl FineTuning {
         let take = |i: usize, logits: &[f32]| scores.add(labels[i], logits);
         let bad = self.classifier.predict(&self.val, &self.measured, &self.transform, self.threads, take)?;
         if self.unreadable.is_empty() {
-            bad.iter().take(NAMED).for_each(|(_, e)| tell(Event::Warning(format!("validation image left out: {e}"))));
+            bad.iter().take(NAMED).for_each(|(_, e)| tell(Event::Warning(format!("validation image skipped: {e}"))));
         }
         self.unreadable = bad.into_iter().map(|(i, e)| (self.val.name(i), e.to_string())).collect();
         Ok(scores)

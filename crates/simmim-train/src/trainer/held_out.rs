@@ -55,7 +55,7 @@ impl Images {
     }
 }
 
-/// Threads that read held-out images: half of the cores, since the training goes on.
+/// Threads that read held-out images: half of the cores, since training continues.
 fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2))
 }
@@ -179,9 +179,9 @@ fn load(
         Ok(())
     };
     let unread = for_batches(&*source, &chosen, &transform, (BATCH, threads()), &mut batch)?;
-    let mut warnings: Vec<String> = unread.iter().map(|(_, e)| format!("held-out image passed over: {e}")).collect();
+    let mut warnings: Vec<String> = unread.iter().map(|(_, e)| format!("held-out image skipped: {e}")).collect();
     if indices.is_empty() {
-        warnings.push("no held-out image could be read: there is no held-out loss and no picture".into());
+        warnings.push("no held-out image could be read, so there is no held-out loss and no picture".into());
     }
     let unreadable = unread.into_iter().map(|(place, e)| (source.name(chosen[place]), e.to_string())).collect();
     let [mean_color, visible_neighbors] = sums.map(|sum| (sum / indices.len() as f64) as f32);

@@ -25,7 +25,7 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens the logs of a run that goes on after `step`, with the losses that no line holds yet; later lines are dropped.
+    /// Opens the logs of a run that continues after `step`, with the losses that no line holds yet; later lines are dropped.
     pub(super) fn open(run: &RunFolder, recipe: &Recipe, step: u64, losses: (f64, u64)) -> Result<Self, TrainError> {
         let events = match (recipe.log.tensorboard, step) {
             (false, _) => None,

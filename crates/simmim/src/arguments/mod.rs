@@ -1,4 +1,4 @@
-//! Arguments as they are typed. What they mean is resolved by the commands.
+//! Arguments as typed. The commands resolve what they mean.
 
 mod export;
 mod finetune;
@@ -17,12 +17,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 failed while running (what was written before stays); 2 wrong arguments or input, nothing was written;
-130 stopped by Ctrl-C after a checkpoint was written.
+Exit codes: 0 success; 1 failed while running (files written so far are kept); 2 invalid arguments or input, nothing was written;
+130 interrupted with Ctrl-C, after a checkpoint was written.
 
-Environment: SIMMIM_ISA chooses the instruction set (amx, avx512, avx2, portable); without it the widest one of the processor is used.";
+Environment: SIMMIM_ISA selects the instruction set (amx, avx512, avx2, portable); the default is the widest the processor has.";
 
-/// Masked image modelling: pre-train a vision transformer on unlabelled images, see what it learns, take its weights elsewhere.
+/// Masked image modelling: pre-train a vision transformer on unlabelled images, see what it learns, use its weights elsewhere.
 #[derive(Debug, Parser)]
 #[command(name = "simmim", version, after_help = EXIT_CODES, propagate_version = true)]
 pub(crate) struct Arguments {
@@ -33,10 +33,10 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
-/// A number of things of which there must be one.
+/// A count of at least one.
 pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) | Err(_) => Err("give a whole number, at least 1".to_owned()),
+        Ok(0) | Err(_) => Err("use a whole number, at least 1".to_owned()),
         Ok(n) => Ok(n),
     }
 }
@@ -56,25 +56,25 @@ pub(crate) enum Command {
     Pretrain(Box<Pretrain>),
     /// Draw original, masked and reconstructed images side by side.
     Reconstruct(Reconstruct),
-    /// Write the features of images.
+    /// Compute features of images and write them to a file.
     Embed(Embed),
     /// Train a classifier from pre-trained weights, or from scratch.
     Finetune(Box<Finetune>),
-    /// Measure a classifier: accuracy, confusion, calibration.
+    /// Evaluate a classifier: accuracy, confusion matrix, calibration.
     Evaluate(Evaluate),
-    /// Write the class of each image.
+    /// Classify images and write a table.
     Predict(Predict),
-    /// Measure whether pre-training helped: fine-tuning and probes at shares of the labels, against scratch and raw pixels.
+    /// Measure whether pre-training helped: fine-tune and probe on fractions of the labels, against training from scratch and raw pixels.
     Compare(Box<Compare>),
-    /// Measure how well classes can be told apart by features, layer by layer, against raw pixels and random weights.
+    /// Measure how well the features of each layer separate classes, against raw pixels and random weights.
     Probe(Probe),
-    /// Find the images most like one.
+    /// Find the images most similar to a query image.
     Neighbors(Neighbors),
     /// Write a model for other programs: timm, Hugging Face, microsoft/SimMIM, ONNX.
     Export(Export),
     /// Print a model (parameters, FLOPs, memory plan, graph), or what weights are.
     Inspect(Inspect),
-    /// List the recipes in the binary, or show one.
+    /// List the built-in recipes, or show one.
     Recipes(Recipes),
     /// Measure speed.
     Bench(Bench),
@@ -82,14 +82,14 @@ pub(crate) enum Command {
     Selftest(SelfTest),
 }
 
-/// Settings of a recipe, by name, file and single values.
+/// A recipe by name or file, and single values on top.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RecipeArguments {
     /// Recipe: a name from `simmim recipes` or a TOML file. `pretrain` takes auto too, the default with --data: by the images' size
     /// and colour.
     #[arg(long, value_name = "NAME|FILE")]
     pub(crate) recipe: Option<String>,
-    /// Set one value of the recipe, such as `optimizer.lr=1e-4`. May be given several times; the last one wins.
+    /// Set one value of the recipe, such as `optimizer.lr=1e-4`. May be repeated; the last one wins.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
 }
@@ -109,22 +109,22 @@ pub(crate) struct Inspect {
     /// Say what these weights are, and what becomes of each tensor: in a model of their own, or in the recipe's where one is named.
     #[arg(long, value_name = "W", conflicts_with_all = ["batch", "parameters", "graph", "plan"])]
     pub(crate) weights: Option<PathBuf>,
-    /// Images in a step; default: the recipe's batch size.
+    /// Images per step; default: the recipe's batch size.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) batch: Option<usize>,
-    /// Print every parameter with its shape.
+    /// List every parameter with its shape.
     #[arg(long)]
     pub(crate) parameters: bool,
     /// Print the operations of the training step.
     #[arg(long)]
     pub(crate) graph: bool,
-    /// Print the program: every operation with the places of its values in memory.
+    /// Print the compiled program: every operation with the memory location of its values.
     #[arg(long)]
     pub(crate) plan: bool,
     /// Print what a step can at best cost on a card: h100, a100, rtx4090, or its FLOPS,BYTES a second such as 67e12,3.35e12.
     #[arg(long, value_name = "CARD", value_parser = crate::commands::roofline::card)]
     pub(crate) roofline: Option<crate::commands::roofline::Card>,
-    /// Print one JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -157,9 +157,9 @@ pub(crate) struct Recipes {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RecipesAction {
-    /// List the recipes in the binary: what `simmim recipes` alone does too.
+    /// List the built-in recipes (as `simmim recipes` does).
     List,
-    /// Print a recipe with every value and its meaning, ready to be saved and changed.
+    /// Print a recipe with every value and its meaning, ready to save and edit.
     Show {
         /// A name from `simmim recipes` or a TOML file.
         name: String,
@@ -173,7 +173,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// Whether an argument chooses the instruction set.
+    /// Whether an argument selects the instruction set.
     pub(crate) fn names_isa(&self) -> bool {
         matches!(&self.what, BenchWhat::Step(a) if a.isa.is_some())
     }
@@ -181,9 +181,9 @@ impl Bench {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchWhat {
-    /// Measure the training step (forward, backward, optimiser) on random images held in memory.
+    /// Time the training step (forward, backward, optimiser) on random images in memory.
     Step(BenchStep),
-    /// Measure the loader: decode, crop, flip, normalise.
+    /// Time the data loader: decode, crop, flip, normalise.
     Loader(BenchLoader),
 }
 
@@ -193,33 +193,33 @@ Examples:
   simmim bench step --model vit_small_patch32_224 --batch 32 --threads 2 --mask-ratio 0.5 --json
   simmim bench step --model vit_tiny_patch16_224 --batch 16 --profile")]
 pub(crate) struct BenchStep {
-    /// Model, by its timm name.
+    /// timm name of the model.
     #[arg(long, value_name = "NAME", default_value = "vit_small_patch32_224")]
     pub(crate) model: String,
     /// Height and width of the images; default: the model's.
     #[arg(long, value_name = "N|HxW")]
     pub(crate) image_size: Option<String>,
-    /// Images in a step.
+    /// Images per step.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
     pub(crate) batch: usize,
     #[command(flatten)]
     pub(crate) device: DeviceArguments,
-    /// Share of the image that is masked.
+    /// Fraction of the image that is masked.
     #[arg(long, value_name = "X", default_value_t = 0.5)]
     pub(crate) mask_ratio: f64,
-    /// Steps measured, after two that are not.
+    /// Steps to time, after two warm-up steps.
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
     pub(crate) steps: usize,
-    /// Parts into which a step is cut (gradient accumulation); 0: chosen by the plan.
+    /// Parts per step (gradient accumulation); 0: chosen to fit memory.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) accumulation: usize,
-    /// Instruction set: amx, avx512, avx2 or portable; default: that of SIMMIM_ISA, or the widest here.
+    /// Instruction set: amx, avx512, avx2 or portable; default: SIMMIM_ISA, or the widest the processor has.
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<String>,
     /// Print the time of each operation to standard error.
     #[arg(long)]
     pub(crate) profile: bool,
-    /// Print one JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -229,7 +229,7 @@ pub(crate) struct BenchStep {
 Example:
   simmim bench loader --data photos --image-size 224 --threads 2 --json")]
 pub(crate) struct BenchLoader {
-    /// Folder, list file or IDX file; default: the embedded demonstration set.
+    /// Folder, list file or IDX file; default: the built-in demo set.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
     /// Height and width of the crops.
@@ -238,28 +238,28 @@ pub(crate) struct BenchLoader {
     /// Channels of the crops.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(crate) channels: usize,
-    /// Loader threads; 0: one for each core.
+    /// Loader threads; 0: one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
-    /// Images measured.
+    /// Images to load.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub(crate) images: usize,
-    /// Decode every pixel of a crop, as `data.scaled_decoding = false` does.
+    /// Decode every pixel of a crop (data.scaled_decoding = false).
     #[arg(long)]
     pub(crate) exact: bool,
-    /// Where decoded pixels are kept; the first epoch, which fills it, is not measured.
+    /// Where to cache decoded pixels; the first epoch, which fills the cache, is not timed.
     #[arg(long, value_name = "none|memory|disk", default_value = "none", value_parser = ["none", "memory", "disk"])]
     pub(crate) cache: String,
-    /// Shorter side of cached images; 0: all pixels.
+    /// Shorter side of cached images; 0: full size.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) cache_size: usize,
-    /// Largest size of the cache, in bytes.
+    /// Maximum cache size in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 30)]
     pub(crate) cache_limit: u64,
-    /// Folder of the disk cache; default: `simmim` in the user's cache folder.
+    /// Disk cache folder; default: `simmim` in the user's cache folder.
     #[arg(long, value_name = "PATH")]
     pub(crate) cache_path: Option<PathBuf>,
-    /// Print one JSON object.
+    /// Print a JSON object.
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -5,24 +5,24 @@ use crate::arguments::use_weights::batch_size;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
-/// Which probe.
+/// Probe to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Method {
-    /// k nearest neighbours by cosine, weighted by temperature.
+    /// k nearest neighbours by cosine similarity, with temperature weighting.
     Knn,
     /// Logistic regression on standardised features.
     Linear,
-    /// One after the other.
+    /// Both, one after the other.
     Both,
 }
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-k, what is done to the features before neighbours are sought (nothing, standardising, whitening), the strength of l2 and the layer
-are chosen on a fifth of the training images (below 2,500 of them: on five fifths in turn); VAL only measures.
-Classes are matched by name: of folders the first level below TRAIN and VAL. A run's folder keeps the features for the next time, and
-gets probe.json and probe.csv: rows of earlier probes of the same images, weights and seed stay in them where this one does not
-measure them anew; those of others are renamed to probe-N.
+k, the feature space of the neighbours (plain, standardised or whitened), the l2 strength and the layer are selected on a held-out
+fifth of the training images (with fewer than 2,500 images: by five-fold cross-validation). VAL is used for measurement only.
+Classes are matched by name; in folders, the first level below TRAIN and VAL names the class. The run folder caches the features and
+collects the results in probe.json and probe.csv: a narrower probe of the same images, weights and seed keeps the rows it does not
+measure; results under other conditions are renamed to probe-N.
 
 Examples:
   simmim probe --weights runs/photos --data photos/train --val photos/val
@@ -31,32 +31,32 @@ Examples:
 pub(crate) struct Probe {
     #[command(flatten)]
     pub(crate) weights: WeightsOf,
-    /// Labelled images to fit on: a folder with a folder for each class, a list with labels, or IDX files with labels. Default: the
-    /// demonstration set, for a run that was trained on it.
+    /// Labelled images to fit on: a folder with one folder per class, a list with labels, or IDX files with labels. Default: the
+    /// demo set, for a run that was trained on it.
     #[arg(long, value_name = "TRAIN", requires = "val")]
     pub(crate) data: Option<PathBuf>,
-    /// Labelled images to measure on.
+    /// Labelled images to validate on.
     #[arg(long, value_name = "VAL", requires = "data")]
     pub(crate) val: Option<PathBuf>,
-    /// Which probe.
+    /// Probe to run.
     #[arg(long, value_enum, default_value_t = Method::Both)]
     pub(crate) method: Method,
-    /// Layers: all, or numbers with commas between; k for the output of block k (from 1), -1 for that of the final norm.
+    /// Layers: all, or a comma-separated list; k for the output of block k (from 1), -1 for the final norm.
     #[arg(long, value_name = "all|L", default_value = "all", allow_hyphen_values = true)]
     pub(crate) layers: String,
-    /// How the tokens of an image become one vector: mean or cls.
+    /// How to pool the tokens of an image into one vector: mean or cls.
     #[arg(long, value_enum, default_value_t = Pool::Mean)]
     pub(crate) pool: Pool,
-    /// Leave out the baselines: raw pixels and the same encoder with random weights.
+    /// Skip the baselines: raw pixels and the same encoder with random weights.
     #[arg(long)]
     pub(crate) no_baselines: bool,
-    /// Images in a pass of the encoder.
+    /// Images per forward pass.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
     pub(crate) batch: usize,
     /// Seed of the split of the training images.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
-    /// Print one JSON object instead of the table.
+    /// Print a JSON object instead of the table.
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -72,22 +72,22 @@ pub(crate) struct Neighbors {
     /// Images to search.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: PathBuf,
-    /// Image to search for: a file, or #N for image N of the data (from 0), which is then left out of the result.
+    /// Query image: a file, or #N for image N of the data (from 0), which is then excluded from the results.
     #[arg(long, value_name = "FILE|#N")]
     pub(crate) query: String,
-    /// Picture to write: the image and its neighbours, nearest first, with their cosine similarity.
+    /// Picture to write: the query and its neighbours, nearest first, with their cosine similarity.
     #[arg(long, value_name = "SHEET.png")]
     pub(crate) out: PathBuf,
     /// Number of neighbours.
     #[arg(short, long = "neighbors", value_name = "N", default_value_t = 11)]
     pub(crate) k: usize,
-    /// How the tokens of an image become one vector: mean or cls.
+    /// How to pool the tokens of an image into one vector: mean or cls.
     #[arg(long, value_enum, default_value_t = Pool::Mean)]
     pub(crate) pool: Pool,
     /// Layer: k for the output of block k (from 1), -1 for the output of the final norm.
     #[arg(long, value_name = "K", default_value_t = -1, allow_hyphen_values = true)]
     pub(crate) layer: i64,
-    /// Images in a pass of the encoder.
+    /// Images per forward pass.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
     pub(crate) batch: usize,
 }

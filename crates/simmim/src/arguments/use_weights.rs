@@ -6,13 +6,13 @@ use clap::{Args, ValueEnum};
 use simmim_train::features::Pooling;
 use std::path::PathBuf;
 
-/// A number of images in a pass.
+/// A number of images per forward pass.
 pub(crate) fn batch_size(text: &str) -> Result<usize, String> {
     let known = text.parse().ok().filter(|n| (1..=65_536).contains(n));
-    known.ok_or_else(|| "give a number from 1 to 65536".to_owned())
+    known.ok_or_else(|| "use a number from 1 to 65536".to_owned())
 }
 
-/// Weights, and the model they belong to where the file does not say.
+/// Weights, and their model where the file does not name it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct WeightsOf {
     /// Weights: a run folder, a checkpoint folder, a safetensors file, a PyTorch checkpoint, or a folder of Hugging Face or timm.
@@ -47,21 +47,21 @@ Examples:
 pub(crate) struct Reconstruct {
     #[command(flatten)]
     pub(crate) weights: WeightsOf,
-    /// Images to reconstruct; default: the data the run was trained on.
+    /// Images to reconstruct; default: held-out images of the run.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
-    /// Picture to write: a row an image, with original, masked and reconstruction.
+    /// Picture to write: one row per image with original, masked image and reconstruction.
     #[arg(long, value_name = "FILE.png")]
     pub(crate) out: PathBuf,
     /// Number of images, spread over the data and its classes.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
     pub(crate) images: usize,
-    /// Masks: a 0/1 array [images, rows, columns] in mask units that hides as many cells of each image; default: drawn from the
+    /// Masks: a 0/1 array [images, rows, columns] of mask cells with the same number of 1s in each image; default: drawn from the
     /// seed.
     #[arg(long, value_name = "M.npy")]
     pub(crate) mask: Option<PathBuf>,
-    /// Also write `mask`, `target`, `prediction` (normalised space, [n, C, H, W]) and `loss` to this safetensors file. Visible
-    /// pixels of `prediction` are 0 unless the recipe's area is full; so are those of a per-patch normalised `target`.
+    /// Also write `mask`, `target`, `prediction` (normalised pixels, [n, C, H, W]) and `loss` to this safetensors file. Visible
+    /// pixels of `prediction` are 0 unless simmim.area is full; so are those of `target` when it is normalised per patch.
     #[arg(long, value_name = "V.safetensors")]
     pub(crate) values: Option<PathBuf>,
     /// Seed of the masks and of the choice of images.
@@ -69,12 +69,12 @@ pub(crate) struct Reconstruct {
     pub(crate) seed: u64,
 }
 
-/// How the tokens of an image become one vector.
+/// How to pool the tokens of an image into one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Pool {
-    /// Mean of the patch tokens. What SimMIM supervises; take this unless you know better.
+    /// Mean of the patch tokens, which SimMIM trains. Use this unless you have a reason not to.
     Mean,
-    /// The class token. SimMIM never supervises it: its features are near random.
+    /// The class token. SimMIM never trains it: its features are close to random.
     Cls,
     /// All tokens, [images, tokens, dim].
     None,
@@ -104,17 +104,17 @@ pub(crate) struct Embed {
     /// Images to embed.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: PathBuf,
-    /// File to write. F.npy: an array (float32), its rows named in F.files.txt beside it; F.parquet, F.csv: a table with path,
-    /// label (the class, where images have one) and vector.
+    /// File to write. F.npy: a float32 array, with the image paths in F.files.txt beside it; F.parquet, F.csv: a table of path,
+    /// label (the class, if known) and vector.
     #[arg(long, value_name = "F.npy|.parquet|.csv")]
     pub(crate) out: PathBuf,
-    /// How the tokens of an image become one vector.
+    /// How to pool the tokens of an image into one vector.
     #[arg(long, value_enum, default_value_t = Pool::Mean)]
     pub(crate) pool: Pool,
     /// Layer: k for the output of block k (from 1), -1 for the output of the final norm.
     #[arg(long, value_name = "K", default_value_t = -1, allow_hyphen_values = true)]
     pub(crate) layer: i64,
-    /// Images in a pass.
+    /// Images per forward pass.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = batch_size)]
     pub(crate) batch: usize,
 }

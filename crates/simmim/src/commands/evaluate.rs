@@ -7,8 +7,8 @@
 )]
 
 use crate::arguments::Evaluate;
-use crate::device::{self, DeviceArguments};
 use crate::commands::write_file;
+use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
 use simmim_data::{LabelledSource, Source, demo_held_out, source};
 use simmim_train::Classifier;

@@ -49,7 +49,7 @@ impl<'a> Maker<'a> {
         };
         let title = format!("{} features of {what}", self.role);
         let features = if let Some(known) = key.as_ref().and_then(|key| self.cache.load(self.role, key)) {
-            say(self.format, "message", &format!("{title}: {} images, kept from before", known.images.len()));
+            say(self.format, "message", &format!("{title}: {} images, from the cache", known.images.len()));
             known
         } else {
             let mut meter = Meter::new(self.format, title, source.len());
@@ -60,7 +60,7 @@ impl<'a> Maker<'a> {
             if let Some(key) = &key
                 && let Err(e) = self.cache.store(self.role, key, &made)
             {
-                say(self.format, "warning", &format!("the features are not kept: {e}"));
+                say(self.format, "warning", &format!("the features could not be cached: {e}"));
             }
             made
         };
@@ -102,15 +102,15 @@ impl<'a> Maker<'a> {
 /// Refuses and warns where tokens are pooled in a way that makes no sense.
 pub(crate) fn check_pooling(encoder: &Encoder, pooling: Pooling, format: LogFormat) -> Result<(), Failure> {
     match pooling {
-        Pooling::None => Err(Failure::input("--pool none gives no single vector for an image", "take --pool mean")),
+        Pooling::None => Err(Failure::input("--pool none does not give one vector per image", "use --pool mean")),
         Pooling::Class if !encoder.encoder.geometry().class_token => {
-            Err(Failure::input("the model has no class token", "take --pool mean"))
+            Err(Failure::input("the model has no class token", "use --pool mean"))
         }
         Pooling::Class if encoder.simmim => {
             say(
                 format,
                 "warning",
-                "SimMIM never supervises the class token: its features are near random; take --pool mean",
+                "SimMIM never trains the class token: its features are close to random; use --pool mean",
             );
             Ok(())
         }

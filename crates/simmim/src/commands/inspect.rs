@@ -26,8 +26,8 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         given if batch.is_multiple_of(given) => given,
         given => {
             return Err(Failure::input(
-                format!("{given} parts do not divide a batch of {batch}"),
-                "set train.accumulation to a divisor of the batch, or to 0",
+                format!("a batch of {batch} cannot be split into {given} equal parts"),
+                "set train.accumulation to a divisor of the batch size, or to 0",
             ));
         }
     };
@@ -65,13 +65,13 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     );
     println!("parameters   {parameters}");
     println!(
-        "step         {batch} images, {:.2} GFLOP ({:.2} without the exact savings)",
+        "step         {batch} images, {:.2} GFLOP ({:.2} without the exact optimisations)",
         flops as f64 / 1e9,
         plain.flops() as f64 / 1e9
     );
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     println!(
-        "memory       {:.1} MiB arena ({parts} part{} of {} images), {:.1} MiB states with moments",
+        "memory       {:.1} MiB arena ({parts} part{} of {} images), {:.1} MiB parameters, gradients and moments",
         mib(program.arena_bytes()),
         plural(parts),
         batch / parts,

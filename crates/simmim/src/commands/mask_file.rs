@@ -11,11 +11,11 @@ use std::path::Path;
 /// # Errors
 /// A file that is missing or no such array.
 pub(crate) fn read(path: &Path, spec: &MaskSpec, images: usize) -> Result<Vec<Vec<bool>>, Failure> {
-    let help = format!("give a 0/1 array of shape [{images}, {}, {}], written by numpy.save", spec.rows, spec.cols);
+    let help = format!("use a 0/1 array of shape [{images}, {}, {}] written by numpy.save", spec.rows, spec.cols);
     let fail = |what: String| Failure::input(format!("{}: {what}", path.display()), help.clone());
     let bytes =
         std::fs::read(path).map_err(|e| Failure::input(format!("{}: {e}", path.display()), "check the path"))?;
-    let parse = || NpyFile::new(&bytes[..]).map_err(|e| fail(format!("not an array file: {e}")));
+    let parse = || NpyFile::new(&bytes[..]).map_err(|e| fail(format!("not a .npy file: {e}")));
     let header = parse()?;
     let expected = [images, spec.rows, spec.cols];
     if header.shape() != expected.map(|n| n as u64) {
@@ -24,7 +24,7 @@ pub(crate) fn read(path: &Path, spec: &MaskSpec, images: usize) -> Result<Vec<Ve
     let by_columns = header.order() == Order::Fortran;
     let values = numbers(&parse).ok_or_else(|| fail("its elements are not bool, integers or floats".into()))?;
     if let Some(bad) = values.iter().find(|v| ![0.0, 1.0].contains(*v)) {
-        return Err(fail(format!("it holds {bad}, which is neither 0 nor 1")));
+        return Err(fail(format!("it contains {bad}, which is neither 0 nor 1")));
     }
     let place = |i: usize, cell: usize| {
         let (row, col) = (cell / spec.cols, cell % spec.cols);
@@ -35,10 +35,10 @@ pub(crate) fn read(path: &Path, spec: &MaskSpec, images: usize) -> Result<Vec<Ve
     let counts: Vec<usize> = masks.iter().map(|m| m.iter().filter(|&&v| v).count()).collect();
     match counts.iter().position(|&c| c != counts[0]) {
         Some(i) => {
-            let what = format!("image {i} hides {} cells and image 0 hides {}", counts[i], counts[0]);
+            let what = format!("the mask of image {i} hides {} cells, that of image 0 hides {}", counts[i], counts[0]);
             Err(Failure::input(
                 format!("{}: {what}", path.display()),
-                "hide the same number of cells of every image, or reconstruct the images one by one",
+                "hide the same number of cells in every image, or reconstruct the images one at a time",
             ))
         }
         None => Ok(masks),
@@ -117,7 +117,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.npy");
         write(&path, Order::C, &[2., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
-        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("it holds 2"));
+        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("it contains 2"));
         write(&path, Order::C, &[0., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
         assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("image 1 hides 2 cells"));
         assert!(format!("{:?}", read(&path, &spec(), 3).unwrap_err()).contains("its shape is [2, 2, 3]"));

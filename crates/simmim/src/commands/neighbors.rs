@@ -29,7 +29,7 @@ pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure>
     let (feature, own) = match &query {
         Query::Member(index) => {
             let Ok(row) = bank.images.binary_search(index) else {
-                return Err(Failure::input(format!("image #{index} could not be read"), "name another"));
+                return Err(Failure::input(format!("image #{index} could not be read"), "choose another"));
             };
             (first(&bank)?.select(&[row]), Some(row))
         }
@@ -76,13 +76,13 @@ impl Query {
             return known.map(Self::Member).ok_or_else(|| {
                 Failure::input(
                     format!("there is no image {text}"),
-                    format!("the data has {} images: give #0 to #{}", images.len(), images.len().saturating_sub(1)),
+                    format!("the data has {} images: use #0 to #{}", images.len(), images.len().saturating_sub(1)),
                 )
             });
         }
         let file = source::open(Path::new(text))?;
         if file.len() != 1 {
-            return Err(Failure::input(format!("{text} holds {} images", file.len()), "name a single image file"));
+            return Err(Failure::input(format!("{text} holds {} images", file.len()), "use a single image file"));
         }
         Ok(Self::File(file))
     }

@@ -95,7 +95,7 @@ pub(crate) fn on_interrupt() -> Arc<AtomicBool> {
 fn say_what_changes(out: &Path, recipe: &Recipe, progress: &Progress) -> Result<(), Failure> {
     let changes = Recipe::from_run(&out.join("config.toml"))?.differences(recipe);
     if !changes.is_empty() {
-        progress.say(&format!("the run goes on with other settings than before: {}", changes.join(", ")));
+        progress.say(&format!("settings changed since the last start: {}", changes.join(", ")));
     }
     Ok(())
 }
@@ -144,14 +144,16 @@ fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(
 fn probe_paths(text: &OsStr) -> Result<(PathBuf, PathBuf), Failure> {
     let shown = text.display();
     let Some(text) = text.to_str() else {
-        return Err(Failure::input(format!("{shown}: the path is not valid UTF-8"), "rename it, or give a link to it"));
+        return Err(Failure::input(format!("{shown}: the path is not valid UTF-8"), "rename it, or use a link to it"));
     };
-    let help = "write TRAIN:VAL, two paths that exist, or set probe.train_path and probe.val_path by --set";
+    let help = "write TRAIN:VAL, two paths that exist, or set probe.train_path and probe.val_path with --set";
     let parts = text.match_indices(':').map(|(at, _)| (PathBuf::from(&text[..at]), PathBuf::from(&text[at + 1..])));
     let mut known: Vec<(PathBuf, PathBuf)> = parts.clone().filter(|(a, b)| a.exists() && b.exists()).collect();
     match (known.pop(), known.is_empty()) {
         (Some(only), true) => Ok(only),
-        (Some(_), false) => Err(Failure::input(format!("--probe-data {text} can be split at several colons"), help)),
+        (Some(_), false) => {
+            Err(Failure::input(format!("--probe-data {text} is ambiguous: it splits at several colons"), help))
+        }
         (None, _) => {
             let mut parts = parts;
             let what = match (parts.next(), parts.next()) {
@@ -171,7 +173,7 @@ fn probe_paths(text: &OsStr) -> Result<(PathBuf, PathBuf), Failure> {
 pub(crate) fn absolute(path: &Path) -> Result<String, Failure> {
     let absolute = std::path::absolute(path)?;
     absolute.into_os_string().into_string().map_err(|p| {
-        Failure::input(format!("{}: the path is not valid UTF-8", p.display()), "rename it, or give a link to it")
+        Failure::input(format!("{}: the path is not valid UTF-8", p.display()), "rename it, or use a link to it")
     })
 }
 
@@ -185,7 +187,7 @@ pub(crate) fn free_folder(recipe: &str) -> PathBuf {
 pub(crate) fn warmup_warning(warmup: u64, total: u64) -> Option<String> {
     (2 * warmup > total).then(|| {
         format!(
-            "warning: the learning rate rises for {warmup} of {total} steps; set schedule.warmup_steps to a tenth of the length"
+            "warning: the warm-up takes {warmup} of {total} steps; set schedule.warmup_steps to about a tenth of the length"
         )
     })
 }
@@ -222,11 +224,11 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: boo
     let root = quoted(trainer.root());
     let skipped = trainer.skipped().len();
     if skipped > 0 {
-        progress.say(&format!("{skipped} images could not be read; {root}/skipped.txt names them"));
+        progress.say(&format!("unreadable images skipped: {skipped}; see {root}/skipped.txt"));
     }
     match summary.outcome {
         Outcome::Stopped => progress.say(&format!(
-            "stopped after step {}, everything is saved; go on with: simmim pretrain --out {root} --resume",
+            "stopped and saved after step {}; to continue: simmim pretrain --out {root} --resume",
             summary.step
         )),
         Outcome::Finished => {
@@ -240,11 +242,13 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: boo
             match timm_call(&trainer.session().config().encoder) {
                 Some(call) => println!("in timm: {call}"),
                 None => {
-                    println!("timm has no model with these position biases; the encoder's names are timm's otherwise")
+                    println!(
+                        "timm has no model with these position biases; all other names in the encoder file are timm's"
+                    )
                 }
             }
             println!("curves: {root}/curves.svg");
-            // The demonstration set has labels; whether other images have, their owner knows.
+            // The demo set has labels; only the owner knows whether other images have.
             println!("next: simmim probe --weights {root}{}", if demo { "" } else { " --data TRAIN --val VAL" });
         }
     }
@@ -259,12 +263,12 @@ fn judge(summary: &Summary, last: f32) {
             format!("{:.0} % {}", share.abs(), if share < 0.0 { "below" } else { "above" })
         };
         let compared = format!(
-            "{} the mean colour ({mean:.4}) and {} the mean of the visible neighbours ({near:.4})",
+            "{} the mean colour ({mean:.4}) and {} the mean of visible neighbours ({near:.4})",
             percent(mean),
             percent(near)
         );
         if is_near_mean_color(last, &t) {
-            println!("that is hardly better than painting hidden patches in one colour: {compared}; {REMEDY}");
+            println!("that is hardly better than filling hidden patches with one colour: {compared}; {REMEDY}");
         } else if last >= t.best() {
             println!("that is {compared}; train longer");
         } else {
@@ -273,8 +277,8 @@ fn judge(summary: &Summary, last: f32) {
     }
     if let Some(o) = summary.overfitting {
         println!(
-            "the held-out loss rose from {:.4} after step {} while the training loss fell: the model learns its images by heart; \
-             stop earlier, or take more images, a smaller model or a higher mask ratio",
+            "the held-out loss rose from {:.4} after step {} while the training loss fell: the model overfits; \
+             stop earlier, or use more images, a smaller model or a higher mask ratio",
             o.best.val, o.best.step
         );
     }

@@ -27,10 +27,16 @@ pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
     if let Some(run) = &model.run {
         match report.write(run)? {
             Written::New => {}
-            Written::Merged(rows) => say(format, "message", &format!("probe.json keeps {rows} rows of earlier probes")),
-            Written::Aside(path) => {
+            Written::Merged(rows) => {
+                say(format, "message", &format!("probe.json keeps {rows} rows from earlier probes"))
+            }
+            Written::Renamed(path) => {
                 let path = path.display();
-                say(format, "message", &format!("an earlier probe of other images, weights or settings is now {path}"));
+                say(
+                    format,
+                    "message",
+                    &format!("results of an earlier probe under other conditions are now in {path}"),
+                );
             }
         }
     }
@@ -38,8 +44,8 @@ pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
         println!("{}", report.json());
     } else {
         print!("{}", report.table());
-        println!("space and k of the neighbours, l2 and layer are chosen on training images put aside");
-        println!("* the layer that is best on `split`, a part of the training images; VAL was not looked at to choose");
+        println!("feature space, k, l2 and layer are selected on held-out training images");
+        println!("* the best layer on `split`, the held-out training images; VAL was not used to select it");
         report.verdict().iter().for_each(|sentence| println!("{sentence}"));
     }
     Ok(ExitCode::SUCCESS)
@@ -56,7 +62,7 @@ fn open(a: &Probe) -> Result<TrainAndVal, Failure> {
         return Ok((source::open(train)?, source::open(val)?));
     }
     if !weights::recipe(&a.weights)?.data.path.is_empty() {
-        return Err(Failure::input("no labelled images are named", "give --data TRAIN and --val VAL"));
+        return Err(Failure::input("labelled images are missing", "add --data TRAIN and --val VAL"));
     }
     Ok((Box::new(demo()?), Box::new(demo_held_out()?)))
 }
@@ -68,9 +74,10 @@ pub(crate) fn layers(text: &str, model: &Encoder) -> Result<Vec<Layer>, Failure>
     }
     let mut layers = Vec::new();
     for part in text.split(',') {
-        let number = part.trim().parse().map_err(|_| {
-            Failure::input(format!("`{part}` is not a layer"), "write all, or numbers such as 6,8 or -1")
-        })?;
+        let number = part
+            .trim()
+            .parse()
+            .map_err(|_| Failure::input(format!("`{part}` is not a layer"), "use all, or numbers such as 6,8 or -1"))?;
         layers.push(Layer::of(number, &model.encoder)?);
     }
     layers.sort_unstable();

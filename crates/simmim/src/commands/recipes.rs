@@ -15,7 +15,7 @@ pub(crate) fn list() -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A recipe for fine-tuning that leaves the model to the weights is shown for the model of the demonstration.
+/// A recipe for fine-tuning that leaves the model to the weights is shown for the model of the demo recipe.
 fn for_any_model(name: &str, error: TrainError) -> Result<Recipe, TrainError> {
     let model = Recipe::resolve("demo", &[])?;
     let recipe = Recipe::resolve_for(name, &[], Some(&model));

@@ -161,10 +161,10 @@ fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
     if a.accumulation > 0 && !a.batch.is_multiple_of(a.accumulation) {
         return Err(Failure::input(
             format!(
-                "--accumulation {}: a batch of {} images cannot be cut into as many equal parts",
+                "--accumulation {}: a batch of {} images cannot be split into that many equal parts",
                 a.accumulation, a.batch
             ),
-            "give a number that divides --batch, or leave the choice to the plan",
+            "use a divisor of --batch, or 0 to fit memory",
         ));
     }
     Ok(config)
@@ -198,7 +198,10 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
         println!("{result}");
     } else {
         let (batch, parts) = (a.batch, bench.parts);
-        println!("{speed:.1} images/s, {milliseconds:.1} ms a step of {batch} images ({parts} part{})", plural(parts));
+        println!(
+            "{speed:.1} images/s, {milliseconds:.1} ms per step of {batch} images ({parts} part{})",
+            plural(parts)
+        );
         let rate = |flops: u64| flops as f64 / seconds / 1e9;
         println!(
             "{:.1} GFLOP/s on {} thread{}, {}; {:.1} as model FLOPs{}",
