@@ -1,4 +1,4 @@
-//! Labelled images for training and validation, with their classes matched by name.
+//! LabelledSet images for training and validation, with their classes matched by name.
 
 use crate::error::TrainError;
 use simmim_data::Source;
@@ -8,22 +8,22 @@ use std::path::Path;
 
 /// Images with classes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Labelled {
+pub struct LabelledSet {
     /// Indices into the source of the images that have a class.
     pub images: Vec<usize>,
-    /// Class of each, an index into [`Task::classes`].
+    /// Class of each, an index into [`LabelledSets::classes`].
     pub labels: Vec<usize>,
 }
 
-/// What is to be told apart.
+/// Labelled images for training and validation, with matched classes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Task {
+pub struct LabelledSets {
     /// Names of the classes that the training images show.
     pub classes: Vec<String>,
     /// Training images.
-    pub train: Labelled,
+    pub train: LabelledSet,
     /// Validation images.
-    pub val: Labelled,
+    pub val: LabelledSet,
     /// What the user should know.
     pub warnings: Vec<String>,
 }
@@ -45,7 +45,7 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
     format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
 }
 
-impl Task {
+impl LabelledSets {
     /// Matches the classes of both by their names. `paths` name the sources in messages; an embedded set has none.
     ///
     /// # Errors
@@ -109,7 +109,7 @@ impl Task {
         // The source's order of classes: numbers stay in the order of numbers.
         let order: Vec<&str> = train.class_names().iter().map(String::as_str).filter(|n| known.contains(n)).collect();
         let number: BTreeMap<&str, usize> = order.iter().enumerate().map(|(i, &name)| (name, i)).collect();
-        let labelled = |found: &[(usize, &str)]| Labelled {
+        let labelled = |found: &[(usize, &str)]| LabelledSet {
             images: found.iter().map(|(i, _)| *i).collect(),
             labels: found.iter().map(|(_, name)| number[name]).collect(),
         };
@@ -126,7 +126,7 @@ fn same(a: Option<&Path>, b: Option<&Path>) -> bool {
     }
 }
 
-impl Labelled {
+impl LabelledSet {
     /// At most `most` images, in the proportions of the classes, spread evenly over each.
     #[must_use]
     pub fn thinned(&self, most: usize) -> Self {
@@ -250,8 +250,8 @@ mod tests {
         }
     }
 
-    fn task(train: &Names, val: &Names) -> Result<Task, String> {
-        Task::new(train, val, (Some(Path::new("train")), Some(Path::new("val")))).map_err(|e| e.to_string())
+    fn task(train: &Names, val: &Names) -> Result<LabelledSets, String> {
+        LabelledSets::new(train, val, (Some(Path::new("train")), Some(Path::new("val")))).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -260,8 +260,8 @@ mod tests {
         let val = Names::new(&["dog", "cat", "dog"], &["cat", "dog"]);
         let task = task(&train, &val).unwrap();
         assert_eq!(task.classes, ["ant", "cat", "dog"]);
-        assert_eq!(task.train, Labelled { images: vec![0, 1, 3, 4], labels: vec![2, 0, 1, 2] });
-        assert_eq!(task.val, Labelled { images: vec![0, 1, 2], labels: vec![2, 1, 2] });
+        assert_eq!(task.train, LabelledSet { images: vec![0, 1, 3, 4], labels: vec![2, 0, 1, 2] });
+        assert_eq!(task.val, LabelledSet { images: vec![0, 1, 2], labels: vec![2, 1, 2] });
         assert!(task.warnings[0].contains("val has no images of these classes: ant"), "{:?}", task.warnings);
         assert!(task.warnings[1].contains("train: 1 of 5 images have no class"), "{:?}", task.warnings);
     }
@@ -327,7 +327,7 @@ mod tests {
     #[test]
     fn thinning_keeps_the_proportions() {
         let labels: Vec<usize> = (0..100).map(|i| usize::from(i % 4 == 0)).collect();
-        let thin = Labelled { images: (0..100).collect(), labels }.thinned(20);
+        let thin = LabelledSet { images: (0..100).collect(), labels }.thinned(20);
         assert_eq!((thin.images.len(), thin.labels.iter().sum::<usize>()), (20, 5));
         assert_eq!(thin.thinned(50), thin);
     }

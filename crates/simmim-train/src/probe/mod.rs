@@ -10,7 +10,7 @@ pub mod linear;
 mod report;
 pub mod space;
 
-pub use labels::{Labelled, Split, Task, folds, split};
+pub use labels::{LabelledSet, LabelledSets, Split, folds, split};
 pub use report::{Kind, KnnScore, LinearScore, Report, Row, Written};
 pub use space::Space;
 

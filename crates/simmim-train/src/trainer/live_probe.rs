@@ -4,7 +4,7 @@ use super::Session;
 use crate::error::TrainError;
 use crate::features::{EncoderProgram, Layer, Matrix, Pooling, for_batches};
 use crate::probe::knn::{accuracies, nearest, normalised};
-use crate::probe::{Labelled, Task};
+use crate::probe::{LabelledSet, LabelledSets};
 use crate::recipe::Recipe;
 use simmim_data::source::open;
 use simmim_data::{DataError, Source, Transform};
@@ -20,7 +20,7 @@ const K: usize = 20;
 /// depends on it.
 pub struct LiveProbe {
     sources: [Box<dyn Source>; 2],
-    sets: [Labelled; 2],
+    sets: [LabelledSet; 2],
     classes: usize,
     layer: Layer,
     transform: Transform,
@@ -41,7 +41,7 @@ impl LiveProbe {
     /// settled ([`super::settle`]).
     ///
     /// # Errors
-    /// As [`Task::new`], and for a layer that the encoder lacks.
+    /// As [`LabelledSets::new`], and for a layer that the encoder lacks.
     pub fn open(recipe: &Recipe, threads: usize) -> Result<Option<Self>, TrainError> {
         let p = &recipe.probe;
         if p.train_path.is_empty() && p.val_path.is_empty() {
@@ -49,7 +49,7 @@ impl LiveProbe {
         }
         let paths = [Path::new(&p.train_path), Path::new(&p.val_path)];
         let sources = [open(paths[0])?, open(paths[1])?];
-        let task = Task::new(&*sources[0], &*sources[1], (Some(paths[0]), Some(paths[1])))?;
+        let sets = LabelledSets::new(&*sources[0], &*sources[1], (Some(paths[0]), Some(paths[1])))?;
         let encoder = recipe.simmim_config()?.encoder;
         let layer = match p.layer {
             0 => Layer::Block((2 * encoder.depth()).div_ceil(3)),
@@ -59,14 +59,14 @@ impl LiveProbe {
         let threads = if threads == 0 { cores() } else { threads };
         Ok(Some(Self {
             sources,
-            sets: [task.train.thinned(p.images), task.val.thinned(p.images)],
-            classes: task.classes.len(),
+            sets: [sets.train.thinned(p.images), sets.val.thinned(p.images)],
+            classes: sets.classes.len(),
             layer,
             transform: recipe.transform(),
             threads,
             pool: Pool::new(threads),
             program: None,
-            warnings: task.warnings,
+            warnings: sets.warnings,
         }))
     }
 

@@ -10,20 +10,20 @@ use crate::meter::say;
 use simmim_data::{Source, demo, demo_held_out, source};
 use simmim_models::ParameterSpec;
 use simmim_train::features::{Features, Layer, Matrix, Pooling, pixels};
-use simmim_train::probe::{Kind, Labelled, Methods, Prober, Report, Task, Written, pixel_transform};
+use simmim_train::probe::{Kind, LabelledSet, LabelledSets, Methods, Prober, Report, Written, pixel_transform};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
     weights::recipe(&a.weights)?;
     let (train, val) = open(a)?;
-    let task = Task::new(&*train, &*val, (a.data.as_deref(), a.val.as_deref()))?;
-    task.warnings.iter().for_each(|w| say(format, "warning", w));
+    let sets = LabelledSets::new(&*train, &*val, (a.data.as_deref(), a.val.as_deref()))?;
+    sets.warnings.iter().for_each(|w| say(format, "warning", w));
     let model = weights::encoder(&a.weights, &*train)?;
     model.announce(format);
     let layers = layers(&a.layers, &model)?;
     check_pooling(&model, a.pool.pooling(), format)?;
     let sweep = Sweep { a, format, model: &model, layers: &layers, train: &*train, val: &*val };
-    let report = sweep.report(task)?;
+    let report = sweep.report(sets)?;
     if let Some(run) = &model.run {
         match report.write(run)? {
             Written::New => {}
@@ -96,20 +96,20 @@ struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    fn report(&self, task: Task) -> Result<Report, Failure> {
+    fn report(&self, sets: LabelledSets) -> Result<Report, Failure> {
         let a = self.a;
         let trained = self.features(&self.model.tensors, TRAINED)?;
-        let (train, train_rows) = readable(&task.train, &trained.0);
-        let (val, val_rows) = readable(&task.val, &trained.1);
+        let (train, train_rows) = readable(&sets.train, &trained.0);
+        let (val, val_rows) = readable(&sets.val, &trained.1);
         let methods = Methods { knn: a.method != Method::Linear, linear: a.method != Method::Knn };
-        let classes = task.classes.len();
+        let classes = sets.classes.len();
         let prober =
             Prober::new(a.weights.device.threads, methods, classes, train.labels.clone(), val.labels.clone(), a.seed)?;
         let pixel_transform = pixel_transform(&self.model.recipe.transform());
         let mut report = Report {
             weights: a.weights.weights.display().to_string(),
             pool: if a.pool.pooling() == Pooling::Class { "cls" } else { "mean" }.into(),
-            classes: task.classes,
+            classes: sets.classes,
             train_images: train.images.len(),
             val_images: val.images.len(),
             pixel_size: pixel_transform.size,
@@ -128,7 +128,7 @@ impl Sweep<'_> {
         };
         if !a.no_baselines {
             let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-            let of = |source: &dyn Source, labelled: &Labelled| -> Result<Matrix, Failure> {
+            let of = |source: &dyn Source, labelled: &LabelledSet| -> Result<Matrix, Failure> {
                 let features = pixels(source, &labelled.images, &pixel_transform, threads)?;
                 Ok(features.layers.into_iter().next().unwrap_or_default())
             };
@@ -161,8 +161,8 @@ impl Sweep<'_> {
 }
 
 /// The labelled images that could be read, and their rows among the features.
-fn readable(labelled: &Labelled, features: &Features) -> (Labelled, Vec<usize>) {
-    let (mut kept, mut rows) = (Labelled::default(), Vec::new());
+fn readable(labelled: &LabelledSet, features: &Features) -> (LabelledSet, Vec<usize>) {
+    let (mut kept, mut rows) = (LabelledSet::default(), Vec::new());
     for (&image, &label) in labelled.images.iter().zip(&labelled.labels) {
         if let Ok(row) = features.images.binary_search(&image) {
             kept.images.push(image);
