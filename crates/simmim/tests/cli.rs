@@ -29,7 +29,7 @@ const SHORT: &str = "--set train.batch_size=16 --set validate.images=16 --set lo
 #[test]
 fn a_run_leaves_what_the_readme_says_and_its_loss_falls() {
     let place = tempfile::tempdir().unwrap();
-    let out = simmim(place.path(), &format!("pretrain --out run --steps 30 {SHORT}"));
+    let out = simmim(place.path(), &format!("pretrain --out run --steps 30 {SHORT} --set schedule.warmup_steps=60"));
     assert!(out.status.success(), "{}", errors(&out));
     assert!(errors(&out).contains("the warm-up takes 60 of 30 steps"), "{}", errors(&out));
     let run = place.path().join("run");
@@ -132,7 +132,9 @@ fn a_run_among_its_images_is_no_data_and_transparency_is_told_once() {
     let place = tempfile::tempdir().unwrap();
     photos(&place.path().join("photos"), 4);
     let small = "--set model.image_size=8 --set model.patch_size=4 --set simmim.mask_patch=4 --set model.embed_dim=32";
-    let run = format!("pretrain --data photos --out photos/run --steps 6 {SHORT} {small} --set train.batch_size=8");
+    let run = format!(
+        "pretrain --recipe demo --data photos --out photos/run --steps 6 {SHORT} {small} --set train.batch_size=8"
+    );
     let first = simmim(place.path(), &run);
     assert!(first.status.success(), "{}", errors(&first));
     assert!(!errors(&first).contains("passed over"), "{}", errors(&first));
