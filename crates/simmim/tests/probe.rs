@@ -59,14 +59,14 @@ fn a_probe_rates_every_layer_and_the_baselines_and_keeps_the_features() {
     // The second time nothing is computed, and damage is noticed and made good.
     let (again, told) = good(place.path(), arguments);
     assert_eq!(again, table);
-    assert_eq!(told.matches("kept from before").count(), 4, "{told}");
+    assert_eq!(told.matches("from the cache").count(), 4, "{told}");
     let kept = std::fs::read_dir(run.join("features")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&kept).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&kept, bytes).unwrap();
     let (again, told) = good(place.path(), arguments);
-    assert_eq!((again, told.matches("kept from before").count()), (table, 3), "{told}");
+    assert_eq!((again, told.matches("from the cache").count()), (table, 3), "{told}");
 
     // A changed image is new data.
     squares(&place.path().join("val"), &[("light", 215)], 5);
@@ -124,7 +124,7 @@ fn a_run_on_the_demonstration_set_is_probed_on_it_and_other_runs_want_paths() {
     let (json, _) = good(place.path(), "probe --weights run --method knn --layers 1 --no-baselines --json");
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((json["train_images"].as_u64(), json["val_images"].as_u64()), (Some(6000), Some(1000)));
-    good(place.path(), &format!("pretrain --out other --steps 1 {SHORT} --data {T10K}"));
+    good(place.path(), &format!("pretrain --recipe demo --out other --steps 1 {SHORT} --data {T10K}"));
     let out = simmim(place.path(), "probe --weights other");
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("add --data TRAIN and --val VAL"));
@@ -228,8 +228,8 @@ fn features_go_to_tables_with_path_label_and_vector() {
         assert!(vector.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-5 * b.abs().max(1.0)), "{vector:?}");
     }
     for (arguments, message) in [
-        ("--out f.txt", "the name says no format"),
-        ("--out f2.csv --pool none", "a table has one vector a row"),
+        ("--out f.txt", "the name does not end in a known format"),
+        ("--out f2.csv --pool none", "a table has one vector per image"),
         ("--out f2.csv --set data.max_errors=0", "more than the 0 allowed"),
     ] {
         let out = simmim(place.path(), &format!("embed --weights run --data data {arguments}"));
