@@ -1,6 +1,7 @@
 //! Trainings that get nowhere: a held-out loss that stays at that of one colour, a training loss that doubles.
 
 use crate::metrics::Record;
+use crate::recipe::{PositionInitKind, Recipe, WeightInitKind};
 use crate::trivial::TrivialLosses;
 
 /// A held-out loss above this share of the mean colour's has learnt next to nothing.
@@ -13,9 +14,18 @@ const STILL: f32 = 0.03;
 /// batch may hold hard images.
 const FACTOR: f32 = 2.0;
 
-/// What helps against a plateau: measured in docs/results.md.
-pub const REMEDY: &str =
-    "start again with model.position_init=\"sincos\", model.weight_init=\"xavier\" and a smaller train.batch_size";
+/// What helps against a plateau, measured in docs/results.md: other initial values where the recipe has not got them yet.
+#[must_use]
+pub fn remedy(recipe: &Recipe) -> &'static str {
+    let model = &recipe.model;
+    let started =
+        model.position_init == Some(PositionInitKind::Sincos) && model.weight_init == Some(WeightInitKind::Xavier);
+    if started || model.depths.is_some() {
+        "train longer, with a smaller train.batch_size: short runs want steps more than images"
+    } else {
+        "start again with model.position_init=\"sincos\", model.weight_init=\"xavier\" and a smaller train.batch_size"
+    }
+}
 
 /// Looks for both faults in the lines of a run's metrics, and tells each once.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -24,9 +34,22 @@ pub struct Plateau {
     lowest: Option<(u64, f32)>,
     was_high: bool,
     told: [bool; 2],
+    remedy: &'static str,
 }
 
 impl Plateau {
+    /// For a run by this recipe.
+    #[must_use]
+    pub fn of(recipe: &Recipe) -> Self {
+        Self { remedy: remedy(recipe), ..Self::default() }
+    }
+
+    /// What would help this run.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        self.remedy
+    }
+
     /// Goes on with a line; returns what there is to warn of.
     pub fn add(&mut self, record: &Record, trivial: Option<&TrivialLosses>) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -40,7 +63,8 @@ impl Plateau {
             let val = self.held_out.last().map_or(f32::NAN, |last| last.1);
             warnings.push(format!(
                 "the held-out loss {val:.4} has been near that of the mean colour, {mean_color:.4}, since step {since}: the model \
-                 paints hidden patches in one colour; {REMEDY}"
+                 paints hidden patches in one colour; {}",
+                self.remedy
             ));
         }
         if record.loss.is_finite() {

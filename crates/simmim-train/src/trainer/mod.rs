@@ -216,6 +216,7 @@ impl<T: Task> Trainer<T> {
         let mut guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
         guard.restore(&at.recent_losses);
         let (rollbacks, step, best, given_weights) = (at.rollbacks, at.step, at.best, false);
+        let plateau = Plateau::of(&recipe);
         Ok(Self {
             recipe,
             run,
@@ -232,7 +233,7 @@ impl<T: Task> Trainer<T> {
             given_weights,
             trivial: None,
             curve,
-            plateau: Plateau::default(),
+            plateau,
             transparency_told: false,
         })
     }
@@ -276,6 +277,12 @@ impl<T: Task> Trainer<T> {
     #[must_use]
     pub fn warmup_steps(&self) -> u64 {
         self.schedule.warmup_steps
+    }
+
+    /// What would help a run whose loss stays at that of one colour.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        self.plateau.remedy()
     }
 
     /// The run folder.

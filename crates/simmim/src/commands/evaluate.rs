@@ -7,10 +7,10 @@
 )]
 
 use crate::arguments::Evaluate;
-use crate::commands::write_file;
+use crate::commands::{open_images, write_file};
 use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
-use simmim_data::{LabelledSource, Source, demo_held_out, source};
+use simmim_data::{LabelledSource, Source, demo_held_out};
 use simmim_train::Classifier;
 use simmim_train::classify::{ClassifierFile, Scores, confusion_csv, draw_confusion};
 use std::path::Path;
@@ -30,7 +30,7 @@ pub(crate) fn load(weights: &Path, device: &DeviceArguments) -> Result<(Classifi
 pub(crate) fn run(a: &Evaluate) -> Result<ExitCode, Failure> {
     let (file, mut classifier) = load(&a.weights, &a.device)?;
     let (images, path): (Arc<dyn Source>, &Path) = match &a.data {
-        Some(path) => (source::open(path)?.into(), path),
+        Some(path) => (open_images(path)?.into(), path),
         None => (Arc::new(demo_held_out()?), Path::new("the demo set")),
     };
     let labelled = LabelledSource::with_classes(images, path, &file.classes)?;

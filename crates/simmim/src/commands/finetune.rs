@@ -3,9 +3,9 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{Finetune, LogFormat, StartOf};
-use crate::commands::parse_size;
-use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt, said_of_runs};
+use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt};
 use crate::commands::weights::{self, Pretrained};
+use crate::commands::{parse_size, said_of_runs};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;

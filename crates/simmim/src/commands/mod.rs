@@ -21,6 +21,7 @@ pub(crate) mod selftest;
 pub(crate) mod weights;
 
 use crate::diagnostics::Failure;
+use simmim_data::{Source, source};
 use std::path::Path;
 
 /// `224` or `192x256`: height and width.
@@ -34,6 +35,31 @@ pub(crate) fn parse_size(text: &str) -> Result<(usize, usize), Failure> {
             "use a side such as 224, or HEIGHTxWIDTH such as 192x256",
         )),
     }
+}
+
+/// Opens the images at a path, and warns of folders among them that hold runs.
+pub(crate) fn open_images(path: &Path) -> Result<Box<dyn Source>, Failure> {
+    let images = source::open(path)?;
+    warn_of_runs(&*images);
+    Ok(images)
+}
+
+/// Warns of folders among images that hold runs.
+#[allow(clippy::print_stderr, reason = "warnings go to standard error")]
+pub(crate) fn warn_of_runs(images: &dyn Source) {
+    said_of_runs(&[images]).into_iter().for_each(|text| eprintln!("warning: {text}"));
+}
+
+/// Names the folders among the images that hold runs, once each.
+pub(crate) fn said_of_runs(images: &[&dyn Source]) -> Option<String> {
+    let mut folders: Vec<String> = images.iter().flat_map(|images| images.passed_over()).collect();
+    folders.sort();
+    folders.dedup();
+    let what = match folders.len() {
+        1 => "a folder among the images holds a run and is".to_owned(),
+        count => format!("{count} folders among the images hold runs and are"),
+    };
+    (!folders.is_empty()).then(|| format!("{what} passed over: {}", folders.join(", ")))
 }
 
 /// Refuses a path that no file can be written to, before any work is done for it.

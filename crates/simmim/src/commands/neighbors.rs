@@ -4,7 +4,7 @@
 
 use crate::arguments::{LogFormat, Neighbors};
 use crate::commands::features::{Maker, TRAINED, check_pooling};
-use crate::commands::{check_output, weights};
+use crate::commands::{check_output, open_images, weights};
 use crate::diagnostics::Failure;
 use simmim_data::{Source, source};
 use simmim_engine::host::Pool;
@@ -17,7 +17,7 @@ use std::process::ExitCode;
 pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure> {
     check_output(&a.out)?;
     weights::recipe(&a.weights)?;
-    let images = source::open(&a.data)?;
+    let images = open_images(&a.data)?;
     let query = Query::open(&a.query, &*images)?;
     let model = weights::encoder(&a.weights, &*images)?;
     model.announce(format);

@@ -8,15 +8,14 @@
 
 use crate::arguments::Predict;
 use crate::commands::evaluate::load;
-use crate::commands::{check_output, write_file};
+use crate::commands::{check_output, open_images, write_file};
 use crate::diagnostics::Failure;
-use simmim_data::source;
 use simmim_train::classify::softmax;
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Predict) -> Result<ExitCode, Failure> {
     let (file, mut classifier) = load(&a.weights, &a.device)?;
-    let images = source::open(&a.data)?;
+    let images = open_images(&a.data)?;
     check_output(&a.out)?;
     let mut table = csv::Writer::from_writer(Vec::new());
     let mut written = table.write_record(["file", "class", "probability"]);

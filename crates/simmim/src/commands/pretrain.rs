@@ -3,16 +3,15 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{LogFormat, Pretrain};
-use crate::commands::quoted;
 use crate::commands::weights::{self, Given};
+use crate::commands::{quoted, said_of_runs};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
 use crate::progress::Progress;
-use simmim_data::Source;
 use simmim_models::weights::timm_call;
 use simmim_train::pace::seconds_per_step;
-use simmim_train::plateau::{REMEDY, is_near_mean_color};
+use simmim_train::plateau::is_near_mean_color;
 use simmim_train::recipe::Choice;
 use simmim_train::{
     Event, LiveProbe, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
@@ -63,18 +62,6 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     progress.finish();
     conclude(&trainer, &summary, &progress, demo);
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
-}
-
-/// Names the folders among the images that hold runs, once each.
-pub(crate) fn said_of_runs(images: &[&dyn Source]) -> Option<String> {
-    let mut folders: Vec<String> = images.iter().flat_map(|images| images.passed_over()).collect();
-    folders.sort();
-    folders.dedup();
-    let what = match folders.len() {
-        1 => "a folder among the images holds a run and is".to_owned(),
-        count => format!("{count} folders among the images hold runs and are"),
-    };
-    (!folders.is_empty()).then(|| format!("{what} passed over: {}", folders.join(", ")))
 }
 
 /// Is set by the first Ctrl-C; the second one ends the process.
@@ -236,7 +223,7 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: boo
             let earlier = earlier.map(|(step, v)| format!(" ({v:.4} after step {step})")).unwrap_or_default();
             if let Some(last) = summary.val_loss {
                 println!("held-out loss {last:.4} after step {}{earlier}", summary.step);
-                judge(summary, last);
+                judge(summary, last, trainer.remedy());
             }
             println!("pictures: {root}/reconstructions; encoder: {root}/encoder.safetensors");
             match timm_call(&trainer.session().config().encoder) {
@@ -255,7 +242,7 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: boo
 }
 
 /// Whether the loss is what a model that learns should have.
-fn judge(summary: &Summary, last: f32) {
+fn judge(summary: &Summary, last: f32, remedy: &str) {
     if let Some(t) = summary.trivial {
         let (mean, near) = (t.mean_color, t.visible_neighbors);
         let percent = |trivial: f32| {
@@ -268,7 +255,7 @@ fn judge(summary: &Summary, last: f32) {
             percent(near)
         );
         if is_near_mean_color(last, &t) {
-            println!("that is hardly better than filling hidden patches with one colour: {compared}; {REMEDY}");
+            println!("that is hardly better than filling hidden patches with one colour: {compared}; {remedy}");
         } else if last >= t.best() {
             println!("that is {compared}; train longer");
         } else {

@@ -4,10 +4,11 @@
 
 use crate::arguments::{LogFormat, Method, Probe};
 use crate::commands::features::{Maker, RANDOM, TRAINED, check_pooling};
+use crate::commands::open_images;
 use crate::commands::weights::{self, Encoder};
 use crate::diagnostics::Failure;
 use crate::meter::say;
-use simmim_data::{Source, demo, demo_held_out, source};
+use simmim_data::{Source, demo, demo_held_out};
 use simmim_models::ParameterSpec;
 use simmim_train::features::{Features, Layer, Matrix, Pooling, pixels};
 use simmim_train::probe::{Kind, LabelledSet, LabelledSets, Methods, Prober, Report, Written, pixel_transform};
@@ -59,7 +60,7 @@ type TrainAndValFeatures = (Features, Features, String);
 
 fn open(a: &Probe) -> Result<TrainAndVal, Failure> {
     if let (Some(train), Some(val)) = (&a.data, &a.val) {
-        return Ok((source::open(train)?, source::open(val)?));
+        return Ok((open_images(train)?, open_images(val)?));
     }
     if !weights::recipe(&a.weights)?.data.path.is_empty() {
         return Err(Failure::input("labelled images are missing", "add --data TRAIN and --val VAL"));

@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::Reconstruct;
-use crate::commands::{check_output, mask_file, weights};
+use crate::commands::{check_output, mask_file, warn_of_runs, weights};
 use crate::device;
 use crate::diagnostics::Failure;
 use simmim_data::{MaskSpec, load_centered, mask, source};
@@ -23,6 +23,7 @@ pub(crate) fn run(a: &Reconstruct) -> Result<ExitCode, Failure> {
         model.recipe.data.val_path = model.recipe.data.path.clone();
     }
     let data = open_data(&model.recipe)?;
+    warn_of_runs(&*data.train);
     model.recipe.fix_statistics(&*data.train)?;
     let transform = model.recipe.transform();
     let labels: Vec<Option<usize>> = (0..data.held_out.len()).map(|i| data.held_out.label(i)).collect();

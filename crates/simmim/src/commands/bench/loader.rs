@@ -3,17 +3,17 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{BenchLoader, LogFormat};
-use crate::commands::parse_size;
+use crate::commands::{open_images, parse_size};
 use crate::diagnostics::Failure;
 use crate::meter::{plural, warn_unreadable};
-use simmim_data::{CacheConfig, CacheKind, Loader, LoaderConfig, Position, Source, Transform, demo, source};
+use simmim_data::{CacheConfig, CacheKind, Loader, LoaderConfig, Position, Source, Transform, demo};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub(crate) fn run(a: &BenchLoader, format: LogFormat) -> Result<ExitCode, Failure> {
     let images: Arc<dyn Source> = match &a.data {
-        Some(path) => source::open(path)?.into(),
+        Some(path) => open_images(path)?.into(),
         None => Arc::new(demo()?),
     };
     let threads = if a.threads == 0 { std::thread::available_parallelism()?.get() } else { a.threads };

@@ -6,11 +6,11 @@ mod npy;
 mod table;
 
 use crate::arguments::{Embed, LogFormat};
-use crate::commands::{check_output, weights};
+use crate::commands::{check_output, open_images, weights};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::{Meter, warn_unreadable};
-use simmim_data::{Source, source};
+use simmim_data::Source;
 use simmim_files::AtomicFile;
 use simmim_train::features::{Extractor, Layer, Pooling};
 use std::path::Path;
@@ -39,7 +39,7 @@ pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
     let kind = Kind::of(a)?;
     check_output(&a.out)?;
     weights::recipe(&a.weights)?;
-    let images = source::open(&a.data)?;
+    let images = open_images(&a.data)?;
     let model = weights::encoder(&a.weights, &*images)?;
     model.announce(format);
     let layer = Layer::of(a.layer, &model.encoder)?;
