@@ -229,7 +229,7 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("pretrain --out x --set simmim.mask_patch=6", "not a multiple of the patch"),
         ("pretrain --out x --weights missing.safetensors", "missing.safetensors"),
         ("pretrain --out x --resume", "this folder holds no run"),
-        ("pretrain --out x --device cuda:0", "no device `cuda:0`"),
+        ("pretrain --out x --device tpu:0", "no device `tpu:0`"),
         ("pretrain --out x --resume --recipe demo", "cannot be used with"),
         ("pretrain --out x --minutes 0", "a positive number of minutes"),
         ("pretrain --out x --minutes 1e-9", "do not suffice for one step"),
