@@ -124,21 +124,9 @@ impl Step {
     }
 }
 
-/// Largest errors that pass.
-struct Limits {
-    gradient: f64,
-    norm: f32,
-    ten_steps: f64,
-}
-
-/// Cosine attention magnifies rounding, and differences near zero flip their L1 gradients: on the fixtures of version 2 PyTorch's own
-/// single precision is off its double precision by 1.8e-4 in gradients, 6e-2 in their norm and 1.8e-4 after ten steps.
-fn limits(name: &str) -> Limits {
-    if name.starts_with("swinv2") {
-        Limits { gradient: 4e-4, norm: 8e-2, ten_steps: 4e-4 }
-    } else {
-        Limits { gradient: 1e-5, norm: 5e-3, ten_steps: 1e-4 }
-    }
+/// The largest error of a gradient that passes. Cosine attention magnifies rounding: it divides by the lengths of short vectors.
+fn gradient_limit(name: &str) -> f64 {
+    if name.starts_with("swinv2") { 2e-5 } else { 1e-5 }
 }
 
 /// The largest error with the name it belongs to.
@@ -161,7 +149,7 @@ fn loss_prediction_and_gradients_are_pytorchs() {
             (p.name.clone(), relative_error(&found, &fixture.floats[&format!("grad.{}", p.name)].1))
         });
         let (tensor, error) = worst(errors.collect::<Vec<_>>());
-        assert!(error < limits(name).gradient, "{name} {variant:?}: gradient of {tensor} is off by {error:e}");
+        assert!(error < gradient_limit(name), "{name} {variant:?}: gradient of {tensor} is off by {error:e}");
     }
 }
 
@@ -186,26 +174,22 @@ fn check_prediction(fixture: &Fixture, step: &mut Step, name: &str) {
 
 #[test]
 fn ten_clipped_adamw_steps_are_pytorchs() {
-    // On that fixture PyTorch's own single precision leaves its double precision: after ten steps the loss is off by 1e-3.
-    for name in MODELS.into_iter().filter(|name| *name != "swinv2_window6_normalized") {
+    for name in MODELS {
         let fixture = Fixture::load(name);
         let mut step = Step::new(&fixture, Variant::Fast);
         for t in 0..10 {
             let loss = step.loss(&fixture);
             let truth = fixture.floats["losses10"].1[t];
             assert!((loss / truth - 1.0).abs() < 1e-4, "{name}: loss of step {t} is {loss}, expected {truth}");
-            let input = step.adamw.step_input(1e-3, t as u64 + 1);
+            let lr = fixture.config["lr"].as_f64().unwrap_or(1e-3);
+            let input = step.adamw.step_input(lr, t as u64 + 1);
             step.executor.write(step.executor.input(step.update, STEP).unwrap(), &input).unwrap();
             step.executor.run(step.update).unwrap();
             let mut norm = [0.0];
             step.executor.read(step.executor.output(step.update, GRADIENT_NORM).unwrap(), &mut norm).unwrap();
             let truth = fixture.floats["grad_norms10"].1[t];
             // A difference that rounding moves across zero flips its whole L1 gradient, so the norm is less smooth than the loss.
-            assert!(
-                (norm[0] / truth - 1.0).abs() < limits(name).norm,
-                "{name}: norm of step {t} is {}, expected {truth}",
-                norm[0]
-            );
+            assert!((norm[0] / truth - 1.0).abs() < 5e-3, "{name}: norm of step {t} is {}, expected {truth}", norm[0]);
         }
         let parameters = step.parameters.clone();
         let errors = parameters.iter().filter(|p| p.used).map(|p| {
@@ -219,7 +203,7 @@ fn ten_clipped_adamw_steps_are_pytorchs() {
             (p.name.clone(), relative_error(&found, truth))
         });
         let (tensor, error) = worst(errors.collect::<Vec<_>>());
-        assert!(error < limits(name).ten_steps, "{name}: {tensor} is off by {error:e} after ten steps");
+        assert!(error < 1e-4, "{name}: {tensor} is off by {error:e} after ten steps");
     }
 }
 
