@@ -22,7 +22,8 @@ pub struct Case {
     pub build: fn(&mut Stream) -> Graph,
 }
 
-/// Random contents for the inputs of a graph; inputs named `positive...` hold no negative numbers.
+/// Random contents for the inputs of a graph; inputs named `positive...` hold no negative numbers,
+/// those named `large...` numbers around 5, on both sides of the clamp of cosine attention.
 #[must_use]
 pub fn random_inputs(graph: &Graph, stream: &mut Stream) -> HashMap<String, Tensor> {
     graph
@@ -30,7 +31,11 @@ pub fn random_inputs(graph: &Graph, stream: &mut Stream) -> HashMap<String, Tens
         .map(|(_, v)| {
             let mut draw = || {
                 let z = f64::from(stream.normal() as f32);
-                if v.name.starts_with("positive") { z.abs() } else { z }
+                match v.name.split(' ').next() {
+                    Some("positive") => z.abs(),
+                    Some("large") => z + 5.0,
+                    _ => z,
+                }
             };
             let data = (0..v.ty.len()).map(|_| draw()).collect();
             (v.name.clone(), Tensor::floats(v.ty.shape.clone(), data))
@@ -248,7 +253,7 @@ fn cosine_shape(b: &mut Builder<'_>) -> (usize, [usize; 3]) {
 fn cosine_heads(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let (heads, shape) = cosine_shape(&mut b);
-    let inputs = [b.input("qkv", &shape), b.input("scale", &[heads, 1, 1])];
+    let inputs = [b.input("qkv", &shape), b.input("large scale", &[heads, 1, 1])];
     b.finish(CosineHeads { heads }, &inputs)
 }
 
@@ -257,7 +262,7 @@ fn cosine_heads_grad(s: &mut Stream) -> Graph {
     let (heads, shape) = cosine_shape(&mut b);
     let mut inputs = vec![b.input("g", &shape), b.input("y", &shape)];
     inputs.push(b.input("positive rnorm", &[shape[0] * shape[1], 2, heads]));
-    inputs.extend([b.input("scale", &[heads, 1, 1]), b.input("gscale", &[heads, 1, 1])]);
+    inputs.extend([b.input("large scale", &[heads, 1, 1]), b.input("gscale", &[heads, 1, 1])]);
     b.finish(CosineHeadsGrad { heads }, &inputs)
 }
 

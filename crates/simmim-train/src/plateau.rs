@@ -114,7 +114,7 @@ mod tests {
 
     /// The warnings of a run measured every 100 steps.
     fn warned(values: &[f32]) -> Vec<(u64, String)> {
-        let mut plateau = Plateau::default();
+        let mut plateau = Plateau { remedy: "start with sincos", ..Plateau::default() };
         let line = |(i, v): (usize, &f32)| {
             let step = 100 * (i as u64 + 1);
             plateau
@@ -134,6 +134,15 @@ mod tests {
         assert!(
             found[0].1.contains("0.2529") && found[0].1.contains("since step 200") && found[0].1.contains("sincos")
         );
+    }
+
+    #[test]
+    fn the_remedy_is_none_that_the_recipe_has_already() {
+        let recipe = |name: &str| Recipe::resolve(name, &[]).unwrap();
+        assert!(remedy(&recipe("official_vit_base_patch16")).contains("sincos"));
+        for started in ["small_images_64", "swin_small_images_64"] {
+            assert!(remedy(&recipe(started)).contains("train longer"), "{started}");
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ fn with_fate<'a>(found: &'a Value, fate: &str) -> Vec<&'a str> {
 
 #[test]
 fn inspect_says_what_a_file_is_and_what_becomes_of_each_tensor() {
-    let official = inspect(&fixture("official_pretrain"), "");
+    let official = inspect(&fixture("official_pretrain/ckpt_epoch_99.pth"), "");
     assert_eq!(official["dialect"], "microsoft/SimMIM");
     assert_eq!((&official["taken"], &official["model"]["num_heads"]), (&Value::from("model"), &Value::from(2)));
     assert!(official["training"][0].as_str().unwrap().contains("simmim_pretrain"), "{official}");
@@ -56,7 +56,9 @@ fn inspect_says_what_a_file_is_and_what_becomes_of_each_tensor() {
     let other = inspect(&fixture("timm_vit"), "--recipe demo --set model.channels=1");
     assert_eq!(with_fate(&other, "drawn afresh"), ["encoder.mask_token", "decoder.0.weight", "decoder.0.bias"]);
     assert!(with_fate(&other, "carried over").contains(&"encoder.pos_embed"));
-    let text = good(Path::new("."), &format!("inspect --weights {}", fixture("timm_checkpoint").display())).0;
+    let text =
+        good(Path::new("."), &format!("inspect --weights {}", fixture("timm_checkpoint/model_best.pth.tar").display()))
+            .0;
     assert!(text.contains("`state_dict_ema` (averaged weights) is taken, `state_dict` not"), "{text}");
 }
 
@@ -143,7 +145,7 @@ fn bad_files_are_refused_in_words_and_nothing_in_them_runs() {
         .unwrap();
     std::fs::write(here.join("page.pth"), "<!DOCTYPE html><html></html>").unwrap();
     for (weights, message) in [
-        ("command", "it holds no tensors under model"),
+        ("command/command.pth", "it holds no tensors under model"),
         ("hf_vit_mim", "model-00002-of-00003.safetensors"),
         ("hf_vit", "config.json contradicts the tensors: it says width 24, the tensors 16"),
         ("cut.pth", "not a whole PyTorch checkpoint"),
