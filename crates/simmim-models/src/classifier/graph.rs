@@ -15,7 +15,7 @@ pub struct ClassifierBuild {
     pub batch: usize,
     /// With a loss against `targets`: the runs whose gradients are added up to one step, by which the loss is divided.
     pub accumulation: Option<usize>,
-    /// Whether drop path is active (the inputs of [`crate::VitConfig::branches`]).
+    /// Whether drop path is active (the inputs of [`crate::Encoder::branches`]).
     pub train: bool,
     /// Whether the moving averages of the parameters are read instead of the parameters.
     pub average: bool,

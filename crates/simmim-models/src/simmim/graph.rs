@@ -30,7 +30,7 @@ pub struct Build {
     pub variant: Variant,
     /// Runs whose gradients are added up to one step; the loss is divided by it.
     pub accumulation: usize,
-    /// Whether drop path is active (the inputs of [`crate::VitConfig::branches`]).
+    /// Whether drop path is active (the inputs of [`crate::Encoder::branches`]).
     pub train: bool,
     /// Whether `prediction` and `target` are readable.
     pub outputs: bool,
