@@ -250,6 +250,13 @@ fn cosine_shape(b: &mut Builder<'_>) -> (usize, [usize; 3]) {
     (heads, [b.size(3), b.size(90), 3 * heads * b.size(40)])
 }
 
+fn cast(s: &mut Stream) -> Graph {
+    let mut b = builder(s);
+    let shape = [b.size(90), b.size(40)];
+    let inputs = [b.input("x", &shape)];
+    b.finish(Cast, &inputs)
+}
+
 fn cosine_heads(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let (heads, shape) = cosine_shape(&mut b);
@@ -542,7 +549,7 @@ fn adamw(s: &mut Stream) -> Graph {
         b.input("positive step", &[3]),
         b.input("clip", &[1]),
     ];
-    b.finish(AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.05, lr_scale: 0.5 }, &inputs)
+    b.finish(AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.05, lr_scale: 0.5, copy: false }, &inputs)
 }
 
 /// All cases.
@@ -554,7 +561,7 @@ pub fn cases() -> Vec<Case> {
         };
     }
     table!(
-        AdamW => adamw, Add => add, Attention => attention, AttentionGrad => attention_grad, CosineHeads => cosine_heads,
+        AdamW => adamw, Add => add, Attention => attention, AttentionGrad => attention_grad, Cast => cast, CosineHeads => cosine_heads,
         CosineHeadsGrad => cosine_heads_grad, CrossEntropy => cross_entropy,
         CrossEntropyGrad => cross_entropy_grad, Drain => drain, EmbedRows => embed_rows,
         EmbedRowsGrad => embed_rows_grad, GatherRows => gather_rows, GeluGrad => gelu_grad, GlobalNorm => global_norm,

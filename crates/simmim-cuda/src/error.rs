@@ -32,6 +32,9 @@ pub enum CudaError {
         /// Major and minor.
         capability: (i32, i32),
     },
+    /// A program of mixed precision.
+    #[error("the CUDA executor has no kernels for bfloat16 yet")]
+    NoBf16,
     /// An operation whose kernels are not written yet.
     #[error("the device has no kernel for {op} yet")]
     NoKernel {
@@ -79,6 +82,7 @@ impl CudaError {
             Self::WideHead { .. } => "take more heads, or compute with --device cpu",
             Self::OutOfMemory { .. } => "take a smaller batch, or cut a step into more parts (train.accumulation)",
             Self::NoKernel { .. } => "compute with --device cpu",
+            Self::NoBf16 => "ask for --precision float32, or compute with --device cpu",
             Self::Driver { .. } => return None,
         };
         Some(help.to_owned())

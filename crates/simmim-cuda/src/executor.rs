@@ -9,7 +9,7 @@ use simmim_engine::executor::{
     ArenaContents, Executor, InputSlot, Machine, Memory, OutputSlot, ProgramId, Timing, Visit, check_index_input,
 };
 use simmim_engine::plan::{self, ALIGNMENT, Buffer, Location, Program};
-use simmim_engine::{EngineError, TensorType};
+use simmim_engine::{DType, EngineError, TensorType};
 
 /// Steps, each with the number of its instruction.
 type Numbered = Vec<(usize, Step)>;
@@ -322,6 +322,10 @@ impl Executor for CudaExecutor {
     }
 
     fn load(&mut self, program: Program) -> Result<ProgramId, EngineError> {
+        let values = program.instructions().iter().flat_map(|i| i.inputs.iter().chain(&i.outputs));
+        if values.into_iter().any(|value| value.ty.dtype == DType::Bf16) {
+            return Err(CudaError::NoBf16.into());
+        }
         // What can fail comes first, so that a failure leaves no trace but a larger arena.
         let (states, new, bytes) = self.state_numbers(program.states())?;
         let (scratch, table_bytes) = self.needs(&program)?;

@@ -138,22 +138,28 @@ pub struct Timing {
     pub seconds: f64,
 }
 
-/// Floating point operations a second of the whole device where the caches hold every operand. A multiplication and an addition of
-/// floats count as two, whatever computes them.
+/// Floating point operations a second of the whole device where the caches hold every operand. A multiplication and an addition
+/// count as two, whatever computes them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Peaks {
     /// On vectors, by fused multiply-add where there is one.
     pub vectors: f64,
     /// On tile registers or tensor cores, where they are in use.
     pub tiles: Option<f64>,
+    /// Of bfloat16, where there are instructions for it.
+    pub bf16: Option<f64>,
 }
 
 impl Peaks {
     /// The better of both, each by itself.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
-        let tiles = self.tiles.zip(other.tiles).map(|(a, b)| a.max(b)).or(self.tiles).or(other.tiles);
-        Self { vectors: self.vectors.max(other.vectors), tiles }
+        let better = |a: Option<f64>, b: Option<f64>| a.zip(b).map(|(a, b)| a.max(b)).or(a).or(b);
+        Self {
+            vectors: self.vectors.max(other.vectors),
+            tiles: better(self.tiles, other.tiles),
+            bf16: better(self.bf16, other.bf16),
+        }
     }
 }
 
@@ -171,7 +177,8 @@ pub trait Executor: Send {
     /// Memory held now.
     fn memory(&self) -> Memory;
 
-    /// Loads a program. Its states are created as zeros unless a program loaded before has them. The arena may move: what was
+    /// Loads a program. Its states are created as zeros, copies in bfloat16 as those of their state ([`crate::mixed`]), unless a program
+    /// loaded before has them. The arena may move: what was
     /// written to inputs is forgotten and outputs of earlier runs can no longer be read. States stay as they are.
     ///
     /// # Errors
@@ -263,7 +270,7 @@ pub trait Executor: Send {
     /// [`EngineError::Overwritten`] where that is gone, [`EngineError::Length`], faults of the device.
     fn read(&mut self, slot: OutputSlot, into: &mut [f32]) -> Result<(), EngineError>;
 
-    /// Overwrites a state.
+    /// Overwrites a state of floats, and its bfloat16 copy where there is one ([`crate::mixed`]).
     ///
     /// # Errors
     /// [`EngineError::Unknown`], [`EngineError::Length`], faults of the device.

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! [`graph::Graph`] holds fused operations ([`ops::Op`]) over values of static shape. [`autodiff::differentiate`] appends the
-//! backward operations. [`plan::Program`] gives every value an offset in one arena, so that nothing is allocated while a step
+//! backward operations, and [`mixed::mixed`] puts the matrix products in bfloat16 where that is wanted. [`plan::Program`] gives every value an offset in one arena, so that nothing is allocated while a step
 //! runs and the peak is known beforehand. An [`executor::Executor`] runs programs; the processor's is [`cpu::CpuExecutor`].
 //!
 //! ```
@@ -51,6 +51,7 @@ pub mod error;
 pub mod executor;
 pub mod graph;
 pub mod host;
+pub mod mixed;
 pub mod ops;
 pub mod plan;
 pub mod reference;

@@ -1,6 +1,6 @@
 //! Plain evaluation in double precision: the truth that kernels and whole models are tested against.
 
-use crate::graph::{DType, Graph, ValueId, ValueKind};
+use crate::graph::{Bf16, DType, Graph, ValueId, ValueKind};
 use crate::ops::Operation;
 use std::collections::HashMap;
 
@@ -105,7 +105,10 @@ pub fn evaluate(graph: &Graph, given: &HashMap<String, Tensor>) -> Vec<Tensor> {
             }
         }
         node.op.reference(&inputs, &mut outputs);
-        for (&id, data) in node.outputs.iter().zip(outputs) {
+        for (&id, mut data) in node.outputs.iter().zip(outputs) {
+            if graph.ty(id).dtype == DType::Bf16 {
+                data.iter_mut().for_each(|v| *v = f64::from(Bf16::nearest(*v as f32).value()));
+            }
             if let Some(state) = holder.get(&id) {
                 values[state.index()].data = Data::F64(data.clone());
             }

@@ -85,6 +85,7 @@ fn update(parameters: &[ParameterSpec], config: &AdamWConfig, average: bool) -> 
             eps: config.eps,
             weight_decay: if p.decay { config.weight_decay } else { 0.0 },
             lr_scale: p.lr_scale,
+            copy: false,
         };
         let updated = graph.apply1(op, &[parameter, gradient, first, second, step, norm[1]])?;
         if let Some(decay) = decay {

@@ -159,6 +159,10 @@ impl<'a> Builder<'a> {
             }
             Op::Attention(op) => attention::attention(self, op, inputs, outputs)?,
             Op::AttentionGrad(op) => attention::attention_grad(self, op, inputs, outputs)?,
+            // Between floats; programs of bfloat16 are not loaded yet.
+            Op::Cast(_) => {
+                self.push(Step::Copy { to: outputs[0].at, from: inputs[0].at, bytes: outputs[0].ty.bytes() });
+            }
             Op::CrossEntropy(op) => rows::cross_entropy(self, op, inputs, outputs),
             Op::CrossEntropyGrad(op) => rows::cross_entropy_grad(self, op, inputs, outputs),
             Op::Drain(_) => {

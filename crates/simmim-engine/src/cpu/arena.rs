@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "hands out disjoint parts of one arena, as laid out and verified by the plan")]
 
 use crate::error::EngineError;
-use crate::graph::{DType, Element, TensorType};
+use crate::graph::{Bf16, DType, Element, TensorType};
 use memmap2::MmapMut;
 
 /// Bytes of a huge page. Rows of large matrices lie pages apart, and walks of the page tables cost more than the loads.
@@ -85,6 +85,7 @@ impl Memory {
     pub(super) fn locate(&self, offset: usize, ty: &TensorType) -> *mut u8 {
         match ty.dtype {
             DType::F32 => self.at::<f32>(offset, ty.len()).cast(),
+            DType::Bf16 => self.at::<Bf16>(offset, ty.len()).cast(),
             DType::I32 => self.at::<i32>(offset, ty.len()).cast(),
         }
     }
@@ -145,15 +146,48 @@ impl<'a> Args<'a> {
     /// Inputs, the `N` outputs, which hold floats, and the working memory.
     ///
     /// # Panics
-    /// If the instruction has not `N` outputs: a fault of the kernel.
+    /// If the instruction has not `N` outputs, or one that holds something else: a fault of the kernel.
     pub fn split<const N: usize>(&mut self) -> (Inputs<'_>, [&mut [f32]; N], &mut [f32]) {
         assert_eq!(self.outputs.len(), N, "outputs of the instruction");
-        let outputs = std::array::from_fn(|i| {
-            let output = &self.outputs[i];
-            // SAFETY: obligations 1 to 3 of `new`; `&mut self` keeps a second call from lending the outputs again.
-            unsafe { std::slice::from_raw_parts_mut(output.pointer("an output"), output.len) }
-        });
-        (Inputs { inputs: self.inputs, outputs: self.outputs }, outputs, self.scratch)
+        let (inputs, mut outputs, scratch) = self.parts();
+        (inputs, std::array::from_fn(|_| outputs.take()), scratch)
+    }
+
+    /// Inputs, outputs and the working memory.
+    pub fn parts(&mut self) -> (Inputs<'_>, Outputs<'_>, &mut [f32]) {
+        let inputs = Inputs { inputs: self.inputs, outputs: self.outputs };
+        (inputs, Outputs { left: self.outputs.iter() }, self.scratch)
+    }
+
+    /// Element type of input `i`.
+    #[must_use]
+    pub fn input_type(&self, i: usize) -> DType {
+        self.inputs[i].ty.dtype
+    }
+
+    /// Element type of output `i`.
+    #[must_use]
+    pub fn output_type(&self, i: usize) -> DType {
+        self.outputs[i].ty.dtype
+    }
+}
+
+/// The outputs of an instruction that no one has taken yet.
+#[derive(Debug)]
+pub struct Outputs<'a> {
+    left: std::slice::Iter<'a, Located>,
+}
+
+impl<'a> Outputs<'a> {
+    /// Takes the next output.
+    ///
+    /// # Panics
+    /// If there is none, or it holds another type: a fault of the kernel.
+    pub fn take<T: Element>(&mut self) -> &'a mut [T] {
+        let Some(output) = self.left.next() else { panic!("an output of the instruction that is not there") };
+        // SAFETY: obligations 1 to 3 of `Args::new`; each output is taken once, and `&mut` in `Args::parts` keeps a second call from
+        // lending the outputs again.
+        unsafe { std::slice::from_raw_parts_mut(output.pointer("an output"), output.len) }
     }
 }
 
@@ -186,6 +220,12 @@ impl<'a> Inputs<'a> {
     #[must_use]
     pub fn i32(&self, i: usize) -> &'a [i32] {
         self.get(i)
+    }
+
+    /// Element type of input `i`.
+    #[must_use]
+    pub fn dtype(&self, i: usize) -> DType {
+        self.inputs[i].ty.dtype
     }
 
     /// The shape of input `i`.

@@ -8,8 +8,9 @@ use crate::error::EngineError;
 use crate::executor::{
     self, ArenaContents, Executor, InputSlot, Machine, OutputSlot, Peaks, ProgramId, Timing, Visit, check_index_input,
 };
-use crate::graph::TensorType;
+use crate::graph::{Bf16, DType, TensorType};
 use crate::host::{Cpu, Isa, Pool};
+use crate::mixed::COPY_PREFIX;
 use crate::ops::{Op, Operation};
 use crate::plan::{self, ALIGNMENT, Buffer, Instruction, Location, Program};
 use std::time::Instant;
@@ -123,9 +124,28 @@ impl CpuExecutor {
         }
         if !new.is_empty() {
             self.blocks.push(Memory::zeroed(bytes, "the states")?);
+            let names: Vec<String> = new.iter().map(|state| state.name.clone()).collect();
             self.states.extend(new);
+            for name in names {
+                self.round_copy(name.strip_prefix(COPY_PREFIX).unwrap_or(&name));
+            }
         }
         Ok(numbers)
+    }
+
+    /// Writes the bfloat16 copy of a state, where there are both.
+    fn round_copy(&mut self, name: &str) {
+        let find = |wanted: &str, dtype: DType| {
+            let found = self.states.iter().find(|s| s.name == wanted && s.ty.dtype == dtype);
+            found.map(|s| (s.block, s.offset, s.ty.len()))
+        };
+        let Some((block, offset, len)) = find(name, DType::F32) else { return };
+        let Some((to, start, copied)) = find(&format!("{COPY_PREFIX}{name}"), DType::Bf16) else { return };
+        if len == copied {
+            let rounded: Vec<Bf16> =
+                self.blocks[block].slice::<f32>(offset, len).iter().map(|v| Bf16::nearest(*v)).collect();
+            self.blocks[to].slice_mut::<Bf16>(start, len).copy_from_slice(&rounded);
+        }
     }
 
     fn start_of(&self, loaded: &Loaded, buffer: &Buffer) -> *mut u8 {
@@ -173,8 +193,9 @@ impl CpuExecutor {
     }
 
     fn state(&mut self, name: &str, len: usize) -> Result<&mut [f32], EngineError> {
-        let Some(State { ty, block, offset, .. }) = self.states.iter().find(|s| s.name == name) else {
-            let known: Vec<&str> = self.states.iter().map(|s| s.name.as_str()).collect();
+        let mut floats = self.states.iter().filter(|s| s.ty.dtype == DType::F32);
+        let Some(State { ty, block, offset, .. }) = floats.clone().find(|s| s.name == name) else {
+            let known: Vec<&str> = floats.by_ref().map(|s| s.name.as_str()).collect();
             return Err(EngineError::Unknown { kind: "state", name: name.to_owned(), known: known.join(", ") });
         };
         if ty.len() != len {
@@ -287,13 +308,14 @@ impl Executor for CpuExecutor {
                 let State { block, offset, .. } = &self.states[loaded.states[n]];
                 self.blocks[*block].slice(*offset, len)
             }
-            Location::Constant(_) => return Err(EngineError::Invalid("an output of indices".into())),
+            Location::Constant(_) => return Err(EngineError::Invalid("an output that is constant".into())),
         });
         Ok(())
     }
 
     fn write_state(&mut self, name: &str, data: &[f32]) -> Result<(), EngineError> {
         self.state(name, data.len())?.copy_from_slice(data);
+        self.round_copy(name);
         Ok(())
     }
 
@@ -303,8 +325,14 @@ impl Executor for CpuExecutor {
     }
 
     fn visit_states(&mut self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), EngineError> {
-        for State { name, ty, block, offset } in self.states.iter().filter(|s| s.name.starts_with(prefix)) {
-            visit(name, self.blocks[*block].slice_mut(*offset, ty.len()))?;
+        let wanted = |s: &State| s.name.starts_with(prefix) && s.ty.dtype == DType::F32;
+        for at in 0..self.states.len() {
+            if wanted(&self.states[at]) {
+                let State { name, ty, block, offset } = &self.states[at];
+                visit(name, self.blocks[*block].slice_mut(*offset, ty.len()))?;
+                let name = name.clone();
+                self.round_copy(&name);
+            }
         }
         Ok(())
     }

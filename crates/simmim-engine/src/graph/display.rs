@@ -9,7 +9,7 @@ impl fmt::Display for Graph {
         let show = |id: ValueId| {
             let value = self.value(id);
             let dims: Vec<String> = value.ty.shape.iter().map(ToString::to_string).collect();
-            let kind = if value.ty.dtype == DType::I32 { "i32" } else { "" };
+            let kind = if value.ty.dtype == DType::F32 { "" } else { value.ty.dtype.name() };
             format!("%{} {}{kind}[{}]", id.index(), value.name, dims.join(","))
         };
         for node in self.nodes() {

@@ -4,10 +4,12 @@
 //! which they run. Values that outlive a program (parameters, gradients, moments) are *states*: buffers shared by name between
 //! all programs loaded into one executor.
 
+mod bf16;
 mod display;
 mod types;
 
-pub use types::{DType, Element, TensorType, columns, elements};
+pub use bf16::Bf16;
+pub use types::{DType, Element, Number, TensorType, columns, elements};
 
 use crate::error::EngineError;
 use crate::ops::{Op, Operation};
@@ -85,11 +87,25 @@ impl Graph {
     /// Declares the float state `name`, or finds it again where it was declared with the same shape. With another shape it is a
     /// fault, which [`Graph::verify`] finds.
     pub fn state(&mut self, name: &str, shape: &[usize]) -> ValueId {
-        let known =
-            self.values.iter().position(|v| v.kind == ValueKind::State && v.name == name && v.ty.shape == shape);
+        self.state_of(name, TensorType::f32(shape))
+    }
+
+    /// As [`Graph::state`], for another element type.
+    pub(crate) fn state_of(&mut self, name: &str, ty: TensorType) -> ValueId {
+        let known = self.values.iter().position(|v| v.kind == ValueKind::State && v.name == name && v.ty == ty);
         match known {
             Some(at) => ValueId(at as u32),
-            None => self.push(name.to_owned(), TensorType::f32(shape), ValueKind::State),
+            None => self.push(name.to_owned(), ty, ValueKind::State),
+        }
+    }
+
+    /// Adds a value that no node defines, as another graph has it.
+    pub(crate) fn take(&mut self, value: &Value) -> ValueId {
+        match value.kind {
+            ValueKind::State => self.state_of(&value.name, value.ty.clone()),
+            ValueKind::Input | ValueKind::Constant(_) | ValueKind::Computed => {
+                self.push(value.name.clone(), value.ty.clone(), value.kind.clone())
+            }
         }
     }
 
@@ -117,12 +133,27 @@ impl Graph {
     /// [`EngineError::Length`] and [`EngineError::Index`] for a constant that does not; [`EngineError::Invalid`] for a value of
     /// another graph.
     pub fn apply(&mut self, op: impl Into<Op>, inputs: &[ValueId]) -> Result<Vec<ValueId>, EngineError> {
-        let op = op.into();
+        self.apply_as(op.into(), inputs, &[])
+    }
+
+    /// As [`Graph::apply`], with these element types of the first outputs.
+    pub(crate) fn apply_as(
+        &mut self,
+        op: Op,
+        inputs: &[ValueId],
+        dtypes: &[DType],
+    ) -> Result<Vec<ValueId>, EngineError> {
         if let Some(foreign) = inputs.iter().find(|v| v.index() >= self.values.len()) {
             return Err(EngineError::Invalid(format!("{}: value {} is of another graph", op.name(), foreign.index())));
         }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
-        let defined = op.infer(&types)?;
+        let inferred = op.infer(&types)?;
+        let given =
+            |(port, ty): (usize, &TensorType)| ty.clone().with_dtype(dtypes.get(port).copied().unwrap_or(ty.dtype));
+        let defined: Vec<TensorType> = inferred.iter().enumerate().map(given).collect();
+        if !op.defines(&types, &inferred, &defined) {
+            return Err(EngineError::Invalid(format!("{} cannot define {defined:?}", op.name())));
+        }
         self.check_constants(&op, inputs, &types)?;
         let prefix = if self.scope.is_empty() { String::new() } else { format!("{}.", self.scope) };
         let many = defined.len() > 1;
@@ -245,7 +276,7 @@ impl Graph {
             let expected = node.op.infer(&types)?;
             self.check_constants(&node.op, &node.inputs, &types)?;
             let found: Vec<TensorType> = node.outputs.iter().map(|&v| self.ty(v).clone()).collect();
-            if expected != found {
+            if !node.op.defines(&types, &expected, &found) {
                 return Err(fault(&format!("defines {found:?}")));
             }
             if node.outputs.iter().any(|output| std::mem::replace(&mut defined[output.index()], true)) {

@@ -1,5 +1,6 @@
 //! Element types and tensor types.
 
+use super::Bf16;
 use std::fmt;
 
 /// Element type of a value.
@@ -7,6 +8,8 @@ use std::fmt;
 pub enum DType {
     /// 32-bit float.
     F32,
+    /// The upper half of a 32-bit float ([`Bf16`]).
+    Bf16,
     /// 32-bit signed integer, for indices.
     I32,
 }
@@ -17,14 +20,25 @@ impl DType {
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 | Self::I32 => 4,
+            Self::Bf16 => 2,
         }
     }
 
-    /// Its name: `f32`, `i32`.
+    /// Whether its elements are numbers and not indices.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        match self {
+            Self::F32 | Self::Bf16 => true,
+            Self::I32 => false,
+        }
+    }
+
+    /// Its name: `f32`, `bf16`, `i32`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
+            Self::Bf16 => "bf16",
             Self::I32 => "i32",
         }
     }
@@ -40,6 +54,7 @@ mod sealed {
     pub trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for i32 {}
+    impl Sealed for super::Bf16 {}
 }
 
 /// A type of the host that has a [`DType`]. Every pattern of its bits is a value (`Pod`), so that memory which a device has
@@ -55,6 +70,43 @@ impl Element for f32 {
 
 impl Element for i32 {
     const DTYPE: DType = DType::I32;
+}
+
+impl Element for Bf16 {
+    const DTYPE: DType = DType::Bf16;
+}
+
+/// An [`Element`] that kernels compute with, as a float.
+pub trait Number: Element {
+    /// Its value.
+    fn value(self) -> f32;
+
+    /// The nearest element.
+    fn nearest(value: f32) -> Self;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        value
+    }
+}
+
+impl Number for Bf16 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        Self::value(self)
+    }
+
+    #[inline(always)]
+    fn nearest(value: f32) -> Self {
+        Self::nearest(value)
+    }
 }
 
 /// Static shape and element type of a value.
@@ -75,6 +127,13 @@ impl TensorType {
     /// An index tensor.
     pub fn i32(shape: impl Into<Vec<usize>>) -> Self {
         Self { shape: shape.into(), dtype: DType::I32 }
+    }
+
+    /// The same shape with another element type.
+    #[must_use]
+    pub fn with_dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
     }
 
     /// Number of elements; `usize::MAX` where it is larger than that.

@@ -8,25 +8,25 @@ use std::ops::Range;
 
 /// A rectangle of a row-major matrix, borrowed mutably. The elements between its rows are not part of it.
 #[derive(Debug)]
-pub struct BlockMut<'a> {
-    start: *mut f32,
+pub struct BlockMut<'a, T = f32> {
+    start: *mut T,
     rows: usize,
     cols: usize,
     stride: usize,
-    borrowed: PhantomData<&'a mut [f32]>,
+    borrowed: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a block is like a `&mut [f32]` of the elements of its rectangle.
-unsafe impl Send for BlockMut<'_> {}
+// SAFETY: a block is like a `&mut [T]` of the elements of its rectangle.
+unsafe impl<T: Send> Send for BlockMut<'_, T> {}
 
-impl<'a> BlockMut<'a> {
-    /// `rows` rows of `cols` floats, the starts of which are `stride` apart.
+impl<'a, T> BlockMut<'a, T> {
+    /// `rows` rows of `cols` elements, the starts of which are `stride` apart.
     ///
     /// # Panics
     /// If the slice is too short or rows overlap: a fault of the caller.
     #[must_use]
-    pub fn of(slice: &'a mut [f32], rows: usize, cols: usize, stride: usize) -> Self {
-        assert!(stride >= cols, "rows of {cols} floats overlap at a stride of {stride}");
+    pub fn of(slice: &'a mut [T], rows: usize, cols: usize, stride: usize) -> Self {
+        assert!(stride >= cols, "rows of {cols} elements overlap at a stride of {stride}");
         let needed = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(cols));
         assert!(needed.is_some_and(|needed| needed <= slice.len()), "result too short for [{rows}, {cols}]");
         Self { start: slice.as_mut_ptr(), rows, cols, stride, borrowed: PhantomData }
@@ -51,7 +51,7 @@ impl<'a> BlockMut<'a> {
     }
 
     /// Pointer to the first element; rows are [`BlockMut::stride`] apart.
-    pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
+    pub(super) fn as_mut_ptr(&mut self) -> *mut T {
         self.start
     }
 
@@ -60,7 +60,7 @@ impl<'a> BlockMut<'a> {
     /// # Panics
     /// If there is no such row.
     #[must_use]
-    pub fn row(&mut self, at: usize) -> &mut [f32] {
+    pub fn row(&mut self, at: usize) -> &mut [T] {
         assert!(at < self.rows, "row {at} of {}", self.rows);
         // SAFETY: the row lies in the rectangle, which is borrowed mutably through `self`.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(at * self.stride), self.cols) }
@@ -72,7 +72,7 @@ impl<'a> BlockMut<'a> {
     /// If it reaches beyond this one.
     #[must_use]
     #[inline(always)]
-    pub fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> BlockMut<'_> {
+    pub fn part(&mut self, rows: Range<usize>, cols: Range<usize>) -> BlockMut<'_, T> {
         // SAFETY: `self` is borrowed mutably for as long as the part lives.
         unsafe { self.lend(rows, cols) }
     }
@@ -82,7 +82,7 @@ impl<'a> BlockMut<'a> {
     /// # Panics
     /// If the width is no multiple of `N`: a fault of the caller.
     #[must_use]
-    pub fn columns<const N: usize>(self) -> [BlockMut<'a>; N] {
+    pub fn columns<const N: usize>(self) -> [BlockMut<'a, T>; N] {
         assert!(self.cols.is_multiple_of(N), "{} columns in {N} parts", self.cols);
         let each = self.cols / N;
         // SAFETY: the ranges of columns do not overlap, and `self`, consumed here, lends nothing else; all live as long as its borrow.
@@ -92,7 +92,7 @@ impl<'a> BlockMut<'a> {
     /// # Safety
     /// No other part that is in use overlaps this one, and `self` outlives the part.
     #[inline(always)]
-    unsafe fn lend<'b>(&self, rows: Range<usize>, cols: Range<usize>) -> BlockMut<'b> {
+    unsafe fn lend<'b>(&self, rows: Range<usize>, cols: Range<usize>) -> BlockMut<'b, T> {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(cols.start <= cols.end && cols.end <= self.cols, "columns {cols:?} of {}", self.cols);
         // Where the part is empty, this may lie anywhere: it is not followed.
@@ -118,14 +118,14 @@ impl Grid {
 }
 
 /// Matrices that tasks take their rectangles of. They were given away, so that no task can reach them but through its rectangles.
-struct Lent<'a, const N: usize>([BlockMut<'a>; N]);
+struct Lent<'a, T, const N: usize>([BlockMut<'a, T>; N]);
 
 // SAFETY: through a shared reference nothing can be reached but by `BlockMut::lend`, whose obligation keeps rectangles apart.
-unsafe impl<const N: usize> Sync for Lent<'_, N> {}
+unsafe impl<T: Send, const N: usize> Sync for Lent<'_, T, N> {}
 
-impl<'a, const N: usize> Lent<'a, N> {
+impl<'a, T, const N: usize> Lent<'a, T, N> {
     /// A method, so that closures capture the whole.
-    fn each(&self) -> [&BlockMut<'a>; N] {
+    fn each(&self) -> [&BlockMut<'a, T>; N] {
         self.0.each_ref()
     }
 }
@@ -136,11 +136,11 @@ impl Pool {
     ///
     /// # Panics
     /// If grids differ in their number of ranges, or ranges overlap or reach beyond a matrix: a fault of the caller.
-    pub fn for_grids<const N: usize>(
+    pub fn for_grids<T: Send, const N: usize>(
         &self,
-        matrices: [(BlockMut<'_>, &Grid); N],
+        matrices: [(BlockMut<'_, T>, &Grid); N],
         scratch: &mut [f32],
-        f: impl Fn(usize, usize, [BlockMut<'_>; N], &mut [f32]) + Sync,
+        f: impl Fn(usize, usize, [BlockMut<'_, T>; N], &mut [f32]) + Sync,
     ) {
         let grids = matrices.each_ref().map(|(_, grid)| *grid);
         let matrices = Lent(matrices.map(|(matrix, _)| matrix));
@@ -161,27 +161,30 @@ impl Pool {
         });
     }
 
-    /// Calls `f(rows, columns, the rectangle of each matrix, working memory)` for every rectangle of a grid. All matrices have
-    /// the same shape; the working memory is that of [`Pool::for_scratch`].
+    /// Calls `f(rows, columns, the rectangle of each matrix, working memory)` for every rectangle of a grid. All matrices of both
+    /// kinds have the same shape; the working memory is that of [`Pool::for_scratch`].
     ///
     /// # Panics
     /// If the ranges of the grid overlap or reach beyond a matrix: a fault of the caller.
-    pub fn for_blocks<const N: usize>(
+    pub fn for_blocks<T: Send, U: Send, const M: usize, const N: usize>(
         &self,
-        matrices: [BlockMut<'_>; N],
+        first: [BlockMut<'_, T>; M],
+        second: [BlockMut<'_, U>; N],
         grid: &Grid,
         scratch: &mut [f32],
-        f: impl Fn(Range<usize>, Range<usize>, [BlockMut<'_>; N], &mut [f32]) + Sync,
+        f: impl Fn(Range<usize>, Range<usize>, [BlockMut<'_, T>; M], [BlockMut<'_, U>; N], &mut [f32]) + Sync,
     ) {
         grid.assert_apart();
-        let matrices = Lent(matrices);
+        let (first, second) = (Lent(first), Lent(second));
         self.for_scratch(grid.rows.len() * grid.cols.len(), scratch, |task, scratch| {
             let rows = grid.rows[task / grid.cols.len()].clone();
             let cols = grid.cols[task % grid.cols.len()].clone();
             // SAFETY: the ranges do not overlap (asserted) and each task runs once, so no two tasks share an element; the
             // matrices stay borrowed until all tasks are done.
-            let parts = matrices.each().map(|m| unsafe { m.lend(rows.clone(), cols.clone()) });
-            f(rows, cols, parts, scratch);
+            let of_first = first.each().map(|m| unsafe { m.lend(rows.clone(), cols.clone()) });
+            // SAFETY: as above.
+            let of_second = second.each().map(|m| unsafe { m.lend(rows.clone(), cols.clone()) });
+            f(rows, cols, of_first, of_second, scratch);
         });
     }
 }
@@ -196,23 +199,30 @@ mod tests {
         let grid = Grid { rows: vec![0..3, 3..4, 4..7], cols: vec![0..4, 4..10] };
         for threads in [1, 3] {
             let mut data = vec![0.0; rows * stride];
-            let mut other = vec![0.0; rows * cols];
+            let mut other = vec![0u16; rows * cols];
             let mut scratch = vec![0.0; 3 * 16];
-            let matrices = [BlockMut::of(&mut data, rows, cols, stride), BlockMut::of(&mut other, rows, cols, cols)];
-            Pool::new(threads).for_blocks(matrices, &grid, &mut scratch, |rows, cols, [mut a, mut b], scratch| {
-                assert!(scratch.len() >= 16);
-                for (i, row) in rows.enumerate() {
-                    for (j, col) in cols.clone().enumerate() {
-                        a.row(i)[j] += (row * 10 + col) as f32;
-                        b.part(i..i + 1, j..j + 1).row(0)[0] += 1.0;
+            let (first, second) =
+                ([BlockMut::of(&mut data, rows, cols, stride)], [BlockMut::of(&mut other, rows, cols, cols)]);
+            Pool::new(threads).for_blocks(
+                first,
+                second,
+                &grid,
+                &mut scratch,
+                |rows, cols, [mut a], [mut b], scratch| {
+                    assert!(scratch.len() >= 16);
+                    for (i, row) in rows.enumerate() {
+                        for (j, col) in cols.clone().enumerate() {
+                            a.row(i)[j] += (row * 10 + col) as f32;
+                            b.part(i..i + 1, j..j + 1).row(0)[0] += 1;
+                        }
                     }
-                }
-            });
+                },
+            );
             for (at, &v) in data.iter().enumerate() {
                 let (row, col) = (at / stride, at % stride);
                 assert_eq!(v, if col < cols { (row * 10 + col) as f32 } else { 0.0 });
             }
-            assert!(other.iter().all(|&v| v == 1.0));
+            assert!(other.iter().all(|&v| v == 1));
         }
     }
 
@@ -266,6 +276,7 @@ mod tests {
     fn overlapping_ranges_are_refused() {
         let mut data = [0.0; 4];
         let grid = Grid { rows: vec![0..2, 1..2], cols: vec![0..1, 1..2] };
-        Pool::new(1).for_blocks([BlockMut::of(&mut data, 2, 2, 2)], &grid, &mut [], |_, _, _, _| ());
+        let none: [BlockMut<'_>; 0] = [];
+        Pool::new(1).for_blocks([BlockMut::of(&mut data, 2, 2, 2)], none, &grid, &mut [], |_, _, _, _, _| ());
     }
 }

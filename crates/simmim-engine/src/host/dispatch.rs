@@ -11,6 +11,8 @@
 pub(crate) enum IsaKind {
     /// AVX-512 and, for large products, tile registers.
     Amx(TileRegisters),
+    /// AVX-512 with products of bfloat16.
+    Avx512Bf16,
     /// AVX-512 (F, VL, BW, DQ) with FMA.
     Avx512,
     /// AVX2 with FMA.
@@ -121,6 +123,9 @@ impl Isa {
             if has_avx512() {
                 #[cfg(simmim_amx)]
                 found.extend(TileRegisters::ask().map(|tiles| Self(IsaKind::Amx(tiles))));
+                if std::is_x86_feature_detected!("avx512bf16") {
+                    found.push(Self(IsaKind::Avx512Bf16));
+                }
                 found.push(Self(IsaKind::Avx512));
             }
             if has_avx2() {
@@ -131,7 +136,7 @@ impl Isa {
         found
     }
 
-    /// The one of that name (`amx`, `avx512`, `avx2`, `portable`; case does not count), if this processor has it.
+    /// The one of that name (`amx`, `avx512bf16`, `avx512`, `avx2`, `portable`; case does not count), if this processor has it.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::available().into_iter().find(|isa| isa.name().eq_ignore_ascii_case(name.trim()))
@@ -142,9 +147,19 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             IsaKind::Amx(_) => "amx",
+            IsaKind::Avx512Bf16 => "avx512bf16",
             IsaKind::Avx512 => "avx512",
             IsaKind::Avx2 => "avx2",
             IsaKind::Portable => "portable",
+        }
+    }
+
+    /// Whether there are instructions that multiply bfloat16, so that mixed precision is faster than floats.
+    #[must_use]
+    pub fn multiplies_bf16(self) -> bool {
+        match self.0 {
+            IsaKind::Amx(_) | IsaKind::Avx512Bf16 => true,
+            IsaKind::Avx512 | IsaKind::Avx2 | IsaKind::Portable => false,
         }
     }
 
@@ -160,32 +175,39 @@ pub(crate) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Compiles a function for every instruction set and adds an [`Isa`] as its first parameter, by which it is chosen.
-/// The body sees a constant (named in the angle brackets) that tells whether fused multiply-add is there.
+/// The body sees a constant (named first in the angle brackets) that tells whether fused multiply-add is there.
 macro_rules! vectorised {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident<$fma:ident>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$fma:ident $(, $generic:ident: $bound:path)*>($($arg:ident: $ty:ty),* $(,)?)
+     $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
         #[allow(unsafe_code, reason = "calls code compiled for an instruction set that the Isa proves to be there")]
-        $vis fn $name(isa: $crate::host::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<$($generic: $bound),*>(isa: $crate::host::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
-            fn body<const $fma: bool>($($arg: $ty),*) $(-> $ret)? $body
+            fn body<const $fma: bool, $($generic: $bound),*>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(simmim_x86)]
             #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")]
             #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+            fn avx512<$($generic: $bound),*>($($arg: $ty),*) $(-> $ret)? { body::<true, $($generic),*>($($arg),*) }
             #[cfg(simmim_x86)]
             #[target_feature(enable = "avx2,fma")]
             #[allow(clippy::too_many_arguments, reason = "a kernel takes its tensors one by one")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
+            fn avx2<$($generic: $bound),*>($($arg: $ty),*) $(-> $ret)? { body::<true, $($generic),*>($($arg),*) }
             match isa.kind() {
-                // SAFETY: an `Isa` of this kind exists only where the processor has these features.
                 #[cfg(simmim_x86)]
-                $crate::host::dispatch::IsaKind::Amx(_) | $crate::host::dispatch::IsaKind::Avx512 => unsafe { avx512($($arg),*) },
-                // SAFETY: as above.
+                $crate::host::dispatch::IsaKind::Amx(_)
+                | $crate::host::dispatch::IsaKind::Avx512Bf16
+                | $crate::host::dispatch::IsaKind::Avx512 => {
+                    // SAFETY: an `Isa` of this kind exists only where the processor has these features.
+                    unsafe { avx512::<$($generic),*>($($arg),*) }
+                }
                 #[cfg(simmim_x86)]
-                $crate::host::dispatch::IsaKind::Avx2 => unsafe { avx2($($arg),*) },
-                _ => body::<{ cfg!(target_arch = "aarch64") }>($($arg),*),
+                $crate::host::dispatch::IsaKind::Avx2 => {
+                    // SAFETY: as above.
+                    unsafe { avx2::<$($generic),*>($($arg),*) }
+                }
+                _ => body::<{ cfg!(target_arch = "aarch64") }, $($generic),*>($($arg),*),
             }
         }
     };

@@ -7,7 +7,7 @@ mod pool;
 
 pub use block::{BlockMut, Grid};
 pub use dispatch::Isa;
-pub use pool::Pool;
+pub use pool::{Pool, Slices};
 
 /// Floats in a cache line.
 pub(crate) const LINE: usize = 16;

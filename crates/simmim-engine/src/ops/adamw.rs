@@ -2,7 +2,8 @@
 //!
 //! # Shapes
 //! `param [...]`, `grad [...]`, `m [...]`, `v [...]` of equal shape, `step [3]` = (learning rate, `1 - beta1^t`,
-//! `sqrt(1 - beta2^t)`), `clip [1]` -> the updated `param`, a zeroed `grad`, the updated `m` and `v`, all in place.
+//! `sqrt(1 - beta2^t)`), `clip [1]` -> the updated `param`, a zeroed `grad`, the updated `m` and `v`, all in place. With a `copy [...]`
+//! in bfloat16, the updated `param` rounded to it, in place too.
 //!
 //! # Mathematics
 //! `g = clip grad`, `param *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
@@ -11,12 +12,12 @@
 //!
 //! The gradient is zeroed in the same pass, so that the next step's backward can add to it.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::error::EngineError;
 use crate::graph::TensorType;
 use crate::reference::Tensor;
 
-/// The update. Inputs: `param`, `grad`, `m`, `v`, `step`, `clip`.
+/// The update. Inputs: `param`, `grad`, `m`, `v`, `step`, `clip`, and the `copy` where there is one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
     /// Decay of the first moment.
@@ -29,6 +30,8 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Factor of the learning rate for this parameter.
     pub lr_scale: f32,
+    /// Whether the parameter has a copy in bfloat16, which is written too.
+    pub copy: bool,
 }
 
 impl Operation for AdamW {
@@ -37,17 +40,30 @@ impl Operation for AdamW {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
-        let check = Check::new(self.name(), inputs, 6)?;
+        let check = Check::new(self.name(), inputs, 6 + usize::from(self.copy))?;
         for (at, role) in [(1, "grad"), (2, "m"), (3, "v")] {
             check.shape(at, role, &inputs[0].shape)?;
         }
         check.len(4, "step", 3)?;
         check.len(5, "clip", 1)?;
-        Ok(inputs[..4].to_vec())
+        let mut outputs = inputs[..4].to_vec();
+        if self.copy {
+            check.shape(6, "copy", &inputs[0].shape)?;
+            outputs.push(inputs[6].clone());
+        }
+        Ok(outputs)
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(6) | Port::Output(4) => Precision::Rounded,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {
-        vec![(0, 0), (1, 1), (2, 2), (3, 3)]
+        let copy = self.copy.then_some((6, 4));
+        [(0, 0), (1, 1), (2, 2), (3, 3)].into_iter().chain(copy).collect()
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
@@ -67,6 +83,9 @@ impl Operation for AdamW {
             outputs[0][i] = outputs[0][i] * (1.0 - lr * f64::from(self.weight_decay)) - update;
             outputs[2][i] = m;
             outputs[3][i] = v;
+            if self.copy {
+                outputs[4][i] = outputs[0][i];
+            }
         }
     }
 }

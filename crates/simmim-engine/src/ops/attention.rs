@@ -20,7 +20,7 @@
 //! # Errors
 //! Heads that do not divide the width, shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
@@ -192,6 +192,15 @@ impl Operation for Attention {
         Ok(vec![TensorType::f32([s.batch, s.queries, s.dim]), TensorType::f32([s.batch, s.heads, s.queries])])
     }
 
+    fn precision(&self, port: Port) -> Precision {
+        let split = usize::from(self.packing == Packing::Split);
+        match port {
+            Port::Input(i) if i <= split => Precision::Product,
+            Port::Output(0) => Precision::Product,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
+    }
+
     fn flops(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
         let second = inputs.get(1).unwrap_or(&inputs[0]);
         self.sizes(&inputs[0].shape, &second.shape).flops(2)
@@ -258,6 +267,16 @@ impl Operation for AttentionGrad {
             outputs.push(inputs[3 + arity].clone());
         }
         Ok(outputs)
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        let split = usize::from(self.forward.packing == Packing::Split);
+        match port {
+            Port::Input(0 | 1) => Precision::Product,
+            Port::Input(i) if (3..=3 + split).contains(&i) => Precision::Product,
+            Port::Output(i) if i <= split => Precision::Product,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

@@ -16,7 +16,7 @@
 //! # Errors
 //! Shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::{TensorType, columns, elements};
@@ -62,6 +62,13 @@ impl Operation for GatherRows {
         Ok(vec![TensorType::f32(shape)])
     }
 
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0) | Port::Output(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
+    }
+
     fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
         vec![(1, inputs[0].rows())]
     }
@@ -105,6 +112,13 @@ impl Operation for ScatterAddRows {
             check.shape(2, "grad_x", &self.shape)?;
         }
         Ok(vec![TensorType::f32(self.shape.clone())])
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn index_bounds(&self, _inputs: &[TensorType]) -> Vec<(usize, usize)> {

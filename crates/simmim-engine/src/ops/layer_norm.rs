@@ -17,7 +17,7 @@
 //! # Errors
 //! Shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
@@ -53,6 +53,13 @@ impl Operation for LayerNorm {
         check.len(2, "bias", dim)?;
         let rows = TensorType::f32([inputs[0].rows()]);
         Ok(vec![inputs[0].clone(), rows.clone(), rows])
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0) | Port::Output(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
@@ -106,6 +113,14 @@ impl Operation for LayerNormGradInput {
         Ok(vec![inputs[if self.accumulate { 5 } else { 0 }].clone()])
     }
 
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0 | 1) => Precision::Either,
+            Port::Output(0) if !self.accumulate => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
+    }
+
     fn in_place(&self) -> Vec<(usize, usize)> {
         if self.accumulate { vec![(5, 0)] } else { Vec::new() }
     }
@@ -139,6 +154,13 @@ impl Operation for LayerNormGradParameters {
         check.len(4, "grad_weight", inputs[0].columns())?;
         check.len(5, "grad_bias", inputs[0].columns())?;
         Ok(vec![inputs[4].clone(), inputs[5].clone()])
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0 | 1) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

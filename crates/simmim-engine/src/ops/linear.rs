@@ -22,7 +22,7 @@
 //! # Errors
 //! Shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
@@ -128,6 +128,14 @@ impl Operation for Linear {
         Ok(if self.gelu { vec![y.clone(), y] } else { vec![y] })
     }
 
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0 | 1) => Precision::Product,
+            Port::Input(_) => Precision::Float,
+            Port::Output(_) => Precision::Either,
+        }
+    }
+
     fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
         product_flops(inputs[0].rows(), outputs[0].columns(), inputs[0].columns())
     }
@@ -214,6 +222,14 @@ impl Operation for LinearGradInput {
         Ok(vec![TensorType::f32(shape)])
     }
 
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0 | 1) => Precision::Product,
+            Port::Input(_) | Port::Output(_) if self.accumulate => Precision::Float,
+            Port::Input(_) | Port::Output(_) => Precision::Either,
+        }
+    }
+
     fn in_place(&self) -> Vec<(usize, usize)> {
         if self.accumulate { vec![(2, 0)] } else { Vec::new() }
     }
@@ -257,6 +273,13 @@ impl Operation for LinearGradWeight {
             outputs.push(inputs[3].clone());
         }
         Ok(outputs)
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0 | 1) => Precision::Product,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

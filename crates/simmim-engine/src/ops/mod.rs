@@ -7,6 +7,7 @@
 mod adamw;
 mod add;
 mod attention;
+mod cast;
 mod cosine_heads;
 mod cross_entropy;
 mod drain;
@@ -31,6 +32,7 @@ mod zero;
 pub use adamw::AdamW;
 pub use add::Add;
 pub use attention::{Attention, AttentionGrad, AttentionSizes, Packing};
+pub use cast::Cast;
 pub use cosine_heads::{CosineHeads, CosineHeadsGrad, LARGEST_LOGIT_SCALE, SMALLEST_LENGTH};
 pub use cross_entropy::{CrossEntropy, CrossEntropyGrad};
 pub use drain::Drain;
@@ -57,6 +59,28 @@ use crate::error::EngineError;
 use crate::graph::{DType, TensorType};
 use crate::reference::Tensor;
 
+/// An input or an output of an operation, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// An input.
+    Input(usize),
+    /// An output.
+    Output(usize),
+}
+
+/// Which numbers an operation takes at an input, or gives at an output, where these are no indices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// Floats.
+    Float,
+    /// Floats or bfloat16, which it converts.
+    Either,
+    /// Floats or bfloat16, and the same at all inputs and outputs of this kind: they meet in matrix products.
+    Product,
+    /// Bfloat16.
+    Rounded,
+}
+
 /// What every operation defines.
 pub trait Operation {
     /// Name in snake case: also the name of the file and of the kernels.
@@ -78,7 +102,12 @@ pub trait Operation {
         0
     }
 
-    /// `(input, bound)`: that input holds indices, which must lie in `0..bound`. All other inputs hold floats.
+    /// Which numbers it takes and gives. Where it has matrix products and these are of floats, so is all else.
+    fn precision(&self, _port: Port) -> Precision {
+        Precision::Float
+    }
+
+    /// `(input, bound)`: that input holds indices, which must lie in `0..bound`. All other inputs hold numbers.
     fn index_bounds(&self, _inputs: &[TensorType]) -> Vec<(usize, usize)> {
         Vec::new()
     }
@@ -134,6 +163,9 @@ macro_rules! operations {
             fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {
                 match self { $(Self::$name(op) => op.index_bounds(inputs)),* }
             }
+            fn precision(&self, port: Port) -> Precision {
+                match self { $(Self::$name(op) => op.precision(port)),* }
+            }
             fn is_loss(&self) -> bool {
                 match self { $(Self::$name(op) => op.is_loss()),* }
             }
@@ -163,6 +195,7 @@ operations!(
     Add,
     Attention,
     AttentionGrad,
+    Cast,
     CosineHeads,
     CosineHeadsGrad,
     CrossEntropy,
@@ -215,16 +248,63 @@ fn check_possible(op: &'static str, inputs: &[TensorType]) -> Result<(), EngineE
     }
 }
 
-/// Every operand has the element type that the operation takes: indices where it says so, floats otherwise.
+/// Every operand has an element type that the operation takes: indices where it says so, numbers of its precision otherwise.
 fn check_types(op: &Op, inputs: &[TensorType]) -> Result<(), EngineError> {
     let indices = op.index_bounds(inputs);
+    let mut products = None;
     for (input, ty) in inputs.iter().enumerate() {
-        let expected = if indices.iter().any(|&(at, _)| at == input) { DType::I32 } else { DType::F32 };
+        let precision = op.precision(Port::Input(input));
+        let expected = match precision {
+            _ if indices.iter().any(|&(at, _)| at == input) => DType::I32,
+            Precision::Rounded => DType::Bf16,
+            Precision::Either if ty.dtype == DType::Bf16 && products != Some(DType::F32) => DType::Bf16,
+            Precision::Product => match (ty.dtype, products) {
+                (_, Some(first)) => first,
+                (DType::Bf16, None) => DType::Bf16,
+                (DType::F32 | DType::I32, None) => DType::F32,
+            },
+            Precision::Float | Precision::Either => DType::F32,
+        };
         if ty.dtype != expected {
             return Err(EngineError::DType { op: op.name(), input, expected, found: ty.dtype });
         }
+        if precision == Precision::Product {
+            products = Some(expected);
+        }
     }
     Ok(())
+}
+
+impl Op {
+    /// The element type of its matrix products, where it has any.
+    #[must_use]
+    pub fn product_type(&self, inputs: &[TensorType]) -> Option<DType> {
+        let ports = inputs.iter().enumerate();
+        ports.filter(|(i, _)| self.precision(Port::Input(*i)) == Precision::Product).map(|(_, ty)| ty.dtype).next()
+    }
+
+    /// Whether it can define values of these types from these inputs, for which [`Operation::infer`] gave `inferred`.
+    #[must_use]
+    pub fn defines(&self, inputs: &[TensorType], inferred: &[TensorType], outputs: &[TensorType]) -> bool {
+        let in_place = self.in_place();
+        let products = self.product_type(inputs);
+        let mut either = None;
+        inferred.len() == outputs.len()
+            && inferred.iter().zip(outputs).enumerate().all(|(at, (expected, found))| {
+                let same_place = in_place.iter().find(|(_, to)| *to == at);
+                let dtype = match (same_place, self.precision(Port::Output(at))) {
+                    (Some(&(from, _)), _) => found.dtype == inputs[from].dtype,
+                    (None, Precision::Float) => found.dtype == DType::F32,
+                    (None, Precision::Rounded) => found.dtype == DType::Bf16,
+                    (None, Precision::Product) => Some(found.dtype) == products,
+                    (None, Precision::Either) => {
+                        let alike = *either.get_or_insert(found.dtype) == found.dtype;
+                        alike && found.dtype.is_float() && (found.dtype == DType::F32 || products != Some(DType::F32))
+                    }
+                };
+                dtype && expected.shape == found.shape
+            })
+    }
 }
 
 /// Checks of inputs, shared by the operations. Element types are checked for all operations alike ([`check_types`]).

@@ -16,7 +16,7 @@
 //! # Errors
 //! Shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
@@ -65,6 +65,13 @@ impl Operation for Residual {
             check_keep(&check, 2 + usize::from(self.gamma), &inputs[0])?;
         }
         Ok(vec![inputs[0].clone()])
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(1) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn backward(&self, ctx: &mut Backward<'_>) -> Result<(), EngineError> {
@@ -125,6 +132,14 @@ impl Operation for ResidualGrad {
             outputs.push(inputs[last].clone());
         }
         Ok(outputs)
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(1) if self.gamma => Precision::Either,
+            Port::Output(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

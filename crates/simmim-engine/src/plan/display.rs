@@ -1,6 +1,7 @@
 //! Prints a program: what runs, and where its values live.
 
 use super::{Buffer, Location, Program};
+use crate::graph::DType;
 use crate::ops::Operation;
 use std::fmt;
 
@@ -13,7 +14,8 @@ impl fmt::Display for Program {
                 Location::State(n) => format!("`{}`", self.states[n].name),
                 Location::Constant(n) => format!("const {n}"),
             };
-            format!("{place}[{}]", dims.join(","))
+            let kind = if b.ty.dtype == DType::Bf16 { "bf16" } else { "" };
+            format!("{place}{kind}[{}]", dims.join(","))
         };
         for (at, i) in self.instructions.iter().enumerate() {
             let outputs: Vec<String> = i.outputs.iter().map(&show).collect();

@@ -82,6 +82,7 @@ fn wild_op(s: &mut Stream, op: &mut Op) {
         Op::ResidualGrad(op) => op.keep = !op.keep,
         Op::AdamW(_)
         | Op::Add(_)
+        | Op::Cast(_)
         | Op::CrossEntropy(_)
         | Op::CrossEntropyGrad(_)
         | Op::Drain(_)

@@ -89,6 +89,9 @@ impl Program {
             if matches!(output.buffer.location, Location::Constant(_)) {
                 return invalid(format!("output `{}` is a constant", output.name));
             }
+            if output.buffer.ty.dtype != DType::F32 {
+                return invalid(format!("output `{}` is {}", output.name, output.buffer.ty));
+            }
             self.verify_float_value(&output.buffer, &arena, &output.name)?;
         }
         Ok(())
@@ -100,7 +103,7 @@ impl Program {
         if !unique(inputs) || !unique(outputs) || !unique(self.states.iter().map(|s| &s.name)) {
             return invalid("a name stands for two values".into());
         }
-        match self.states.iter().find(|s| s.ty.dtype != DType::F32 || !s.ty.is_possible()) {
+        match self.states.iter().find(|s| !s.ty.dtype.is_float() || !s.ty.is_possible()) {
             Some(state) => invalid(format!("state `{}` is {}", state.name, state.ty)),
             None => Ok(()),
         }
@@ -122,6 +125,7 @@ impl Program {
                 // What nobody reads needs no bound.
                 (DType::I32, bound) => Live::Indices { name, bound: bound.unwrap_or(usize::MAX) },
                 (DType::F32, Some(_)) => return invalid(format!("input `{name}` holds floats, yet bounded indices")),
+                (DType::Bf16, _) => return invalid(format!("input `{name}` is {}", input.buffer.ty)),
             };
             arena.write(region, what);
         }
@@ -131,7 +135,8 @@ impl Program {
     fn verify_instruction<'a>(&'a self, i: &'a Instruction, arena: &mut Arena<'a>) -> Result<(), EngineError> {
         let types: Vec<_> = i.inputs.iter().map(|b| b.ty.clone()).collect();
         let results = i.op.infer(&types)?;
-        if results.len() != i.outputs.len() || results.iter().zip(&i.outputs).any(|(ty, b)| *ty != b.ty) {
+        let found: Vec<_> = i.outputs.iter().map(|b| b.ty.clone()).collect();
+        if !i.op.defines(&types, &results, &found) {
             return invalid("its results are not those of the operation".into());
         }
         let bounds = i.op.index_bounds(&types);
@@ -155,9 +160,9 @@ impl Program {
         Ok(())
     }
 
-    /// A value of floats: live in the arena, or a whole state or constant.
+    /// A value of numbers: live in the arena, or a whole state or constant.
     fn verify_float_value(&self, buffer: &Buffer, arena: &Arena<'_>, what: &str) -> Result<(), EngineError> {
-        if buffer.ty.dtype != DType::F32 {
+        if !buffer.ty.dtype.is_float() {
             return invalid(format!("{what}: {} instead of floats", buffer.ty));
         }
         match buffer.location {
@@ -171,7 +176,7 @@ impl Program {
             },
             Location::Constant(n) => match self.constants.get(n) {
                 // Every pattern of bits is a float.
-                Some(constant) if constant.data.len() == buffer.ty.len() => Ok(()),
+                Some(constant) if buffer.ty.dtype == DType::F32 && constant.data.len() == buffer.ty.len() => Ok(()),
                 _ => invalid(format!("{what}: {} is not constant {n}", buffer.ty)),
             },
         }

@@ -55,7 +55,7 @@ pub fn nearest(pool: &Pool, bank: &Matrix, queries: &Matrix, k: usize) -> Vec<Ve
         let mut similarities = vec![0.0; rows.len() * BANK];
         let isa = Isa::detect();
         let most = Extents { m: rows.len(), n: BANK, k: bank.cols };
-        let mut scratch = vec![0.0; multiply_scratch(isa, most)];
+        let mut scratch = vec![0.0; multiply_scratch::<f32>(isa, most)];
         let query = MatrixView::rows(&queries.data[rows.start * queries.cols..], queries.cols);
         for start in (0..bank.rows).step_by(BANK) {
             let n = BANK.min(bank.rows - start);

@@ -1,12 +1,16 @@
 //! Kernel of `adamw`.
 
+use super::cast::convert;
 use super::{Args, rows_per_task};
+use crate::graph::Bf16;
 use crate::host::Cpu;
 use crate::host::dispatch::{madd, vectorised};
 use crate::ops::AdamW;
 
 pub(crate) fn adamw(cpu: &Cpu, op: &AdamW, args: &mut Args<'_>) {
-    let (inputs, [param, grad, m, v], _) = args.split::<4>();
+    let (inputs, mut outputs, _) = args.parts();
+    let [param, grad, m, v] = std::array::from_fn(|_| outputs.take::<f32>());
+    let copy = if op.copy { outputs.take::<Bf16>() } else { &mut [] };
     let (step, clip) = (inputs.f32(4), inputs.f32(5)[0]);
     if !clip.is_finite() {
         grad.fill(0.0);
@@ -23,8 +27,9 @@ pub(crate) fn adamw(cpu: &Cpu, op: &AdamW, args: &mut Args<'_>) {
         eps: op.eps,
     };
     let len = param.len();
-    cpu.pool.for_rows([param, grad, m, v], len, rows_per_task(4), |_, [param, grad, m, v]| {
+    cpu.pool.for_rows(([param, grad, m, v], [copy]), len, rows_per_task(4), |_, ([param, grad, m, v], [copy])| {
         update(cpu.isa, param, grad, m, v, &factors);
+        convert(cpu.isa, &param[..copy.len()], copy);
     });
 }
 

@@ -1,6 +1,7 @@
 //! Kernel of `add`.
 
 use super::{Args, rows_per_task};
+use crate::graph::Number;
 use crate::host::Cpu;
 use crate::host::dispatch::vectorised;
 
@@ -11,7 +12,7 @@ pub(crate) fn add(cpu: &Cpu, args: &mut Args<'_>) {
 }
 
 vectorised! {
-    pub(crate) fn add_slices<_FMA>(a: &mut [f32], b: &[f32]) {
-        a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+    pub(crate) fn add_slices<_FMA, T: Number>(a: &mut [f32], b: &[T]) {
+        a.iter_mut().zip(b).for_each(|(a, b)| *a += b.value());
     }
 }

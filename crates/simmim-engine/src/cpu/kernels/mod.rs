@@ -3,6 +3,7 @@
 pub(crate) mod adamw;
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod cast;
 pub(crate) mod cosine_heads;
 pub(crate) mod cross_entropy;
 pub(crate) mod drain;
@@ -24,10 +25,26 @@ pub(crate) mod window_attention;
 pub(crate) mod window_normalize;
 pub(crate) mod zero;
 
-pub use super::arena::{Args, Inputs};
-use crate::host::Cpu;
+pub use super::arena::{Args, Inputs, Outputs};
+use crate::graph::Bf16;
+use crate::host::dispatch::vectorised;
+use crate::host::gemm::Tile;
+use crate::host::{BlockMut, Cpu};
 use crate::ops::Op;
 use crate::plan::Instruction;
+
+/// Calls a kernel with the number types of two values.
+macro_rules! by_types {
+    ($first:expr, $second:expr, $kernel:ident($($arg:expr),*)) => {
+        match ($first, $second) {
+            (DType::Bf16, DType::Bf16) => $kernel::<Bf16, Bf16>($($arg),*),
+            (DType::Bf16, _) => $kernel::<Bf16, f32>($($arg),*),
+            (_, DType::Bf16) => $kernel::<f32, Bf16>($($arg),*),
+            _ => $kernel::<f32, f32>($($arg),*),
+        }
+    };
+}
+pub(super) use by_types;
 
 /// Rows that one partial sum takes: a partition that depends on the shape alone, so that sums over rows do not depend on the
 /// number of threads.
@@ -43,6 +60,20 @@ pub(crate) fn sum_partials(isa: crate::host::Isa, sum: &mut [f32], partials: &[f
     partials.chunks_exact(sum.len()).for_each(|partial| add::add_slices(isa, sum, partial));
 }
 
+vectorised! {
+    /// Rounds the values of a tile to its place in a block.
+    pub(crate) fn round_block<_FMA>(values: &mut BlockMut<'_>, to: &mut BlockMut<'_, Bf16>, place: &Tile) {
+        for (i, row) in place.rows.clone().enumerate() {
+            let (from, to) = (values.row(i), &mut to.row(row)[place.cols.clone()]);
+            let ((from, from_tail), (to, to_tail)) = (from.as_chunks::<16>(), to.as_chunks_mut::<16>());
+            for (from, to) in from.iter().zip(to) {
+                *to = from.map(Bf16::nearest);
+            }
+            from_tail.iter().zip(to_tail).for_each(|(&from, to)| *to = Bf16::nearest(from));
+        }
+    }
+}
+
 /// Runs the kernel of an operation.
 pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
     match op {
@@ -50,6 +81,7 @@ pub(super) fn run(cpu: &Cpu, op: &Op, args: &mut Args<'_>) {
         Op::Add(_) => add::add(cpu, args),
         Op::Attention(op) => attention::attention(cpu, op, args),
         Op::AttentionGrad(op) => attention::attention_grad(cpu, op, args),
+        Op::Cast(_) => cast::cast(cpu, args),
         Op::CosineHeads(op) => cosine_heads::cosine_heads(cpu, op, args),
         Op::CosineHeadsGrad(op) => cosine_heads::cosine_heads_grad(cpu, op, args),
         Op::CrossEntropy(op) => cross_entropy::cross_entropy(cpu, op, args),
@@ -109,6 +141,7 @@ pub(super) fn scratch(instruction: &Instruction, cpu: &Cpu) -> usize {
         Op::WindowNormalize(_) => window_normalize::scratch(instruction, cpu),
         Op::AdamW(_)
         | Op::Add(_)
+        | Op::Cast(_)
         | Op::CosineHeads(_)
         | Op::CrossEntropyGrad(_)
         | Op::Drain(_)

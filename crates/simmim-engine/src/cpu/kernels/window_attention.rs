@@ -23,7 +23,7 @@ fn padded(len: usize) -> usize {
 /// Working memory of one thread: `rows` matrices `[places, head_dim]`, `scores` matrices `[places, places]`, and that of products.
 fn thread_scratch(s: &WindowSizes, rows: usize, scores: usize, isa: Isa) -> usize {
     let (n, d) = (s.places, s.head_dim());
-    let products = [(n, n, d), (n, d, n)].map(|(m, n, k)| multiply_scratch(isa, Extents { m, n, k }));
+    let products = [(n, n, d), (n, d, n)].map(|(m, n, k)| multiply_scratch::<f32>(isa, Extents { m, n, k }));
     rows * padded(n * d) + scores * padded(n * n) + products[0].max(products[1])
 }
 

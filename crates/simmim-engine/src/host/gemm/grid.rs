@@ -95,7 +95,7 @@ mod tests {
             for threads in [1, 2, 3, 4, 16] {
                 for (m, n, k) in [(784, 1536, 384), (784, 384, 1536), (1536, 384, 784), (1, 1000, 64), (4000, 7, 64)] {
                     let e = Extents { m, n, k };
-                    let grid = grid(threads, e, costs(isa, e, false));
+                    let grid = grid(threads, e, costs::<f32>(isa, e, false));
                     assert!(grid.rows.len() * grid.cols.len() <= threads);
                     let largest = grid.rows.iter().map(Range::len).max().unwrap_or(0)
                         * grid.cols.iter().map(Range::len).max().unwrap_or(0);

@@ -6,10 +6,10 @@
 #![allow(unsafe_code, reason = "vector instructions, chosen by an Isa that proves they are there")]
 #![allow(clippy::needless_range_loop, reason = "loops over registers are unrolled where they are written plainly")]
 
-use super::Tile;
 #[cfg(simmim_x86)]
-use super::simd::{Avx2, Avx512};
-use super::simd::{Portable, Simd};
+use super::simd::{Avx2, Avx512, NativePairs};
+use super::simd::{Floats, Pairs, Portable, Simd, Terms};
+use super::{EpilogueOperand, Operand, Tile};
 use crate::host::block::BlockMut;
 use crate::host::dispatch::IsaKind;
 use crate::host::{Isa, LINE};
@@ -23,11 +23,11 @@ const PORTABLE_ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
 pub(super) const TILE_STRIDE: usize = 8;
 
 /// Floats in the largest tile.
-const LARGEST: usize = 8 * 48;
+pub(super) const LARGEST: usize = 8 * 48;
 
 fn by_isa<T>(isa: Isa, avx512: T, avx2: T, portable: T) -> T {
     match isa.kind() {
-        IsaKind::Amx(_) | IsaKind::Avx512 => avx512,
+        IsaKind::Amx(_) | IsaKind::Avx512Bf16 | IsaKind::Avx512 => avx512,
         IsaKind::Avx2 => avx2,
         IsaKind::Portable => portable,
     }
@@ -38,9 +38,10 @@ pub(super) fn lanes(isa: Isa) -> usize {
     by_isa(isa, 16, 8, 8)
 }
 
-/// Rows of the largest tile: with the columns of a panel, its sums and operands just fill the registers.
-pub(super) fn tile_rows(isa: Isa) -> usize {
-    by_isa(isa, 8, 6, PORTABLE_ROWS)
+/// Rows of the largest tile: with the columns of a panel, its sums and operands just fill the registers. Pairs that no instruction
+/// multiplies take more of them.
+pub(super) fn tile_rows<O: Operand>(isa: Isa) -> usize {
+    if O::IN_WORD == 1 { by_isa(isa, 8, 6, PORTABLE_ROWS) } else { by_isa(isa, 8, 4, PORTABLE_ROWS) }
 }
 
 /// Columns of a packed panel of `b`.
@@ -65,22 +66,23 @@ pub(crate) fn prefetch(at: *const f32) {
 
 /// Prefetches a tile of the result, for writing.
 #[inline(always)]
-pub(super) fn prefetch_tile(c: &mut BlockMut<'_>, rows: &Range<usize>, cols: &Range<usize>) {
+pub(super) fn prefetch_tile<T>(c: &mut BlockMut<'_, T>, rows: &Range<usize>, cols: &Range<usize>) {
     let (start, stride) = (c.as_mut_ptr(), c.stride());
     for i in rows.clone() {
-        for line in cols.clone().step_by(LINE) {
-            prefetch_write(start.wrapping_add(i * stride + line));
+        for line in cols.clone().step_by(4 * LINE / size_of::<T>()) {
+            prefetch_write(start.wrapping_add(i * stride + line).cast());
         }
     }
 }
 
 /// Prefetches a tile of a contiguous matrix of `columns` columns, for reading.
 #[inline(always)]
-pub(super) fn prefetch_rows(matrix: &[f32], columns: usize, place: &Tile) {
-    let start = matrix.as_ptr().wrapping_add(place.first.0 * columns + place.first.1);
+pub(super) fn prefetch_rows(matrix: EpilogueOperand<'_>, columns: usize, place: &Tile) {
+    let element = matrix.element;
+    let start = matrix.bytes.as_ptr().wrapping_add((place.first.0 * columns + place.first.1) * element);
     for i in place.rows.clone() {
-        for col in place.cols.clone().step_by(LINE) {
-            prefetch(start.wrapping_add(i * columns + col));
+        for col in place.cols.clone().step_by(4 * LINE / element) {
+            prefetch(start.wrapping_add((i * columns + col) * element).cast());
         }
     }
 }
@@ -100,14 +102,14 @@ fn prefetch_write(at: *const f32) {
 /// The rows of `a` of a tile.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Rows<'a> {
-    /// Each row in one piece, their starts some floats apart.
-    InPlace(&'a [f32], usize),
-    /// `[k, TILE_STRIDE]`.
+    /// The bytes of the rows, each in one piece, and the distance between their starts.
+    InPlace(&'a [u8], usize),
+    /// `[k, TILE_STRIDE]` words.
     Packed(&'a [f32]),
 }
 
-/// Operands of a tile: `a [rows, k]`, and a packed panel `b [k, width]`, the width being the tile's columns rounded up to whole
-/// vectors. The rows that lie `next` floats ahead of these are prefetched, unless it is zero.
+/// Operands of a tile in words: `a [rows, k]`, and a packed panel `b [k, width]`, the width being the tile's columns rounded up to
+/// whole vectors. The rows that lie `next` bytes ahead of these are prefetched, unless it is zero.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Operands<'a> {
     pub(super) k: usize,
@@ -129,24 +131,38 @@ pub(super) struct Epilogue<'a> {
 /// # Panics
 /// If a slice is too short or the tile too large: a fault of the caller.
 #[inline(always)]
-pub(super) fn tile(isa: Isa, o: Operands<'_>, epilogue: Epilogue<'_>, c: &mut BlockMut<'_>) {
+pub(super) fn tile<O: Operand>(isa: Isa, o: Operands<'_>, epilogue: Epilogue<'_>, c: &mut BlockMut<'_>) {
     let (rows, cols) = (c.rows(), c.cols());
-    assert!((1..=tile_rows(isa)).contains(&rows) && (1..=panel_width(isa)).contains(&cols), "tile [{rows}, {cols}]");
+    let fits = (1..=tile_rows::<O>(isa)).contains(&rows) && (1..=panel_width(isa)).contains(&cols);
+    assert!(fits, "tile [{rows}, {cols}]");
     assert!(o.b.len() >= o.k * cols.next_multiple_of(lanes(isa)), "panel too short");
     assert!(epilogue.bias.is_none_or(|b| b.len() == cols), "bias of the wrong length");
-    let (a, row_stride, packed, len) = match o.a {
-        Rows::InPlace(a, stride) => (a, stride, 0, (rows - 1) * stride + o.k),
-        Rows::Packed(a) => (a, 1, 1, TILE_STRIDE * o.k),
+    let (a, row_stride, packed, short) = match o.a {
+        Rows::InPlace(a, stride) => (a.as_ptr().cast(), stride, 0, (rows - 1) * stride + 4 * o.k > a.len()),
+        Rows::Packed(a) => (a.as_ptr(), 4, 1, TILE_STRIDE * o.k > a.len()),
     };
-    assert!(o.k == 0 || len <= a.len(), "rows too short");
-    #[cfg(simmim_x86)]
-    let table = by_isa(isa, AVX512, AVX2, PORTABLE);
-    #[cfg(not(simmim_x86))]
-    let table = PORTABLE;
-    let run = table[rows - 1][cols.div_ceil(lanes(isa)) - 1][packed];
-    let pointers = Pointers { k: o.k, a: a.as_ptr(), row_stride, next: o.next, b: o.b.as_ptr() };
+    assert!(o.k == 0 || !short, "rows too short");
+    let run = runs::<O>(isa)[rows - 1][cols.div_ceil(lanes(isa)) - 1][packed];
+    let pointers = Pointers { k: o.k, a, row_stride, next: o.next, b: o.b.as_ptr() };
     // SAFETY: (1) an `Isa` exists only where the processor has it, and the tables hold its functions; (2) lengths are asserted above.
     unsafe { run(&pointers, &epilogue, c) };
+}
+
+/// The functions for an instruction set: by height and number of vectors, from one on, and whether the rows are packed.
+#[inline(always)]
+fn runs<O: Operand>(isa: Isa) -> Table {
+    #[cfg(simmim_x86)]
+    return match (isa.kind(), O::IN_WORD) {
+        (IsaKind::Amx(_) | IsaKind::Avx512Bf16 | IsaKind::Avx512, 1) => AVX512,
+        (IsaKind::Amx(_) | IsaKind::Avx512Bf16, _) => AVX512_NATIVE_PAIRS,
+        (IsaKind::Avx512, _) => AVX512_PAIRS,
+        (IsaKind::Avx2, 1) => AVX2,
+        (IsaKind::Avx2, _) => AVX2_PAIRS,
+        (IsaKind::Portable, 1) => PORTABLE,
+        (IsaKind::Portable, _) => PORTABLE_PAIRS,
+    };
+    #[cfg(not(simmim_x86))]
+    if O::IN_WORD == 1 { PORTABLE } else { PORTABLE_PAIRS }
 }
 
 /// The operands of a tile as pointers: as slices they would tell the compiler that loads may move, and it would load for later
@@ -154,6 +170,7 @@ pub(super) fn tile(isa: Isa, o: Operands<'_>, epilogue: Epilogue<'_>, c: &mut Bl
 struct Pointers {
     k: usize,
     a: *const f32,
+    /// In bytes, as `next` is.
     row_stride: usize,
     next: usize,
     b: *const f32,
@@ -166,8 +183,11 @@ struct Pointers {
 /// number of vectors.
 type Run = unsafe fn(&Pointers, &Epilogue<'_>, &mut BlockMut<'_>);
 
+/// See [`runs`].
+type Table = &'static [[[Run; 2]; 3]];
+
 macro_rules! tiles {
-    ($table:ident, $name:ident, $simd:ident, $($feature:literal)?, [$($height:literal)*], $widths:tt) => {
+    ($table:ident, $name:ident, $simd:ident, $terms:ident, $($feature:literal)?, [$($height:literal)*], $widths:tt) => {
         /// # Safety
         /// Those of [`Run`].
         $(#[cfg(simmim_x86)] #[target_feature(enable = $feature)])?
@@ -177,12 +197,11 @@ macro_rules! tiles {
             c: &mut BlockMut<'_>,
         ) {
             // SAFETY: the caller's obligations.
-            unsafe { sum::<$simd, ROWS, VECTORS, PACKED>(pointers, epilogue, c) };
+            unsafe { sum::<$simd, $terms, ROWS, VECTORS, PACKED>(pointers, epilogue, c) };
         }
 
-        /// By height and number of vectors, from one on, and whether the rows are packed.
         $(#[doc = $feature] #[cfg(simmim_x86)])?
-        static $table: &[[[Run; 2]; 3]] = &[$(tiles!(@row $name, $height, $widths)),*];
+        static $table: Table = &[$(tiles!(@row $name, $height, $widths)),*];
     };
     (@row $name:ident, $height:literal, [$a:literal $b:literal $c:literal]) => {
         [tiles!(@both $name, $height, $a), tiles!(@both $name, $height, $b), tiles!(@both $name, $height, $c)]
@@ -192,9 +211,14 @@ macro_rules! tiles {
     };
 }
 
-tiles! { AVX512, avx512, Avx512, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma", [1 2 3 4 5 6 7 8], [1 2 3] }
-tiles! { AVX2, avx2, Avx2, "avx2,fma", [1 2 3 4 5 6], [1 2 2] }
-tiles! { PORTABLE, portable, Portable, , [1 2 3 4 5 6], [1 2 2] }
+tiles! { AVX512, avx512, Avx512, Floats, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma", [1 2 3 4 5 6 7 8], [1 2 3] }
+tiles! { AVX512_NATIVE_PAIRS, avx512_native_pairs, Avx512, NativePairs, "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,avx2,fma",
+[1 2 3 4 5 6 7 8], [1 2 3] }
+tiles! { AVX512_PAIRS, avx512_pairs, Avx512, Pairs, "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma", [1 2 3 4 5 6 7 8], [1 2 3] }
+tiles! { AVX2, avx2, Avx2, Floats, "avx2,fma", [1 2 3 4 5 6], [1 2 2] }
+tiles! { AVX2_PAIRS, avx2_pairs, Avx2, Pairs, "avx2,fma", [1 2 3 4], [1 2 2] }
+tiles! { PORTABLE, portable, Portable, Floats, , [1 2 3 4 5 6], [1 2 2] }
+tiles! { PORTABLE_PAIRS, portable_pairs, Portable, Pairs, , [1 2 3 4 5 6], [1 2 2] }
 
 /// Keeps the compiler from knowing how a pointer was computed, so that it holds it in a register.
 #[inline(always)]
@@ -216,7 +240,7 @@ fn opaque(mut at: *const f32) -> *const f32 {
 /// # Safety
 /// Those of [`Run`]; the rows are packed or not, as `PACKED` says.
 #[inline(always)]
-unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bool>(
+unsafe fn sum<S: Simd, K: Terms<S>, const ROWS: usize, const VECTORS: usize, const PACKED: bool>(
     pointers: &Pointers,
     epilogue: &Epilogue<'_>,
     c: &mut BlockMut<'_>,
@@ -227,7 +251,7 @@ unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bo
     let &Pointers { k, a, row_stride: stride, next, mut b } = pointers;
     let mut bases = [a; 3];
     for (i, base) in bases.iter_mut().enumerate() {
-        *base = if PACKED { a } else { opaque(a.wrapping_add(3 * i * stride)) };
+        *base = if PACKED { a } else { opaque(a.wrapping_byte_add(3 * i * stride)) };
     }
     // SAFETY: the caller's obligations; the loops read `k` columns of `a` and rows of `b`.
     unsafe {
@@ -244,10 +268,10 @@ unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bo
                     let x = if PACKED {
                         S::splat(bases[0].add($at * TILE_STRIDE + i))
                     } else {
-                        S::splat(bases[i / 3].wrapping_add(i % 3 * stride).add($at))
+                        S::splat(bases[i / 3].wrapping_byte_add(i % 3 * stride).add($at))
                     };
                     for v in 0..VECTORS {
-                        sums[i][v] = S::madd(x, row[v], sums[i][v]);
+                        sums[i][v] = K::add(x, row[v], sums[i][v]);
                     }
                 }
             };
@@ -267,7 +291,7 @@ unsafe fn sum<S: Simd, const ROWS: usize, const VECTORS: usize, const PACKED: bo
             target = target.wrapping_add(if target_rows > 1 { target_stride } else { 0 });
             if !PACKED && next > 0 {
                 for i in 0..ROWS {
-                    prefetch(bases[i / 3].wrapping_add(i % 3 * stride + next));
+                    prefetch(bases[i / 3].wrapping_byte_add(i % 3 * stride + next));
                 }
             }
             for _ in 0..PACE / 4 {

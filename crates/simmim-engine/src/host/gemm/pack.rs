@@ -5,8 +5,9 @@
 
 #![allow(unsafe_code, reason = "vector instructions, chosen by an Isa that proves they are there")]
 
-use super::MatrixView;
 use super::kernel::{TILE_STRIDE, lanes, prefetch};
+use super::{MatrixView, Operand};
+use crate::graph::Bf16;
 #[cfg(simmim_x86)]
 use crate::host::dispatch::IsaKind;
 use crate::host::dispatch::vectorised;
@@ -26,16 +27,16 @@ const LINES: usize = 8;
 pub(super) const GROUP: usize = 8;
 
 /// Packs at most [`GROUP`] tiles of rows of `a`, which count from row `start`, for sums over `chunk`: one after the other, each
-/// `[chunk, TILE_STRIDE]`.
-pub(super) fn tiles(
+/// `[words of the chunk, TILE_STRIDE]`.
+pub(super) fn tiles<O: Operand>(
     isa: Isa,
     packed: &mut [f32],
-    a: MatrixView<'_>,
+    a: MatrixView<'_, O>,
     start: usize,
     tiles: impl Iterator<Item = Range<usize>>,
     chunk: Range<usize>,
 ) {
-    let size = chunk.len() * TILE_STRIDE;
+    let size = O::words(chunk.len()) * TILE_STRIDE;
     if size == 0 {
         return;
     }
@@ -53,28 +54,111 @@ pub(super) fn tiles(
         count += 1;
     }
     let from = &a.data[start + rows.start + chunk.start * a.col_stride..];
-    spread(isa, packed, &offsets[..count], from, a.col_stride, rows.len(), chunk.len());
+    let source = Columns { from, step: a.col_stride, lines: rows.len(), terms: chunk.len() };
+    O::spread(isa, packed, &offsets[..count], source);
+}
+
+/// Columns of `lines` elements, the starts of which are `step` apart: one for each term of the sums.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a, O> {
+    from: &'a [O],
+    step: usize,
+    lines: usize,
+    terms: usize,
+}
+
+impl<'a, O: Operand> Columns<'a, O> {
+    /// The columns of the `at`-th word from its first line on; of a last word that holds one number only, an empty second one.
+    #[inline(always)]
+    fn of_word(&self, at: usize) -> [&'a [O]; 2] {
+        let term = at * O::IN_WORD;
+        let second = if term + 1 < self.terms { &self.from[(term + 1) * self.step..] } else { &[] };
+        [&self.from[term * self.step..], second]
+    }
+
+    /// Brings near what is read soon: the columns lie too far apart for the hardware prefetcher.
+    #[inline(always)]
+    fn prefetch(&self, word: usize, lines: usize) {
+        for term in 0..O::IN_WORD {
+            let start = ((word + AHEAD) * O::IN_WORD + term) * self.step;
+            for line in (0..lines).step_by(LINE * O::IN_WORD) {
+                prefetch(self.from.as_ptr().wrapping_add(start + line).cast());
+            }
+        }
+    }
+}
+
+/// What packing does with each type of operands: copies compiled for the instruction sets.
+pub(super) trait Pack: Sized {
+    /// Fills one tile for each offset: `tile[word, i]` is the word of line `offset + i`.
+    fn spread(isa: Isa, packed: &mut [f32], offsets: &[usize], source: Columns<'_, Self>);
+
+    /// Writes `packed[word, i]`, the word of line `i`, in rows of `width`, a multiple of eight. What lies beyond the lines is copied too
+    /// where it is there, because a copy of known length is a few instructions.
+    fn copy(isa: Isa, packed: &mut [f32], width: usize, source: Columns<'_, Self>);
+}
+
+impl Pack for f32 {
+    fn spread(isa: Isa, packed: &mut [f32], offsets: &[usize], source: Columns<'_, Self>) {
+        spread_floats(isa, packed, offsets, source);
+    }
+
+    fn copy(isa: Isa, packed: &mut [f32], width: usize, source: Columns<'_, Self>) {
+        copy_floats(isa, packed, width, source);
+    }
+}
+
+impl Pack for Bf16 {
+    fn spread(isa: Isa, packed: &mut [f32], offsets: &[usize], source: Columns<'_, Self>) {
+        spread_pairs(isa, packed, offsets, source);
+    }
+
+    fn copy(isa: Isa, packed: &mut [f32], width: usize, source: Columns<'_, Self>) {
+        copy_pairs(isa, packed, width, source);
+    }
 }
 
 vectorised! {
-    /// Fills one tile for each offset: `tile[p, i] = from[p * step + offset + i]`, of which `len` floats of a line belong to the tiles.
-    fn spread<FMA>(packed: &mut [f32], offsets: &[usize], from: &[f32], step: usize, len: usize, columns: usize) {
+    fn spread_floats<_FMA>(packed: &mut [f32], offsets: &[usize], source: Columns<'_, f32>) {
         let (packed, _) = packed.as_chunks_mut::<TILE_STRIDE>();
-        for p in 0..columns {
-            for line in (0..len).step_by(LINE) {
-                prefetch(from.as_ptr().wrapping_add((p + AHEAD) * step + line));
-            }
-            let from = &from[p * step..];
+        for p in 0..source.terms {
+            source.prefetch(p, source.lines);
+            let [from, _] = source.of_word(p);
             for (tile, &offset) in offsets.iter().enumerate() {
-                let to = &mut packed[tile * columns + p];
+                let to = &mut packed[tile * source.terms + p];
                 // One branch copies arrays, the other is a call: two slices would become one `memmove` of unknown length.
                 match from[offset..].first_chunk::<TILE_STRIDE>() {
                     Some(whole) => *to = *whole,
-                    None => copy_rest(to, &from[offset..len]),
+                    None => copy_rest(to, &from[offset..source.lines]),
                 }
             }
         }
     }
+}
+
+vectorised! {
+    fn spread_pairs<_FMA>(packed: &mut [f32], offsets: &[usize], source: Columns<'_, Bf16>) {
+        let (packed, _) = packed.as_chunks_mut::<TILE_STRIDE>();
+        let words = Bf16::words(source.terms);
+        for p in 0..words {
+            source.prefetch(p, source.lines);
+            let [first, second] = source.of_word(p);
+            for (tile, &offset) in offsets.iter().enumerate() {
+                let to = &mut packed[tile * words + p];
+                let wholes = (first[offset..].first_chunk(), second.get(offset..).and_then(|s| s.first_chunk()));
+                match wholes {
+                    (Some(first), Some(second)) => *to = interleave::<TILE_STRIDE>(first, second),
+                    _ => pair_rest(to, &first[offset..source.lines], second.get(offset..source.lines).unwrap_or(&[])),
+                }
+            }
+        }
+    }
+}
+
+/// The words of two columns.
+#[inline(always)]
+fn interleave<const N: usize>(first: &[Bf16; N], second: &[Bf16; N]) -> [f32; N] {
+    std::array::from_fn(|i| Bf16::word(first[i], second[i]))
 }
 
 /// Copies what a line still holds.
@@ -85,47 +169,74 @@ fn copy_rest(to: &mut [f32; TILE_STRIDE], rest: &[f32]) {
     to[..rest.len()].copy_from_slice(rest);
 }
 
-/// Packs columns of `b` for sums over `chunk`, as `[chunk, width]`; the width is that of whole vectors.
-pub(super) fn panel(isa: Isa, packed: &mut [f32], b: MatrixView<'_>, chunk: Range<usize>, cols: Range<usize>) {
+/// Pairs what two columns still hold; the second may hold nothing.
+#[cold]
+#[inline(never)]
+fn pair_rest(to: &mut [f32], first: &[Bf16], second: &[Bf16]) {
+    to.fill(0.0);
+    for (i, (to, &first)) in to.iter_mut().zip(first).enumerate() {
+        *to = Bf16::word(first, second.get(i).copied().unwrap_or_default());
+    }
+}
+
+/// Packs columns of `b` for sums over `chunk`, as `[words of the chunk, width]`; the width is that of whole vectors.
+pub(super) fn panel<O: Operand>(
+    isa: Isa,
+    packed: &mut [f32],
+    b: MatrixView<'_, O>,
+    chunk: Range<usize>,
+    cols: Range<usize>,
+) {
     let width = cols.len().next_multiple_of(lanes(isa));
     lines(isa, packed, width, b.transposed(), cols, chunk);
 }
 
-/// Writes `packed[p, i] = from[lines.start + i, chunk.start + p]`, rows of `packed` being `stride` apart.
-fn lines(isa: Isa, packed: &mut [f32], stride: usize, from: MatrixView<'_>, lines: Range<usize>, chunk: Range<usize>) {
+/// Writes `packed[word, i]`, the word of line `lines.start + i` of `from`, its columns counted from `chunk.start`; rows of `packed` are
+/// `stride` apart.
+fn lines<O: Operand>(
+    isa: Isa,
+    packed: &mut [f32],
+    stride: usize,
+    from: MatrixView<'_, O>,
+    lines: Range<usize>,
+    chunk: Range<usize>,
+) {
     if chunk.is_empty() || lines.is_empty() {
         return;
     }
-    let (count, row_stride) = (lines.len(), from.row_stride);
+    let whole = chunk.len() / O::IN_WORD;
     if from.row_stride == 1 {
         let start = lines.start + chunk.start * from.col_stride;
-        let (from, step, rows) = (&from.data[start..], from.col_stride, chunk.len());
-        copy(isa, packed, stride, from, step, count, rows);
-    } else if from.col_stride == 1 {
-        let from = &from.data[lines.start * from.row_stride + chunk.start..];
-        transpose(isa, packed, stride, Lines { from, step: row_stride, count, len: chunk.len() });
-    } else {
-        for (packed, p) in packed.chunks_exact_mut(stride).zip(chunk) {
-            packed.fill(0.0);
-            for (i, x) in packed.iter_mut().take(count).enumerate() {
-                *x = from.data[(lines.start + i) * from.row_stride + p * from.col_stride];
-            }
+        let (from, step) = (&from.data[start..], from.col_stride);
+        return O::copy(isa, packed, stride, Columns { from, step, lines: lines.len(), terms: chunk.len() });
+    }
+    let mut rest = 0..O::words(chunk.len());
+    if from.col_stride == 1 && whole > 0 {
+        let bytes = bytemuck::cast_slice(&from.data[lines.start * from.row_stride + chunk.start..]);
+        let step = from.row_stride * size_of::<O>();
+        transpose(isa, packed, stride, Lines { from: bytes, step, count: lines.len(), len: whole });
+        rest.start = whole;
+    }
+    for p in rest {
+        let packed = &mut packed[p * stride..(p + 1) * stride];
+        packed.fill(0.0);
+        let term = chunk.start + p * O::IN_WORD;
+        for (line, x) in lines.clone().zip(packed) {
+            let at = line * from.row_stride + term * from.col_stride;
+            let second = if term + 1 < chunk.end { from.data[at + from.col_stride] } else { O::zeroed() };
+            *x = O::word(from.data[at], second);
         }
     }
 }
 
 vectorised! {
-    /// Writes `packed[p, i] = from[p * step + i]` for `i` below `count` and `p` below `rows`, in rows of `width`, a multiple of eight. What
-    /// lies beyond `count` is copied too where it is there, because a copy of known length is a few instructions.
-    fn copy<FMA>(packed: &mut [f32], width: usize, from: &[f32], step: usize, count: usize, rows: usize) {
-        for (p, packed) in packed.chunks_exact_mut(width).take(rows).enumerate() {
-            for line in (0..width).step_by(LINE) {
-                prefetch(from.as_ptr().wrapping_add((p + AHEAD) * step + line));
-            }
-            let from = &from[p * step..];
+    fn copy_floats<_FMA>(packed: &mut [f32], width: usize, source: Columns<'_, f32>) {
+        for (p, packed) in packed.chunks_exact_mut(width).take(source.terms).enumerate() {
+            source.prefetch(p, width);
+            let [from, _] = source.of_word(p);
             if from.len() < width {
                 packed.fill(0.0);
-                packed[..count].copy_from_slice(&from[..count]);
+                packed[..source.lines].copy_from_slice(&from[..source.lines]);
                 continue;
             }
             let (from, _) = from[..width].as_chunks::<8>();
@@ -143,17 +254,38 @@ vectorised! {
     }
 }
 
-/// Lines of `len` floats, the starts of which are `step` apart.
+vectorised! {
+    fn copy_pairs<_FMA>(packed: &mut [f32], width: usize, source: Columns<'_, Bf16>) {
+        for (p, packed) in packed.chunks_exact_mut(width).take(Bf16::words(source.terms)).enumerate() {
+            source.prefetch(p, width);
+            let [first, second] = source.of_word(p);
+            if first.len().min(second.len()) < width {
+                pair_rest(packed, &first[..source.lines], second.get(..source.lines).unwrap_or(&[]));
+                continue;
+            }
+            let (to, _) = packed.as_chunks_mut::<8>();
+            let (first, second) = (first.as_chunks::<8>().0, second.as_chunks::<8>().0);
+            for (to, (first, second)) in to.iter_mut().zip(first.iter().zip(second)) {
+                *to = interleave::<8>(first, second);
+            }
+        }
+    }
+}
+
+/// Lines of `len` words, the starts of which are `step` bytes apart.
 #[derive(Clone, Copy)]
 struct Lines<'a> {
-    from: &'a [f32],
+    from: &'a [u8],
     step: usize,
     count: usize,
     len: usize,
 }
 
+/// Bytes of a word.
+const WORD: usize = size_of::<f32>();
+
 impl Lines<'_> {
-    /// Start of the `i`-th line. Where there are fewer, the last one stands for those that the kernel does not use.
+    /// The byte at which the `i`-th line starts. Where there are fewer, the last one stands for those that the kernel does not use.
     fn start(&self, i: usize) -> usize {
         i.min(self.count - 1) * self.step
     }
@@ -164,13 +296,16 @@ impl Lines<'_> {
 /// # Panics
 /// If a slice is too short: a fault of the caller.
 fn transpose(isa: Isa, to: &mut [f32], stride: usize, lines: Lines<'_>) {
-    assert!(lines.count > 0 && lines.start(lines.count) + lines.len <= lines.from.len(), "lines too short");
+    let end = lines.start(lines.count) + lines.len * WORD;
+    assert!(lines.count > 0 && end <= lines.from.len(), "lines too short");
     assert!(stride.is_multiple_of(LINES) && lines.count <= stride.min(MOST_LINES), "{} lines at {stride}", lines.count);
     assert!(stride <= MOST_LINES && lines.len * stride <= to.len(), "packed lines do not fit");
     match isa.kind() {
         // SAFETY: (1) an `Isa` of this kind exists only where the processor has AVX2; (2) lengths are asserted above.
         #[cfg(simmim_x86)]
-        IsaKind::Amx(_) | IsaKind::Avx512 | IsaKind::Avx2 => unsafe { transpose_avx2(to, stride, lines) },
+        IsaKind::Amx(_) | IsaKind::Avx512Bf16 | IsaKind::Avx512 | IsaKind::Avx2 => unsafe {
+            transpose_avx2(to, stride, lines)
+        },
         _ => transpose_columns(to, stride, lines, 0..lines.len),
     }
 }
@@ -179,7 +314,8 @@ fn transpose(isa: Isa, to: &mut [f32], stride: usize, lines: Lines<'_>) {
 fn transpose_columns(to: &mut [f32], stride: usize, lines: Lines<'_>, columns: Range<usize>) {
     for p in columns {
         for i in 0..stride {
-            to[p * stride + i] = lines.from[lines.start(i) + p];
+            let word = &lines.from[lines.start(i) + p * WORD..];
+            to[p * stride + i] = word.first_chunk().map_or(0.0, |word| f32::from_ne_bytes(*word));
         }
     }
 }
@@ -197,10 +333,10 @@ unsafe fn transpose_avx2(to: &mut [f32], stride: usize, lines: Lines<'_>) {
     for columns in (0..whole).step_by(COLUMNS) {
         for group in (0..stride.min(MOST_LINES)).step_by(LINES) {
             for p in (columns..whole.min(columns + COLUMNS)).step_by(LINES) {
-                // SAFETY: obligations 1 and 2: every line holds `p + 8` floats, and `to` the 8 rows from `p` on with
+                // SAFETY: obligations 1 and 2: every line holds `p + 8` words, and `to` the 8 rows from `p` on with
                 // `group + 8` floats each.
                 unsafe {
-                    let line = |i| _mm256_loadu_ps(lines.from.as_ptr().add(starts[group + i] + p));
+                    let line = |i| _mm256_loadu_ps(lines.from.as_ptr().add(starts[group + i] + p * WORD).cast());
                     let r: [__m256; LINES] = std::array::from_fn(line);
                     let pair = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
                     let ((a0, a1), (a2, a3)) = (pair(r[0], r[1]), pair(r[2], r[3]));

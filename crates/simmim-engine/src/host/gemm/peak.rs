@@ -2,8 +2,10 @@
 
 use super::super::dispatch::IsaKind;
 use super::super::{BlockMut, Cpu};
+use super::Operand;
 use super::kernel::{self, Rows};
 use crate::executor::Peaks;
+use crate::graph::Bf16;
 use std::time::Instant;
 
 /// Length of the sums: the operands of a tile fit the first-level cache.
@@ -12,7 +14,8 @@ const K: usize = 192;
 /// Measures the peaks, each for about `seconds`.
 #[must_use]
 pub fn peaks(cpu: &Cpu, seconds: f64) -> Peaks {
-    let vectors = on_vectors(cpu, seconds);
+    let vectors = on_vectors::<f32>(cpu, seconds);
+    let bf16 = cpu.isa.multiplies_bf16().then(|| on_vectors::<Bf16>(cpu, seconds));
     let tiles = match cpu.isa.kind() {
         IsaKind::Amx(tiles) => {
             /// Blocks between two looks at the clock.
@@ -24,20 +27,23 @@ pub fn peaks(cpu: &Cpu, seconds: f64) -> Peaks {
         }
         _ => None,
     };
-    Peaks { vectors, tiles }
+    Peaks { vectors, tiles, bf16 }
 }
 
-fn on_vectors(cpu: &Cpu, seconds: f64) -> f64 {
+fn on_vectors<O: Operand>(cpu: &Cpu, seconds: f64) -> f64 {
     /// Tiles between two looks at the clock.
     const TILES: usize = 2_000;
-    let (rows, cols) = (kernel::tile_rows(cpu.isa), kernel::panel_width(cpu.isa));
-    best(cpu, seconds, 2 * rows * cols * K * TILES, || {
-        let (a, b, mut c) = (vec![1.0; rows * K], vec![1.0; cols * K], vec![0.0; rows * cols]);
+    let (rows, cols) = (kernel::tile_rows::<O>(cpu.isa), kernel::panel_width(cpu.isa));
+    best(cpu, seconds, 2 * rows * cols * K * O::IN_WORD * TILES, || {
+        // A one, or two in bfloat16; zeros take less power, and the clock may rise.
+        let one = if O::IN_WORD == 1 { 1.0 } else { f32::from_bits(0x3f80_3f80) };
+        let (a, b, mut c) = (vec![one; rows * K], vec![one; cols * K], vec![0.0; rows * cols]);
+        let a = Rows::InPlace(bytemuck::cast_slice(&a), 4 * K);
         let mut c = BlockMut::of(&mut c, rows, cols, cols);
         for _ in 0..TILES {
-            let operands = kernel::Operands { k: K, a: Rows::InPlace(&a, K), next: 0, b: &b };
+            let operands = kernel::Operands { k: K, a, next: 0, b: &b };
             let epilogue = kernel::Epilogue { alpha: 1.0, accumulate: false, bias: None };
-            kernel::tile(cpu.isa, operands, epilogue, &mut c);
+            kernel::tile::<O>(cpu.isa, operands, epilogue, &mut c);
         }
     })
 }
@@ -65,8 +71,9 @@ mod tests {
             let found = peaks(&Cpu { pool: Pool::new(2), isa }, 0.0);
             assert!(found.vectors.is_finite() && found.vectors > 1e6, "{}: {found:?}", isa.name());
             assert_eq!(found.tiles.is_some_and(|t| t > 1e6), isa.name() == "amx", "{found:?}");
-            let twice = Peaks { vectors: 2.0 * found.vectors, tiles: None };
-            assert_eq!(found.max(twice), Peaks { tiles: found.tiles, ..twice });
+            assert_eq!(found.bf16.is_some_and(|b| b > 1e6), isa.multiplies_bf16(), "{found:?}");
+            let twice = Peaks { vectors: 2.0 * found.vectors, tiles: None, bf16: None };
+            assert_eq!(found.max(twice), Peaks { tiles: found.tiles, bf16: found.bf16, ..twice });
         }
     }
 }

@@ -74,25 +74,18 @@ impl Pool {
 
     /// Splits `rows` rows into parts of `rows_per_task` and calls `f(rows of the part, its part of each slice)`.
     /// Each slice holds `rows` rows of equal length; parts of different tasks are disjoint.
-    pub fn for_rows<const N: usize>(
+    pub fn for_rows<S: Slices>(
         &self,
-        slices: [&mut [f32]; N],
+        slices: S,
         rows: usize,
         rows_per_task: usize,
-        f: impl Fn(Range<usize>, [&mut [f32]; N]) + Sync,
+        f: impl Fn(Range<usize>, S) + Sync,
     ) {
         if rows == 0 {
             return;
         }
         let step = rows_per_task.max(1);
-        let lens = std::array::from_fn(|i| {
-            assert!(
-                slices[i].len().is_multiple_of(rows),
-                "a slice of {} floats does not hold {rows} rows",
-                slices[i].len()
-            );
-            (slices[i].len() / rows).saturating_mul(step)
-        });
+        let lens = slices.lens_of_rows(rows, step);
         let parts = rows.div_ceil(step);
         self.for_parts(slices, lens, parts, &mut [], |part, slices, _| {
             f(part * step..rows.min((part + 1).saturating_mul(step)), slices)
@@ -101,19 +94,19 @@ impl Pool {
 
     /// Cuts each slice into `parts` parts of its length in `lens` (the last ones may be shorter) and calls
     /// `f(part, its part of each slice, working memory)`, the working memory being that of [`Pool::for_scratch`].
-    pub fn for_parts<const N: usize>(
+    pub fn for_parts<S: Slices>(
         &self,
-        slices: [&mut [f32]; N],
-        lens: [usize; N],
+        slices: S,
+        lens: S::Lens,
         parts: usize,
         scratch: &mut [f32],
-        f: impl Fn(usize, [&mut [f32]; N], &mut [f32]) + Sync,
+        f: impl Fn(usize, S, &mut [f32]) + Sync,
     ) {
-        let lent = slices.map(Lent::of);
+        let lent = slices.lend();
         self.for_scratch(parts, scratch, |part, scratch| {
-            // SAFETY: `for_scratch` calls each part once, so a range is lent to one task at a time. The slices stay borrowed until it
-            // returns.
-            let slices = std::array::from_fn(|i| unsafe { lent[i].part(part, lens[i]) });
+            // SAFETY: `for_scratch` calls each part once, so a range is lent to one task at a time. The slices were given away, so
+            // that nothing else reaches them as long as their borrow lasts.
+            let slices = unsafe { S::part(lent, part, lens) };
             f(part, slices, scratch);
         });
     }
@@ -132,18 +125,97 @@ impl Pool {
     }
 }
 
+/// Slices that are cut alike: an array of slices of one type, or a pair of such arrays, whose types differ.
+pub trait Slices: Sized + private::Sealed {
+    /// Length of a part of each slice.
+    type Lens: Copy + Sync;
+    /// The slices while they are lent.
+    #[doc(hidden)]
+    type Lent: Copy + Sync;
+
+    /// Length of `step` of so many rows in each slice.
+    #[doc(hidden)]
+    fn lens_of_rows(&self, rows: usize, step: usize) -> Self::Lens;
+
+    /// Gives the slices away.
+    #[doc(hidden)]
+    fn lend(self) -> Self::Lent;
+
+    /// The `at`-th part of each slice, cut off at its end; empty beyond it.
+    ///
+    /// # Safety
+    /// (1) The slices came from a `Self`, which is used for nothing else. (2) Each part is asked for once.
+    #[doc(hidden)]
+    unsafe fn part(lent: Self::Lent, at: usize, lens: Self::Lens) -> Self;
+}
+
+mod private {
+    pub trait Sealed {}
+    impl<T, const N: usize> Sealed for [&mut [T]; N] {}
+    impl<A, B> Sealed for (A, B) {}
+}
+
+impl<T: Send, const N: usize> Slices for [&mut [T]; N] {
+    type Lens = [usize; N];
+    type Lent = [Lent<T>; N];
+
+    fn lens_of_rows(&self, rows: usize, step: usize) -> Self::Lens {
+        std::array::from_fn(|i| {
+            let len = self[i].len();
+            assert!(len.is_multiple_of(rows), "a slice of {len} elements does not hold {rows} rows");
+            (len / rows).saturating_mul(step)
+        })
+    }
+
+    fn lend(self) -> Self::Lent {
+        self.map(Lent::of)
+    }
+
+    unsafe fn part(lent: Self::Lent, at: usize, lens: Self::Lens) -> Self {
+        // SAFETY: the caller's obligations.
+        std::array::from_fn(|i| unsafe { lent[i].part(at, lens[i]) })
+    }
+}
+
+impl<A: Slices, B: Slices> Slices for (A, B) {
+    type Lens = (A::Lens, B::Lens);
+    type Lent = (A::Lent, B::Lent);
+
+    fn lens_of_rows(&self, rows: usize, step: usize) -> Self::Lens {
+        (self.0.lens_of_rows(rows, step), self.1.lens_of_rows(rows, step))
+    }
+
+    fn lend(self) -> Self::Lent {
+        (self.0.lend(), self.1.lend())
+    }
+
+    unsafe fn part(lent: Self::Lent, at: usize, lens: Self::Lens) -> Self {
+        // SAFETY: the caller's obligations.
+        unsafe { (A::part(lent.0, at, lens.0), B::part(lent.1, at, lens.1)) }
+    }
+}
+
 /// A slice that is lent to tasks in parts.
-#[derive(Clone, Copy)]
-struct Lent {
-    start: *mut f32,
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Lent<T> {
+    start: *mut T,
     len: usize,
 }
 
-// SAFETY: the pointer comes from a `&mut [f32]` and is only used for disjoint parts (see `Lent::part`).
-unsafe impl Sync for Lent {}
+impl<T> Clone for Lent<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
 
-impl Lent {
-    fn of(slice: &mut [f32]) -> Self {
+impl<T> Copy for Lent<T> {}
+
+// SAFETY: the pointer comes from a `&mut [T]` and is only used for disjoint parts (see `Lent::part`).
+unsafe impl<T: Send> Sync for Lent<T> {}
+
+impl<T> Lent<T> {
+    fn of(slice: &mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len() }
     }
 
@@ -151,7 +223,7 @@ impl Lent {
     ///
     /// # Safety
     /// (1) The slice is still borrowed. (2) No other task holds the same part while this one does.
-    unsafe fn part<'a>(self, at: usize, len: usize) -> &'a mut [f32] {
+    unsafe fn part<'a>(self, at: usize, len: usize) -> &'a mut [T] {
         let from = at.saturating_mul(len).min(self.len);
         let to = from.saturating_add(len).min(self.len);
         // SAFETY: the range lies in the slice; the caller's obligations.
@@ -185,12 +257,12 @@ mod tests {
         for threads in [1, 2] {
             let pool = Pool::new(threads);
             let (mut data, seen) = (vec![0.0f32; 10], AtomicUsize::new(0));
-            pool.for_parts([&mut data], [half], 5, &mut [], |part, [slice], _| {
+            pool.for_parts([&mut data[..]], [half], 5, &mut [], |part, [slice], _| {
                 assert_eq!(slice.len(), if part == 0 { 10 } else { 0 });
                 slice.iter_mut().for_each(|v| *v += 1.0);
                 seen.fetch_add(1, Ordering::Relaxed);
             });
-            pool.for_rows([&mut data], 10, usize::MAX, |range, [slice]| {
+            pool.for_rows([&mut data[..]], 10, usize::MAX, |range, [slice]| {
                 assert_eq!((range, slice.len()), (0..10, 10));
                 slice.iter_mut().for_each(|v| *v += 1.0);
             });
@@ -237,7 +309,7 @@ mod tests {
         let pool = Pool::new(3);
         for (rows, per_task) in [(1, 1), (7, 2), (10, 100), (33, 5)] {
             let (mut a, mut b) = (vec![0.0; rows * 3], vec![0.0; rows]);
-            pool.for_rows([&mut a, &mut b], rows, per_task, |range, [a, b]| {
+            pool.for_rows([&mut a[..], &mut b[..]], rows, per_task, |range, [a, b]| {
                 a.iter_mut().for_each(|v| *v += 1.0);
                 for (row, v) in range.zip(b) {
                     *v += row as f32;

@@ -1,6 +1,7 @@
 //! What stands in for the module where there are no tile registers, or no system call that permits them.
 
 use super::{Extents, Product, Tile};
+use crate::graph::Element;
 use crate::host::BlockMut;
 use crate::host::dispatch::TileRegisters;
 use std::ops::Range;
@@ -16,14 +17,16 @@ pub(super) fn scratch(_: Extents) -> usize {
     0
 }
 
-pub(super) fn part<const N: usize>(
+#[allow(clippy::too_many_arguments, reason = "those of the module that this one stands for")]
+pub(super) fn part<T: Element, const M: usize, const N: usize>(
     proof: TileRegisters,
     _: &Product<'_>,
     _: Range<usize>,
     _: Range<usize>,
-    _: [BlockMut<'_>; N],
+    _: [BlockMut<'_>; M],
+    _: [BlockMut<'_, T>; N],
     _: &mut [f32],
-    _: &(impl Fn(&Tile, &mut [BlockMut<'_>; N]) + Sync),
+    _: &(impl Fn(&Tile, &mut BlockMut<'_>, &mut [BlockMut<'_, T>; N]) + Sync),
 ) {
     proof.absurd()
 }

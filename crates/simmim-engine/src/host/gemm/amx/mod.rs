@@ -12,6 +12,7 @@ mod split;
 
 use super::grid::Even;
 use super::{Cut, Extents, Product, Tile, shifted};
+use crate::graph::Element;
 use crate::host::dispatch::TileRegisters;
 use crate::host::{BlockMut, LINE};
 use kernel::{BLOCK, Configured, DEPTH, PACKED, Prefetch, Sums};
@@ -47,7 +48,7 @@ pub(super) fn scratch(e: Extents) -> usize {
 
 fn cut(e: Extents) -> Cut {
     let chunk = e.k.div_ceil(e.k.div_ceil(CHUNK).max(1)).next_multiple_of(DEPTH).max(DEPTH);
-    Cut { chunk, cols: e.n.next_multiple_of(BLOCK).min((PACKED_FLOATS / chunk / BLOCK).max(1) * BLOCK) }
+    Cut { chunk, words: chunk, cols: e.n.next_multiple_of(BLOCK).min((PACKED_FLOATS / chunk / BLOCK).max(1) * BLOCK) }
 }
 
 /// Floats that some lines of packed terms take.
@@ -56,15 +57,18 @@ fn packed(terms: usize, lines: usize) -> usize {
 }
 
 /// Some rows and columns of a product, on the calling thread; `outputs` hold just these.
-pub(super) fn part<const N: usize>(
+#[allow(clippy::too_many_arguments, reason = "a block of each output, and what is done with them")]
+pub(super) fn part<T: Element, const M: usize, const N: usize>(
     proof: TileRegisters,
     p: &Product<'_>,
     rows: Range<usize>,
     cols: Range<usize>,
-    mut outputs: [BlockMut<'_>; N],
+    mut floats: [BlockMut<'_>; M],
+    mut others: [BlockMut<'_, T>; N],
     scratch: &mut [f32],
-    finish: &(impl Fn(&Tile, &mut [BlockMut<'_>; N]) + Sync),
+    finish: &(impl Fn(&Tile, &mut BlockMut<'_>, &mut [BlockMut<'_, T>; N]) + Sync),
 ) {
+    let Some(result) = floats.first_mut() else { unreachable!("products of floats are written as floats") };
     let cut = cut(p.extents);
     let k = p.extents.k;
     // Tiles that lie across cache lines are read at half the speed.
@@ -92,13 +96,13 @@ pub(super) fn part<const N: usize>(
                         rows: lines.clone(),
                         cols: shifted(&panel, block.start),
                     };
-                    let prefetches = prefetches(p, &place, &mut outputs, chunk.end == k);
+                    let prefetches = prefetches(p, &place, result, &mut others, chunk.end == k);
                     kernel::multiply(&tiles, depth, packed_a, b, prefetches, &mut sums);
                     let epilogue = p.epilogue(chunk.start, shifted(&place.cols, cols.start));
-                    let mut c = outputs[0].part(place.rows.clone(), place.cols.clone());
+                    let mut c = result.part(place.rows.clone(), place.cols.clone());
                     kernel::finish(&tiles, &sums, &epilogue, &mut c);
                     if chunk.end == k {
-                        finish(&place, &mut outputs);
+                        finish(&place, &mut c, &mut others);
                     }
                 }
             }
@@ -120,35 +124,37 @@ pub(super) fn near(proof: TileRegisters, k: usize, times: usize) -> usize {
     2 * BLOCK * BLOCK * depth * DEPTH
 }
 
-/// What is written and what is read where a block is finished.
+/// What is written and what is read where a block is finished. All lie as wide apart as floats do.
 #[inline(always)]
-fn prefetches<const N: usize>(
+fn prefetches<T: Element, const N: usize>(
     p: &Product<'_>,
     place: &Tile,
-    outputs: &mut [BlockMut<'_>; N],
+    result: &mut BlockMut<'_>,
+    others: &mut [BlockMut<'_, T>; N],
     finishes: bool,
 ) -> [Prefetch; 2] {
-    let of = |output: &mut BlockMut<'_>| {
-        let (start, stride) = (output.as_mut_ptr(), output.stride());
-        Prefetch { start: start.wrapping_add(place.rows.start * stride + place.cols.start), stride }
-    };
-    let first = of(&mut outputs[0]);
-    let second = match outputs.get_mut(1) {
+    let (row, col) = (place.rows.start, place.cols.start);
+    let start = result.as_mut_ptr().wrapping_add(row * result.stride() + col);
+    let first = Prefetch { start, stride: result.stride() };
+    let second = match others.first_mut() {
         _ if !finishes => first,
-        Some(output) => of(output),
-        None if p.epilogue_operand.is_empty() => first,
-        None => {
-            let (row, col) = (place.first.0 + place.rows.start, place.first.1 + place.cols.start);
-            let stride = p.extents.n;
-            Prefetch { start: p.epilogue_operand.as_ptr().wrapping_add(row * stride + col), stride }
+        Some(other) if size_of::<T>() == size_of::<f32>() => {
+            let stride = other.stride();
+            Prefetch { start: other.as_mut_ptr().wrapping_add(row * stride + col).cast(), stride }
         }
+        None if p.epilogue_operand.element == size_of::<f32>() && !p.epilogue_operand.bytes.is_empty() => {
+            let stride = p.extents.n;
+            let at = (place.first.0 + row) * stride + place.first.1 + col;
+            Prefetch { start: p.epilogue_operand.bytes.as_ptr().cast::<f32>().wrapping_add(at), stride }
+        }
+        _ => first,
     };
     [first, second]
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Cpu, MatrixView, product, product_scratch};
+    use super::super::{Cpu, MatrixView, NOTHING, product, product_scratch};
     use super::*;
     use crate::host::{Isa, Pool};
     use simmim_random::{Purpose, Stream};
@@ -156,9 +162,9 @@ mod tests {
     /// The largest error of an element, as a share of the sum of its terms' absolute values.
     fn error(isa: Isa, e: Extents, a: &[f32], b: &[f32]) -> f64 {
         let cpu = Cpu { pool: Pool::new(2), isa };
-        let (mut c, mut scratch) = (vec![0.0; e.m * e.n], vec![0.0; product_scratch(&cpu, e)]);
+        let (mut c, mut scratch) = (vec![0.0; e.m * e.n], vec![0.0; product_scratch::<f32>(&cpu, e)]);
         let p = Product::new(e, MatrixView::rows(a, e.k), MatrixView::rows(b, e.n));
-        product(&cpu, [&mut c], p, &mut scratch, |_, _| ());
+        product(&cpu, [&mut c], NOTHING, p, &mut scratch, |_, _, _| ());
         let mut worst = 0.0f64;
         for (at, &found) in c.iter().enumerate() {
             let terms = (0..e.k).map(|t| f64::from(a[at / e.n * e.k + t]) * f64::from(b[t * e.n + at % e.n]));
@@ -177,9 +183,9 @@ mod tests {
         let (a, b) = (draw(150 * k), draw(k * n));
         let rows = |m: usize, threads: usize| {
             let (cpu, e) = (Cpu { pool: Pool::new(threads), isa }, Extents { m, n, k });
-            let (mut c, mut scratch) = (vec![0.0; m * n], vec![f32::NAN; product_scratch(&cpu, e)]);
+            let (mut c, mut scratch) = (vec![0.0; m * n], vec![f32::NAN; product_scratch::<f32>(&cpu, e)]);
             let p = Product::new(e, MatrixView::rows(&a, k), MatrixView::rows(&b, n));
-            product(&cpu, [&mut c], p, &mut scratch, |_, _| ());
+            product(&cpu, [&mut c], NOTHING, p, &mut scratch, |_, _, _| ());
             c
         };
         let all = rows(150, 3);

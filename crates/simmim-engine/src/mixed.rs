@@ -1,0 +1,247 @@
+//! Mixed precision as a pass over the graph: matrix products of bfloat16 whose sums, and everything else that adds up, are floats
+//! (Micikevicius et al., "Mixed Precision Training", arXiv 1710.03740; Kalamkar et al., "A Study of BFLOAT16 for Deep Learning
+//! Training", arXiv 1905.12322).
+//!
+//! [`mixed`] rewrites a graph of floats, differentiated or not. Each operation says what it takes ([`Operation::precision`]):
+//!
+//! - Operands of a product are bfloat16. A value that a product makes or reads, and that its other readers can convert, is stored in
+//!   bfloat16 alone; where another reader wants floats, a [`Cast`] stands between.
+//! - A state that a product reads is read from a copy, the state `bf16.NAME`. Executors write the copy whenever the state is written;
+//!   [`keep_copies`] makes AdamW write it as it updates.
+//! - Parameters, gradients, moments, sums, the statistics of norms and of softmax, the residual stream and its gradient, and the loss stay
+//!   floats.
+
+use crate::error::EngineError;
+use crate::graph::{DType, Graph, Node, TensorType, ValueId, ValueKind};
+use crate::ops::{AdamW, Cast, Op, Operation, Port, Precision};
+use std::collections::BTreeSet;
+
+/// Prefix of the states that hold the bfloat16 copy of another one.
+pub const COPY_PREFIX: &str = "bf16.";
+
+/// Shorter products stay floats: they cost nothing, and few terms do not even out their rounding.
+const SHORTEST: usize = 16;
+
+/// The graph with its products in bfloat16. `copied` says which of the states that products read have a copy; the others are cast in
+/// every run.
+///
+/// # Errors
+/// As [`Graph::verify`].
+pub fn mixed(graph: &Graph, copied: impl Fn(&str) -> bool) -> Result<Graph, EngineError> {
+    lower(graph, &copied, false)
+}
+
+/// As [`mixed`], with everything in bfloat16 that can be: the shortest products and values that no product touches too. For tests of kernels.
+///
+/// # Errors
+/// As [`mixed`].
+pub fn mixed_everywhere(graph: &Graph) -> Result<Graph, EngineError> {
+    lower(graph, &|_| false, true)
+}
+
+fn lower(graph: &Graph, copied: &dyn Fn(&str) -> bool, everywhere: bool) -> Result<Graph, EngineError> {
+    graph.verify()?;
+    let stored = Stored::decide(graph, everywhere);
+    let mut lowering = Lowering {
+        from: graph,
+        to: Graph::new(),
+        values: vec![None; graph.values().len()],
+        floats: vec![None; graph.values().len()],
+        rounded: vec![None; graph.values().len()],
+        copied,
+        everywhere,
+    };
+    for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind != ValueKind::Computed) {
+        lowering.values[at] = Some(lowering.to.take(value));
+    }
+    for (node, rounds) in graph.nodes().iter().zip(&stored.products) {
+        lowering.node(node, *rounds, &stored)?;
+    }
+    for (name, value) in graph.outputs() {
+        let value = lowering.float(*value)?;
+        lowering.to.output(name.clone(), value);
+    }
+    Ok(lowering.to)
+}
+
+/// Names of the states of which the graph reads a copy in bfloat16.
+#[must_use]
+pub fn copies(graph: &Graph) -> BTreeSet<String> {
+    graph.states().filter_map(|(_, state)| state.name.strip_prefix(COPY_PREFIX)).map(str::to_owned).collect()
+}
+
+/// The graph of an update in which AdamW writes the copies of these states too.
+///
+/// # Errors
+/// As [`Graph::verify`].
+pub fn keep_copies(graph: &Graph, copies: &BTreeSet<String>) -> Result<Graph, EngineError> {
+    graph.verify()?;
+    let mut to = Graph::new();
+    let mut values: Vec<Option<ValueId>> = vec![None; graph.values().len()];
+    for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind != ValueKind::Computed) {
+        values[at] = Some(to.take(value));
+    }
+    for node in graph.nodes() {
+        let mut inputs: Vec<ValueId> = node.inputs.iter().filter_map(|v| values[v.index()]).collect();
+        let parameter = node.inputs.first().map(|&v| graph.value(v));
+        let op = match (&node.op, parameter) {
+            (Op::AdamW(adamw), Some(parameter)) if copies.contains(&parameter.name) => {
+                let ty = parameter.ty.clone().with_dtype(DType::Bf16);
+                inputs.push(to.state_of(&format!("{COPY_PREFIX}{}", parameter.name), ty));
+                Op::from(AdamW { copy: true, ..*adamw })
+            }
+            (op, _) => op.clone(),
+        };
+        let outputs = to.apply(op, &inputs)?;
+        node.outputs.iter().zip(outputs).for_each(|(old, new)| values[old.index()] = Some(new));
+    }
+    for (name, value) in graph.outputs() {
+        if let Some(value) = values[value.index()] {
+            to.output(name.clone(), value);
+        }
+    }
+    Ok(to)
+}
+
+/// Which nodes multiply bfloat16, and which values are stored so.
+struct Stored {
+    /// Of each node: whether its products are of bfloat16.
+    products: Vec<bool>,
+    /// Of each value: whether it is stored in bfloat16.
+    values: Vec<bool>,
+}
+
+impl Stored {
+    fn decide(graph: &Graph, everywhere: bool) -> Self {
+        let shortest = if everywhere { 1 } else { SHORTEST };
+        let products: Vec<bool> = graph.nodes().iter().map(|node| multiplies(graph, node, shortest)).collect();
+        let count = graph.values().len();
+        let (mut possible, mut wanted) = (vec![false; count], vec![false; count]);
+        for (node, &rounds) in graph.nodes().iter().zip(&products) {
+            let in_place = node.op.in_place();
+            for (port, output) in node.outputs.iter().enumerate() {
+                let takes = takes(graph, node, rounds, Port::Output(port));
+                possible[output.index()] = takes && in_place.iter().all(|(_, to)| *to != port);
+                wanted[output.index()] = rounds || everywhere;
+            }
+        }
+        for (_, value) in graph.outputs() {
+            possible[value.index()] &= everywhere;
+        }
+        for (node, &rounds) in graph.nodes().iter().zip(&products) {
+            for (port, input) in node.inputs.iter().enumerate() {
+                possible[input.index()] &= takes(graph, node, rounds, Port::Input(port));
+                wanted[input.index()] |= rounds && node.op.precision(Port::Input(port)) == Precision::Product;
+            }
+        }
+        let mut values: Vec<bool> = possible.iter().zip(&wanted).map(|(p, w)| *p && *w).collect();
+        for (node, &rounds) in graph.nodes().iter().zip(&products) {
+            let of = |wanted: Precision| {
+                let ports = node.outputs.iter().enumerate();
+                ports.filter(move |(port, _)| node.op.precision(Port::Output(*port)) == wanted).map(|(_, v)| v.index())
+            };
+            of(Precision::Product).for_each(|v| values[v] = rounds);
+            // What an operation converts, it writes alike.
+            let alike = of(Precision::Either).all(|v| values[v]);
+            of(Precision::Either).for_each(|v| values[v] &= alike);
+        }
+        Self { products, values }
+    }
+}
+
+/// Whether a node has products that are worth rounding for.
+fn multiplies(graph: &Graph, node: &Node, shortest: usize) -> bool {
+    let ports = node.inputs.iter().enumerate();
+    let mut operands = ports
+        .filter(|(port, _)| node.op.precision(Port::Input(*port)) == Precision::Product)
+        .map(|(_, v)| v)
+        .peekable();
+    operands.peek().is_some() && operands.all(|v| graph.ty(*v).columns() >= shortest)
+}
+
+/// Whether a node that multiplies bfloat16, or not, takes it at a port.
+fn takes(graph: &Graph, node: &Node, rounds: bool, port: Port) -> bool {
+    let types: Vec<TensorType> = node.inputs.iter().map(|&v| graph.ty(v).clone()).collect();
+    match node.op.precision(port) {
+        Precision::Float => false,
+        Precision::Either => rounds || node.op.product_type(&types).is_none(),
+        Precision::Product => rounds,
+        Precision::Rounded => true,
+    }
+}
+
+struct Lowering<'a> {
+    from: &'a Graph,
+    to: Graph,
+    /// Each value of the old graph as it is stored in the new one.
+    values: Vec<Option<ValueId>>,
+    /// Each value as floats, where it was asked for so.
+    floats: Vec<Option<ValueId>>,
+    /// Each value as bfloat16, where it was asked for so.
+    rounded: Vec<Option<ValueId>>,
+    copied: &'a dyn Fn(&str) -> bool,
+    everywhere: bool,
+}
+
+impl Lowering<'_> {
+    fn node(&mut self, node: &Node, rounds: bool, stored: &Stored) -> Result<(), EngineError> {
+        let mut inputs = Vec::with_capacity(node.inputs.len());
+        for (port, &value) in node.inputs.iter().enumerate() {
+            let ty = self.from.ty(value);
+            inputs.push(match node.op.precision(Port::Input(port)) {
+                _ if !ty.dtype.is_float() => self.stored(value)?,
+                Precision::Product if rounds => self.rounded(value)?,
+                Precision::Either if self.everywhere => self.rounded(value)?,
+                Precision::Either if takes(self.from, node, rounds, Port::Input(port)) => self.stored(value)?,
+                Precision::Rounded => self.rounded(value)?,
+                Precision::Float | Precision::Either | Precision::Product => self.float(value)?,
+            });
+        }
+        let types: Vec<DType> = node
+            .outputs
+            .iter()
+            .map(|v| if stored.values[v.index()] { DType::Bf16 } else { self.from.ty(*v).dtype })
+            .collect();
+        let outputs = self.to.apply_as(node.op.clone(), &inputs, &types)?;
+        node.outputs.iter().zip(outputs).for_each(|(old, new)| self.values[old.index()] = Some(new));
+        Ok(())
+    }
+
+    /// A value as it is stored.
+    fn stored(&self, value: ValueId) -> Result<ValueId, EngineError> {
+        let unknown =
+            || EngineError::Invalid(format!("`{}` is read before it is defined", self.from.value(value).name));
+        self.values[value.index()].ok_or_else(unknown)
+    }
+
+    fn float(&mut self, value: ValueId) -> Result<ValueId, EngineError> {
+        let stored = self.stored(value)?;
+        if self.to.ty(stored).dtype != DType::Bf16 {
+            return Ok(stored);
+        }
+        if let Some(known) = self.floats[value.index()] {
+            return Ok(known);
+        }
+        let cast = self.to.apply_as(Cast.into(), &[stored], &[DType::F32])?[0];
+        self.floats[value.index()] = Some(cast);
+        Ok(cast)
+    }
+
+    fn rounded(&mut self, value: ValueId) -> Result<ValueId, EngineError> {
+        let stored = self.stored(value)?;
+        let (known, ty) = (self.from.value(value), self.to.ty(stored).clone());
+        if ty.dtype == DType::Bf16 {
+            return Ok(stored);
+        }
+        if let Some(known) = self.rounded[value.index()] {
+            return Ok(known);
+        }
+        let rounded = if known.kind == ValueKind::State && (self.copied)(&known.name) {
+            self.to.state_of(&format!("{COPY_PREFIX}{}", known.name), ty.with_dtype(DType::Bf16))
+        } else {
+            self.to.apply_as(Cast.into(), &[stored], &[DType::Bf16])?[0]
+        };
+        self.rounded[value.index()] = Some(rounded);
+        Ok(rounded)
+    }
+}
