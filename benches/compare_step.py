@@ -6,8 +6,8 @@
 
 Each argument is MODEL:BATCH:MASK_RATIO. A round runs each way once, one after another, so that a machine that other work slows
 down slows all of them; the median over the rounds counts. A way is simmim or simmim-ISA (see `simmim bench step --isa`), eager or
-compile, or one of these two with -bf16: PyTorch with products in bfloat16, which is less exact. PYTHON names an interpreter
-with torch and timm.
+compile, and any of these with -bf16: products in bfloat16, PyTorch's by autocast. PYTHON names an interpreter with torch and
+timm.
 """
 import argparse
 import json
@@ -38,8 +38,11 @@ def run(command):
 
 
 def command(way, binary, python):
-    if way.startswith("simmim"):
-        return [binary, "bench", "step"] + (["--isa", way.partition("-")[2]] if "-" in way else [])
+    name, *options = way.split("-")
+    if name == "simmim":
+        isa = [option for option in options if option != "bf16"]
+        precision = ["--precision", "bf16"] if "bf16" in options else []
+        return [binary, "bench", "step"] + (["--isa", *isa] if isa else []) + precision
     mode, _, kind = way.partition("-")
     if mode not in ("eager", "compile") or kind not in ("", "bf16"):
         sys.exit(f"no way is called {way}: see --help")

@@ -4,6 +4,7 @@ use crate::diagnostics::Failure;
 use clap::Args;
 use simmim_engine::Executor;
 use simmim_engine::cpu::{CpuExecutor, Isa};
+use simmim_models::Precision;
 
 /// Which device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,12 +46,21 @@ pub(crate) struct DeviceArguments {
     /// CPU threads; 0: one per core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
+    /// Numbers that matrix products multiply: f32, or bf16 for mixed precision, which is faster where the processor has such products;
+    /// default: f32, or what the recipe of the run says.
+    #[arg(long, value_name = "f32|bf16")]
+    pub(crate) precision: Option<Precision>,
 }
 
 impl DeviceArguments {
     /// The processor with so many threads.
     pub(crate) fn processor(threads: usize) -> Self {
-        Self { device: DeviceName::Cpu, threads }
+        Self { device: DeviceName::Cpu, threads, precision: None }
+    }
+
+    /// The precision of a model that is used, not trained.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision.unwrap_or_default()
     }
 
     /// Threads of the host: for reading images, and for what is computed outside of programs.

@@ -52,7 +52,7 @@ impl Key {
         let Transform { size, channels, background, interpolation, mean, std, keep, crop: _, flip: _, policy: _ } =
             &plan.transform;
         let transform = format!("{size:?} {channels} {background} {interpolation:?} {mean:?} {std:?} {keep}");
-        data.update(format!("{transform} {encoder:?} {:?}", plan.pooling).as_bytes());
+        data.update(format!("{transform} {encoder:?} {:?} {}", plan.pooling, plan.precision).as_bytes());
         let images = data.clone();
         data.update(format!(" {:?}", plan.layers).as_bytes());
         let mut all = blake3::Hasher::new();
@@ -192,6 +192,7 @@ mod tests {
     use super::*;
     use crate::features::{Layer, Pooling};
     use simmim_data::{demo_held_out, source::Subset};
+    use simmim_models::Precision;
     use std::sync::Arc;
 
     fn features() -> Features {
@@ -202,7 +203,15 @@ mod tests {
     fn key(images: &[usize], weight: f32, layer: Layer) -> Key {
         let source = Subset::new(Arc::new(demo_held_out().unwrap()), images.to_vec()).unwrap();
         let transform = Transform::new((28, 28), 1);
-        let plan = Plan { layers: vec![layer], pooling: Pooling::Mean, transform, batch: 2, threads: 1, max_errors: 0 };
+        let plan = Plan {
+            layers: vec![layer],
+            pooling: Pooling::Mean,
+            transform,
+            batch: 2,
+            threads: 1,
+            max_errors: 0,
+            precision: Precision::Float32,
+        };
         let encoder = Encoder::preset("vit_tiny_patch4_28").unwrap();
         Key::new(&source, &plan, &encoder, &[("w".to_owned(), vec![weight])]).unwrap()
     }
@@ -233,7 +242,8 @@ mod tests {
         let key = |keep: f64, flip: f64| {
             let transform = Transform { keep, flip, ..Transform::new((28, 28), 1) };
             let (layers, pooling) = (vec![Layer::Norm], Pooling::Mean);
-            let plan = Plan { layers, pooling, transform, batch: 2, threads: 1, max_errors: 0 };
+            let plan =
+                Plan { layers, pooling, transform, batch: 2, threads: 1, max_errors: 0, precision: Precision::Float32 };
             Key::new(&source, &plan, &encoder, &[]).unwrap()
         };
         assert_eq!(key(1.0, 0.5), key(1.0, 0.0));

@@ -4,9 +4,9 @@ use super::{Features, Layer, Matrix, Pooling};
 use crate::error::TrainError;
 use simmim_data::{DataError, Source, Transform, load_centered};
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
-use simmim_models::Encoder;
 use simmim_models::encoder::{EncoderOutputs, Layer as Shape, encoder_graph};
 use simmim_models::names::{IMAGES, NORMED_TOKENS, block_output};
+use simmim_models::{Encoder, Precision};
 use std::ops::Range;
 use std::sync::mpsc::sync_channel;
 
@@ -166,6 +166,8 @@ pub struct Plan {
     pub threads: usize,
     /// Unreadable images that are passed over before the pass fails.
     pub max_errors: usize,
+    /// What the encoder computes with.
+    pub precision: Precision,
 }
 
 /// An encoder with its weights, for features. See the module's documentation.
@@ -200,8 +202,9 @@ impl Extractor {
             });
         }
         let batch = plan.batch.max(1);
-        let program = Program::compile(&EncoderProgram::graph(encoder, &plan.layers, batch)?)?;
-        let needed: Vec<String> = program.states().iter().map(|state| state.name.clone()).collect();
+        let graph = EncoderProgram::graph(encoder, &plan.layers, batch)?;
+        let needed: Vec<String> = graph.states().map(|(_, state)| state.name.clone()).collect();
+        let program = Program::compile(&*plan.precision.lower(&graph)?)?;
         let id = executor.load(program)?;
         for name in needed {
             let Some((_, data)) = weights.iter().find(|(known, _)| *known == name) else {
@@ -355,7 +358,15 @@ mod tests {
         let specs = SimMimConfig::official(encoder.clone(), (7, 7), 0.5).parameters();
         let weights: Vec<(String, Vec<f32>)> = specs.iter().map(|p| (p.name.clone(), p.initial(1))).collect();
         let transform = Transform::new((28, 28), 1);
-        let plan = Plan { layers: layers.to_vec(), pooling, transform, batch: 4, threads: 2, max_errors: limit };
+        let plan = Plan {
+            layers: layers.to_vec(),
+            pooling,
+            transform,
+            batch: 4,
+            threads: 2,
+            max_errors: limit,
+            precision: Precision::Float32,
+        };
         let executor = Box::new(CpuExecutor::new(2).unwrap());
         let all: Vec<usize> = (0..10).collect();
         Extractor::new(executor, &encoder.into(), &weights, plan)?.collect(&Torn(torn.to_vec()), &all, &mut |_| {})

@@ -93,6 +93,10 @@ pub const KEYS: &[(&str, &str)] = &[
     ("train.batch_size", "images per optimiser step"),
     ("train.accumulation", "gradient accumulation: parts per step; divides batch_size; 0: chosen to fit memory"),
     ("train.seed", "random seed"),
+    (
+        "train.precision",
+        "numbers that matrix products multiply: float32 or bfloat16; everything that adds up stays float32",
+    ),
     ("validate.every_steps", "steps between validations; 0: only at the end"),
     ("validate.images", "validation images to use, under fixed masks"),
     ("reconstruct.every_steps", "steps between reconstruction pictures; 0: only at the end"),

@@ -322,7 +322,7 @@ const SECTIONS: [&str; 12] = [
 ];
 
 /// Keys that came later than the first runs, with the values that do what was done before they came.
-const FORMER_WAYS: [(&str, &str); 1] = [("data.background", "drop")];
+const FORMER_WAYS: [(&str, &str); 2] = [("data.background", "drop"), ("train.precision", "float32")];
 
 /// Gives a complete recipe of an earlier version (the `config.toml` of a run, above all) the values of keys that it could not know,
 /// so that a resumed run goes on as it began. Other recipes get today's defaults.

@@ -1,6 +1,7 @@
 //! What a recipe holds. Every value of a resolved recipe is written out, so a run's `config.toml` is complete.
 
 use serde::{Deserialize, Serialize};
+use simmim_models::Precision;
 
 /// All settings of a run. The meaning of each key stands in [`super::KEYS`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,7 +96,7 @@ section!(
 );
 section!(
     /// The step.
-    Train { batch_size: usize, accumulation: usize, seed: u64 }
+    Train { batch_size: usize, accumulation: usize, seed: u64, precision: Precision }
 );
 section!(
     /// Something done at intervals on some held-out images.

@@ -11,7 +11,7 @@ use simmim_models::classifier::{ClassifierBuild, classifier_graph};
 use simmim_models::names::{IMAGES, LOGITS, TARGETS};
 use simmim_models::optimizer::{AdamWConfig, averaging_update_graph, sum_loss, update_graph};
 use simmim_models::weights::Weights;
-use simmim_models::{ClassifierConfig, ModelError};
+use simmim_models::{ClassifierConfig, ModelError, Precision};
 use std::sync::mpsc::sync_channel;
 
 /// Images of one run of the prediction program.
@@ -70,6 +70,13 @@ impl Classifier {
         config.validate()?;
         let device = Device::new(executor, config.parameters(), seed);
         Ok(Self { device, config, training: None, prediction: None, ema: 0.0 })
+    }
+
+    /// The same model, computed in another precision. Call it before anything else.
+    #[must_use]
+    pub fn in_precision(mut self, precision: Precision) -> Self {
+        self.device.precision = precision;
+        self
     }
 
     /// The model.

@@ -2,16 +2,16 @@
 
 use super::StepResult;
 use crate::error::TrainError;
-use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
+use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId, mixed};
 use simmim_models::encoder::Branch;
 use simmim_models::names::{
     AVERAGE_DECAY, AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, GRADIENT_NORM, LOSS, SECOND_MOMENT_PREFIX, STEP,
 };
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::weights::{Tensor, Weights};
-use simmim_models::{ModelError, ParameterSpec};
+use simmim_models::{ModelError, ParameterSpec, Precision};
 use simmim_random::{Purpose, Stream};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
@@ -93,6 +93,11 @@ pub struct Device {
     idle: BTreeMap<String, Vec<f32>>,
     /// Whether moving averages of the parameters are kept.
     averages: bool,
+    /// What programs compute with.
+    pub(super) precision: Precision,
+    /// Parameters of which programs read a copy, and whether the update that writes the copies is loaded.
+    copied: BTreeSet<String>,
+    updates: bool,
 }
 
 impl std::fmt::Debug for Device {
@@ -108,7 +113,15 @@ impl Device {
     /// With starting values that are a pure function of the seed.
     pub(super) fn new(executor: Box<dyn Executor>, parameters: Vec<ParameterSpec>, seed: u64) -> Self {
         let idle = parameters.iter().map(|p| (p.name.clone(), p.initial(seed))).collect();
-        Self { executor, parameters, idle, averages: false }
+        Self {
+            executor,
+            parameters,
+            idle,
+            averages: false,
+            precision: Precision::Float32,
+            copied: BTreeSet::new(),
+            updates: false,
+        }
     }
 
     /// The executor, for its memory and timings.
@@ -133,8 +146,18 @@ impl Device {
         self.averages
     }
 
-    /// Loads a program; parameters that come to the device with it move there.
+    /// Loads a program in the device's precision; parameters that come to the device with it move there.
     pub(super) fn load(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
+        let graph = self.precision.lower(graph)?;
+        let copied = mixed::copies(&graph);
+        if self.updates && !copied.is_subset(&self.copied) {
+            return Err(TrainError::Internal { what: "a program reads copies that the update does not write".into() });
+        }
+        self.copied.extend(copied);
+        self.load_lowered(&graph)
+    }
+
+    fn load_lowered(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
         let program = Program::compile(graph)?;
         let names: Vec<String> = program.states().iter().map(|state| state.name.clone()).collect();
         let id = self.executor.load(program)?;
@@ -147,10 +170,11 @@ impl Device {
     }
 
     /// Loads the optimiser's program. Moving averages are kept from now on where it has an input for their decay; they start with
-    /// [`Device::start_averages`].
+    /// [`Device::start_averages`]. Programs that train come before it.
     pub(super) fn load_update(&mut self, graph: &Graph, adamw: AdamWConfig) -> Result<Update, TrainError> {
         self.averages = graph.find_input(AVERAGE_DECAY).is_some();
-        let program = self.load(graph)?;
+        let program = self.load_lowered(&mixed::keep_copies(graph, &self.copied)?)?;
+        self.updates = true;
         let executor = &*self.executor;
         let decay = self.averages.then(|| executor.input(program, AVERAGE_DECAY)).transpose()?;
         let (loss, norm) = (executor.output(program, LOSS)?, executor.output(program, GRADIENT_NORM)?);

@@ -64,7 +64,7 @@ pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData) -> Result<(),
     if recipe.train.accumulation == 0 {
         let config = recipe.classifier_config(data.train.class_names().len())?;
         let graph = |micro: usize, parts: usize| finetuning_graph(&config, micro, parts);
-        recipe.train.accumulation = fewest_parts(recipe.train.batch_size, graph)?;
+        recipe.train.accumulation = fewest_parts(recipe.train.batch_size, recipe.train.precision, graph)?;
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ impl FineTuning {
         let config = recipe.classifier_config(data.train.class_names().len())?;
         let ema = recipe.finetuning()?.0.ema;
         let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
-        let mut classifier = Classifier::new(executor, config, recipe.train.seed)?;
+        let mut classifier = Classifier::new(executor, config, recipe.train.seed)?.in_precision(recipe.train.precision);
         classifier.prepare_training(batch / accumulation, accumulation, recipe.adamw(), ema)?;
         Ok(Self {
             recipe: recipe.clone(),

@@ -144,7 +144,7 @@ pub fn settle(recipe: &mut Recipe, data: &Data) -> Result<(), TrainError> {
     recipe.fix_statistics(&*data.train)?;
     if recipe.train.accumulation == 0 {
         let config = recipe.simmim_config()?;
-        recipe.train.accumulation = choose_accumulation(&config, recipe.train.batch_size)?;
+        recipe.train.accumulation = choose_accumulation(&config, recipe.train.batch_size, recipe.train.precision)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use simmim_models::names::{IMAGES, LOSS, PREDICTION, TARGET};
 use simmim_models::optimizer::{AdamWConfig, sum_loss, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::weights::Weights;
-use simmim_models::{ModelError, SimMimConfig};
+use simmim_models::{ModelError, Precision, SimMimConfig};
 use std::collections::BTreeMap;
 
 /// What one optimiser step gave.
@@ -107,17 +107,19 @@ const ARENA_BYTES: usize = 256 << 20;
 ///
 /// # Errors
 /// As [`training_graph`].
-pub fn choose_accumulation(config: &SimMimConfig, batch: usize) -> Result<usize, TrainError> {
-    fewest_parts(batch, |micro, parts| training_graph(config, micro, parts))
+pub fn choose_accumulation(config: &SimMimConfig, batch: usize, precision: Precision) -> Result<usize, TrainError> {
+    fewest_parts(batch, precision, |micro, parts| training_graph(config, micro, parts))
 }
 
 /// As [`choose_accumulation`], for any graph.
 pub(super) fn fewest_parts(
     batch: usize,
+    precision: Precision,
     graph: impl Fn(usize, usize) -> Result<Graph, TrainError>,
 ) -> Result<usize, TrainError> {
     for parts in (1..=batch).filter(|parts| batch.is_multiple_of(*parts)) {
-        let program = Program::compile(&graph(batch / parts, parts)?)?;
+        let graph = graph(batch / parts, parts)?;
+        let program = Program::compile(&*precision.lower(&graph)?)?;
         // The program holds parameters and gradients; moments double that.
         if program.arena_bytes() <= ARENA_BYTES.max(2 * program.state_bytes() * 2 / 3) {
             return Ok(parts);
@@ -135,6 +137,13 @@ impl Session {
         config.validate()?;
         let device = Device::new(executor, config.parameters(), seed);
         Ok(Self { device, config, training: None, evaluation: BTreeMap::new(), indices: StepIndices::default() })
+    }
+
+    /// The same model, computed in another precision. Call it before anything else.
+    #[must_use]
+    pub fn in_precision(mut self, precision: Precision) -> Self {
+        self.device.precision = precision;
+        self
     }
 
     /// The model.

@@ -22,7 +22,7 @@ pub(crate) fn load(weights: &Path, device: &DeviceArguments) -> Result<(Classifi
     let file = ClassifierFile::read(weights)?;
     let parameters = file.parameters(weights)?;
     let config = file.recipe.classifier_config(file.classes.len())?;
-    let mut classifier = Classifier::new(device::open(device)?, config, 0)?;
+    let mut classifier = Classifier::new(device::open(device)?, config, 0)?.in_precision(device.precision());
     classifier.device_mut().set_weights(parameters)?;
     Ok((file, classifier))
 }

@@ -36,7 +36,7 @@ impl<'a> Maker<'a> {
         device: &'a DeviceArguments,
         format: LogFormat,
     ) -> Self {
-        let plan = encoder.plan(layers, pooling, batch, device.host_threads());
+        let plan = encoder.plan(layers, pooling, batch, device);
         let cache = FeatureCache::new(encoder.run.as_deref());
         Self { encoder, weights, role, plan, device, cache, extractor: None, format, keys: Vec::new() }
     }

@@ -104,6 +104,7 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
 fn resolve(a: &Finetune, weights: Option<&Pretrained>) -> Result<(Recipe, PathBuf), Failure> {
     let mut flags = Flags::of(&a.start)?;
     flags.set("train.seed", a.seed);
+    flags.set("train.precision", a.start.device.precision);
     flags.set("finetune.ema", a.ema);
     flags.set("finetune.freeze", a.freeze.then_some(true));
     flags.path("data.path", a.data.as_deref())?;

@@ -22,7 +22,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     let config = recipe.simmim_config()?;
     let batch = a.batch.unwrap_or(recipe.train.batch_size);
     let parts = match recipe.train.accumulation {
-        0 => choose_accumulation(&config, batch)?,
+        0 => choose_accumulation(&config, batch, recipe.train.precision)?,
         given if batch.is_multiple_of(given) => given,
         given => {
             return Err(Failure::input(
@@ -32,7 +32,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         }
     };
     let graph = training_graph(&config, batch / parts, parts)?;
-    let program = Program::compile(&graph)?;
+    let program = Program::compile(&*recipe.train.precision.lower(&graph)?)?;
     let flops = graph.flops() * parts as u64;
     let build = Build { batch, variant: Variant::Plain, accumulation: 1, train: true, outputs: false };
     let (mut plain, loss) = simmim_graph(&config, build)?;

@@ -95,6 +95,7 @@ fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(
     flag("schedule.steps", a.steps.map(|v| v.to_string()));
     flag("schedule.epochs", a.epochs.map(|v| v.to_string()));
     flag("train.seed", a.seed.map(|v| v.to_string()));
+    flag("train.precision", a.device.precision.map(|p| p.to_string()));
     flag("checkpoint.keep", a.keep.map(|v| v.to_string()));
     let path = a.data.as_deref().map(absolute).transpose()?;
     flag("data.path", path.map(|p| serde_json::Value::from(p).to_string()));

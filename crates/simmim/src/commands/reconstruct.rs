@@ -41,7 +41,8 @@ pub(crate) fn run(a: &Reconstruct) -> Result<ExitCode, Failure> {
     mask_file::fit(&mut model.config, &cells)?;
     let (down, right) = model.config.tokens_per_cell();
     let masks: Vec<Vec<bool>> = cells.iter().map(|m| mask::expand(m, spec.rows, spec.cols, down, right)).collect();
-    let mut session = Session::new(device::open(&a.weights.device)?, model.config.clone(), 0)?;
+    let mut session = Session::new(device::open(&a.weights.device)?, model.config.clone(), 0)?
+        .in_precision(a.weights.device.precision());
     session.device_mut().set_weights(tensors)?;
     let r = session.reconstruct(&images, &masks)?;
     let (mean, std) = model.recipe.statistics();

@@ -13,6 +13,7 @@ use crate::diagnostics::Failure;
 use crate::meter::plural;
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::executor::Peaks;
+use simmim_engine::mixed::{copies, keep_copies};
 use simmim_engine::{Executor, InputSlot, Program, ProgramId};
 use simmim_models::names::{IMAGES, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
@@ -49,7 +50,11 @@ struct Bench {
 
 impl Bench {
     fn new(config: SimMimConfig, a: &BenchStep) -> Result<Self, Failure> {
-        let parts = if a.accumulation == 0 { choose_accumulation(&config, a.batch)? } else { a.accumulation };
+        let parts = if a.accumulation == 0 {
+            choose_accumulation(&config, a.batch, a.device.precision())?
+        } else {
+            a.accumulation
+        };
         let micro = a.batch / parts;
         let graph = training_graph(&config, micro, parts)?;
         let flops = graph.flops() * parts as u64;
@@ -58,9 +63,11 @@ impl Bench {
         differentiate(&mut plain, loss)?;
         let model_flops = plain.flops() * parts as u64;
         let mut executor = device::open_with(&a.device, a.isa.as_deref())?;
+        let graph = a.device.precision().lower(&graph)?;
         let part = executor.load(Program::compile(&graph)?)?;
         let specs = config.parameters();
-        let update = executor.load(Program::compile(&update_graph(&specs, &AdamWConfig::default())?)?)?;
+        let update = keep_copies(&update_graph(&specs, &AdamWConfig::default())?, &copies(&graph))?;
+        let update = executor.load(Program::compile(&update)?)?;
         for p in specs.iter().filter(|p| p.used) {
             executor.write_state(&p.name, &p.initial(0))?;
         }
@@ -191,9 +198,9 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
     if a.json {
         let result = serde_json::json!({
             "model": a.model, "batch": a.batch, "accumulation": bench.parts, "device": machine.device, "threads": machine.threads, "isa": machine.isa,
-            "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
+            "precision": a.device.precision().name(), "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
             "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops, "model_flops_per_step": bench.model_flops, "peak_flops": peaks.map(|p| p.vectors),
-            "tile_peak_flops": peaks.and_then(|p| p.tiles),
+            "tile_peak_flops": peaks.and_then(|p| p.tiles), "bf16_peak_flops": peaks.and_then(|p| p.bf16),
         });
         println!("{result}");
     } else {
@@ -204,11 +211,12 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
         );
         let rate = |flops: u64| flops as f64 / seconds / 1e9;
         println!(
-            "{:.1} GFLOP/s on {} thread{}, {}; {:.1} as model FLOPs{}",
+            "{:.1} GFLOP/s on {} thread{}, {}, {}; {:.1} as model FLOPs{}",
             rate(bench.flops),
             machine.threads,
             plural(machine.threads),
             machine.isa,
+            a.device.precision(),
             rate(bench.model_flops),
             peaks.map(|peaks| format!(", {}", shares(1e9 * rate(bench.model_flops), peaks))).unwrap_or_default()
         );
@@ -220,5 +228,9 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
 fn shares(flops: f64, peaks: Peaks) -> String {
     let share = |peak: f64| format!("{:.0} % of the {:.1}", 1e2 * flops / peak, peak / 1e9);
     let vectors = format!("{} that vectors reach near the core", share(peaks.vectors));
-    peaks.tiles.map_or(vectors.clone(), |tiles| format!("{vectors}, {} of tile registers", share(tiles)))
+    let more = [(peaks.tiles, "of tile registers"), (peaks.bf16, "in bfloat16")];
+    more.into_iter().fold(vectors, |text, (peak, what)| match peak {
+        Some(peak) => format!("{text}, {} {what}", share(peak)),
+        None => text,
+    })
 }

@@ -45,7 +45,7 @@ pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
     let layer = Layer::of(a.layer, &model.encoder)?;
     let pooling = a.pool.pooling();
     let executor = device::open(&a.weights.device)?;
-    let plan = model.plan(vec![layer], pooling, a.batch, a.weights.device.host_threads());
+    let plan = model.plan(vec![layer], pooling, a.batch, &a.weights.device);
     let mut extractor = Extractor::new(executor, &model.encoder, &model.tensors, plan)?;
     let shape = match pooling {
         Pooling::None => vec![layer.shape(&model.encoder).tokens(), layer.shape(&model.encoder).width],

@@ -7,6 +7,7 @@ pub(crate) use given::{Given, origin};
 
 use crate::arguments::{LogFormat, WeightsOf};
 use crate::commands::parse_size;
+use crate::device::DeviceArguments;
 use crate::diagnostics::Failure;
 use crate::meter::say;
 use given::run_of;
@@ -276,8 +277,9 @@ impl Encoder {
     }
 
     /// Features of these layers from the centre of every image.
-    pub(crate) fn plan(&self, layers: Vec<Layer>, pooling: Pooling, batch: usize, threads: usize) -> Plan {
+    pub(crate) fn plan(&self, layers: Vec<Layer>, pooling: Pooling, batch: usize, device: &DeviceArguments) -> Plan {
         let (transform, max_errors) = (self.recipe.transform(), self.recipe.data.max_errors);
-        Plan { layers, pooling, transform, batch, threads, max_errors }
+        let (threads, precision) = (device.host_threads(), device.precision());
+        Plan { layers, pooling, transform, batch, threads, max_errors, precision }
     }
 }
