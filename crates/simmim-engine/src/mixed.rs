@@ -245,3 +245,125 @@ impl Lowering<'_> {
         Ok(rounded)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::autodiff::differentiate;
+    use crate::cpu::CpuExecutor;
+    use crate::graph::Bf16;
+    use crate::ops::{GlobalNorm, LayerNorm, Linear, PixelDistance, PixelLoss, Residual};
+    use crate::{Executor, Program};
+
+    const DIM: usize = 32;
+
+    /// A block of a residual network with two products and a loss, differentiated.
+    fn network() -> Graph {
+        let mut g = Graph::new();
+        let (x, target) = (g.input("x", TensorType::f32([4, DIM])), g.input("target", TensorType::f32([4, DIM])));
+        let [scale, shift] = ["scale", "shift"].map(|name| g.state(name, &[DIM]));
+        let [first, second] = ["first", "second"].map(|name| g.state(name, &[DIM, DIM]));
+        let normed = g.apply1(LayerNorm { eps: 1e-6 }, &[x, scale, shift]).unwrap();
+        let hidden = g.apply1(Linear { gelu: true, ..Linear::default() }, &[normed, first]).unwrap();
+        let branch = g.apply1(Linear::default(), &[hidden, second]).unwrap();
+        let y = g.apply1(Residual::default(), &[x, branch]).unwrap();
+        let loss = PixelLoss { kind: PixelDistance::L2, scale: 0.01, weighted: false };
+        let loss = g.apply1(loss, &[y, target]).unwrap();
+        g.output("loss", loss);
+        differentiate(&mut g, loss).unwrap();
+        g
+    }
+
+    fn update() -> Graph {
+        let mut g = Graph::new();
+        let step = g.input("step", TensorType::f32([3]));
+        let gradient = g.state("grad.first", &[DIM, DIM]);
+        let norm = g.apply(GlobalNorm { max_norm: None }, &[gradient]).unwrap();
+        let [first, m, v] = ["first", "m.first", "v.first"].map(|name| g.state(name, &[DIM, DIM]));
+        let op = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, lr_scale: 1.0, copy: false };
+        g.apply(op, &[first, gradient, m, v, step, norm[1]]).unwrap();
+        g.output("norm", norm[0]);
+        g
+    }
+
+    #[test]
+    fn what_products_alone_touch_is_stored_in_bfloat16_alone() {
+        let printed = mixed(&network(), |_| true).unwrap().to_string();
+        let expected = "\
+%10 layer_norm:0 bf16[4,32], %11 layer_norm:1[4], %12 layer_norm:2[4] = layer_norm(%0 x, %2 scale, %3 shift)
+%14 linear_gelu:0 bf16[4,32], %15 linear_gelu:1 bf16[4,32] = linear_gelu(%10 layer_norm:0, %13 bf16.first)
+%17 linear bf16[4,32] = linear(%14 linear_gelu:0, %16 bf16.second)
+%18 residual[4,32] = residual(%0 x, %17 linear)
+";
+        assert!(printed.starts_with(expected), "{printed}");
+        let graph = mixed(&network(), |_| true).unwrap();
+        let casts = graph.nodes().iter().filter(|node| node.op == Op::from(Cast)).count();
+        // The gradient of the residual stream alone is there as floats and as bfloat16.
+        assert_eq!(casts, 1, "{graph}");
+        assert_eq!(copies(&graph).into_iter().collect::<Vec<_>>(), ["first", "second"]);
+        assert!(copies(&mixed(&network(), |name| name == "second").unwrap()).contains("second"));
+        assert!(copies(&network()).is_empty());
+    }
+
+    #[test]
+    fn copies_follow_what_is_written_and_what_adamw_updates() {
+        let step = mixed(&network(), |_| true).unwrap();
+        let update = keep_copies(&update(), &copies(&step)).unwrap();
+        let mut executor = CpuExecutor::new(2).unwrap();
+        let step = executor.load(Program::compile(&step).unwrap()).unwrap();
+        let written: Vec<f32> = (0..DIM * DIM).map(|i| (i as f32 * 0.37).sin()).collect();
+        executor.write_state("first", &written).unwrap();
+        executor.write_state("second", &written).unwrap();
+        executor.write_state("scale", &[1.0; DIM]).unwrap();
+        // Loaded later, a copy begins as its state.
+        let update = executor.load(Program::compile(&update).unwrap()).unwrap();
+        let mut read = Graph::new();
+        let copy = read.state_of("bf16.first", TensorType::f32([DIM, DIM]).with_dtype(DType::Bf16));
+        let floats = read.apply_as(Cast.into(), &[copy], &[DType::F32]).unwrap()[0];
+        read.output("copy", floats);
+        let read = executor.load(Program::compile(&read).unwrap()).unwrap();
+        let copy = |executor: &mut CpuExecutor| {
+            executor.run(read).unwrap();
+            let mut found = vec![0.0; DIM * DIM];
+            executor.read(executor.output(read, "copy").unwrap(), &mut found).unwrap();
+            found
+        };
+        let rounded = |values: &[f32]| values.iter().map(|&v| Bf16::nearest(v).value()).collect::<Vec<_>>();
+        assert_eq!(copy(&mut executor), rounded(&written));
+        for name in ["x", "target"] {
+            let slot = executor.input(step, name).unwrap();
+            executor.write(slot, &[0.25; 4 * DIM]).unwrap();
+        }
+        executor.run(step).unwrap();
+        let slot = executor.input(update, "step").unwrap();
+        executor.write(slot, &[0.1, 0.1, 0.1]).unwrap();
+        executor.run(update).unwrap();
+        let mut updated = vec![0.0; DIM * DIM];
+        executor.read_state("first", &mut updated).unwrap();
+        assert!(updated != written);
+        assert_eq!(copy(&mut executor), rounded(&updated));
+        assert!(executor.read_state("bf16.first", &mut updated).is_err(), "a copy is no state of floats");
+    }
+
+    #[test]
+    fn results_in_mixed_precision_are_close_to_those_of_floats() {
+        let loss = |graph: &Graph| {
+            let mut executor = CpuExecutor::new(1).unwrap();
+            let id = executor.load(Program::compile(graph).unwrap()).unwrap();
+            let values: Vec<f32> = (0..DIM * DIM).map(|i| (i as f32 * 0.7).cos() * 0.2).collect();
+            executor.write_state("first", &values).unwrap();
+            executor.write_state("second", &values).unwrap();
+            executor.write_state("scale", &[1.0; DIM]).unwrap();
+            for (name, factor) in [("x", 0.3), ("target", 0.9)] {
+                let data: Vec<f32> = (0..4 * DIM).map(|i| (i as f32 * factor).sin()).collect();
+                executor.write(executor.input(id, name).unwrap(), &data).unwrap();
+            }
+            executor.run(id).unwrap();
+            let mut loss = [0.0];
+            executor.read(executor.output(id, "loss").unwrap(), &mut loss).unwrap();
+            loss[0]
+        };
+        let (floats, mixed) = (loss(&network()), loss(&mixed(&network(), |_| true).unwrap()));
+        assert!(floats != mixed && (mixed / floats - 1.0).abs() < 4e-3, "{mixed}, {floats}");
+    }
+}

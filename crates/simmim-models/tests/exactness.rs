@@ -10,7 +10,8 @@ use simmim_models::names::{IMAGES, LOSS};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::swin::Version;
 use simmim_models::{
-    Area, Head, Loss, Mode, Position, PositionInit, QkvBias, SimMimConfig, SwinConfig, Target, VitConfig, WeightInit,
+    Area, Head, Loss, Mode, Position, PositionInit, Precision, QkvBias, SimMimConfig, SwinConfig, Target, VitConfig,
+    WeightInit,
 };
 use simmim_random::{Purpose, Stream};
 
@@ -138,10 +139,15 @@ fn masks(config: &SimMimConfig, stream: &mut Stream) -> Vec<Vec<bool>> {
 
 /// Loss, and the gradient of each parameter with its name.
 fn step(config: &SimMimConfig, variant: Variant, isa: Isa) -> Step {
+    step_in(config, variant, isa, Precision::Float32)
+}
+
+fn step_in(config: &SimMimConfig, variant: Variant, isa: Isa, precision: Precision) -> Step {
     let build = Build { batch: BATCH, variant, accumulation: 1, train: true, outputs: false };
     let (mut graph, loss) = simmim_graph(config, build).unwrap();
     differentiate(&mut graph, loss).unwrap();
     let mut executor = CpuExecutor::with_isa(2, isa).unwrap();
+    let graph = precision.lower(&graph).unwrap();
     let id = executor.load(Program::compile(&graph).unwrap()).unwrap();
     let mut stream = Stream::new(11, Purpose::Test, 0, 0);
     // Each variant draws the same numbers in the same order, whatever its graph uses.
@@ -215,6 +221,39 @@ fn wide_models_agree_on_every_instruction_set() {
             let fast = step(&config, Variant::Fast, isa);
             // Sums of gradients that nearly cancel (those of biases) hold the rounding of both.
             assert_same(&format!("{name} on {}", isa.name()), &fast, &truth, 5e-6);
+        }
+    }
+}
+
+/// Mixed precision loses bits, not the direction: the gradient of every parameter in bfloat16 lies along that in floats. One that
+/// cancels (the key's bias has none) has no direction.
+#[test]
+fn gradients_in_bfloat16_point_where_those_of_floats_do() {
+    let wide_swin = |version| swin(version, |c| (c.embed_dim, c.num_heads) = (48, vec![2, 4]));
+    let configurations = [
+        ("tutorial", SimMimConfig::tutorial(VitConfig { embed_dim: 144, ..encoder() }, 0.5)),
+        ("official", official_with(|c| c.embed_dim = 144)),
+        ("a bias for each block", official_with(|c| (c.embed_dim, c.position) = (144, Position::Relative))),
+        ("swin", wide_swin(Version::V1)),
+        ("swin v2", wide_swin(Version::V2)),
+    ];
+    for (name, config) in configurations {
+        // The gradient of L1 is a sign, which the smallest error can turn.
+        let config = SimMimConfig { loss: Loss::L2, ..config };
+        for isa in Isa::available() {
+            let (loss, truth) = step(&config, Variant::Fast, isa);
+            let (mixed_loss, mixed) = step_in(&config, Variant::Fast, isa, Precision::Bfloat16);
+            assert!((mixed_loss / loss - 1.0).abs() < 1e-3, "{name} on {}: loss {mixed_loss}, {loss}", isa.name());
+            let total = norm(truth.iter().flat_map(|(_, g)| g).map(|&v| f64::from(v)));
+            for ((parameter, a), (_, b)) in mixed.iter().zip(&truth) {
+                let [size, other] = [b, a].map(|g| norm(g.iter().map(|&v| f64::from(v))));
+                if size < 1e-3 * total {
+                    continue;
+                }
+                let dot: f64 = a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
+                let cosine = dot / (size * other);
+                assert!(cosine > 0.999, "{name} on {}: {parameter} has a cosine of {cosine:.6}", isa.name());
+            }
         }
     }
 }

@@ -118,7 +118,17 @@ fn folder(root: &Path, recipe: &Recipe) -> RunFolder {
 }
 
 /// Pre-trains in a folder, new or resumed, until the end or until an event says so.
-fn pretrain(root: &Path, mut recipe: Recipe, images: Stripes, until: impl Fn(&Event) -> bool) -> Part {
+fn pretrain(root: &Path, recipe: Recipe, images: Stripes, until: impl Fn(&Event) -> bool) -> Part {
+    pretrain_on(root, recipe, images, until, 1)
+}
+
+fn pretrain_on(
+    root: &Path,
+    mut recipe: Recipe,
+    images: Stripes,
+    until: impl Fn(&Event) -> bool,
+    threads: usize,
+) -> Part {
     let data = Data { train: Arc::new(images), held_out: Arc::new(Stripes::new(6)) };
     settle(&mut recipe, &data).unwrap();
     let run = folder(root, &recipe);
@@ -127,7 +137,8 @@ fn pretrain(root: &Path, mut recipe: Recipe, images: Stripes, until: impl Fn(&Ev
         stop.fetch_or(until(&event), Ordering::Relaxed);
         events.push(event);
     };
-    let mut trainer = Trainer::new(recipe, run, data, executor(), &mut tell).unwrap();
+    let executor = Box::new(CpuExecutor::new(threads).unwrap());
+    let mut trainer = Trainer::new(recipe, run, data, executor, &mut tell).unwrap();
     let result = trainer.run(&stop, &mut tell);
     Part { result, events }
 }
@@ -156,9 +167,19 @@ fn lines(root: &Path) -> Vec<Record> {
 
 #[test]
 fn a_stopped_and_resumed_training_is_one_that_was_never_stopped() {
+    stop_and_resume("float32");
+}
+
+#[test]
+fn a_training_in_bfloat16_is_resumed_to_the_same_bits() {
+    stop_and_resume("bfloat16");
+}
+
+fn stop_and_resume(precision: &str) {
     let place = tempfile::tempdir().unwrap();
     let (whole, cut) = (place.path().join("whole"), place.path().join("cut"));
-    let recipe = recipe("demo", &["schedule.steps=9", "log.every_steps=4"]);
+    let precision = format!("train.precision={precision}");
+    let recipe = recipe("demo", &["schedule.steps=9", "log.every_steps=4", &precision]);
     let all = pretrain(&whole, recipe.clone(), Stripes::new(10), never);
     assert_eq!((all.summary().outcome, all.summary().step), (Outcome::Finished, 9));
     for stop in [1, 3, 6, 8] {
@@ -172,6 +193,23 @@ fn a_stopped_and_resumed_training_is_one_that_was_never_stopped() {
     assert_eq!(newest(&cut).tensors, newest(&whole).tensors);
     assert_eq!(lines(&cut), lines(&whole));
     assert_eq!(last.summary(), all.summary());
+}
+
+#[test]
+fn precision_changes_the_weights_and_threads_do_not() {
+    let place = tempfile::tempdir().unwrap();
+    let train = |precision: &str, threads: usize| {
+        let root = place.path().join(format!("{precision}-{threads}"));
+        let recipe = recipe("demo", &["schedule.steps=4", &format!("train.precision={precision}")]);
+        let part = pretrain_on(&root, recipe, Stripes::new(10), never, threads);
+        (model(&root), part.summary().val_loss.unwrap())
+    };
+    let (floats, of_floats) = train("float32", 1);
+    let (mixed, of_mixed) = train("bfloat16", 1);
+    assert!(floats != mixed && (of_mixed / of_floats - 1.0).abs() < 0.02, "{of_mixed}, {of_floats}");
+    for threads in [2, 3] {
+        assert!(train("bfloat16", threads).0 == mixed, "{threads} threads");
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ impl fmt::Display for Graph {
         let show = |id: ValueId| {
             let value = self.value(id);
             let dims: Vec<String> = value.ty.shape.iter().map(ToString::to_string).collect();
-            let kind = if value.ty.dtype == DType::F32 { "" } else { value.ty.dtype.name() };
+            let kind = if value.ty.dtype == DType::F32 { "" } else { &format!(" {}", value.ty.dtype) };
             format!("%{} {}{kind}[{}]", id.index(), value.name, dims.join(","))
         };
         for node in self.nodes() {

@@ -131,33 +131,41 @@ impl<'a, T, const N: usize> Lent<'a, T, N> {
 }
 
 impl Pool {
-    /// Calls `f(i, j, a rectangle of each matrix, working memory)` for every range of rows `i` and of columns `j`. Each matrix has a
-    /// shape and a grid of its own; the grids have equally many ranges.
+    /// Calls `f(i, j, a rectangle of each matrix, working memory)` for every range of rows `i` and of columns `j`. Each matrix, of both
+    /// kinds, has a shape and a grid of its own; the grids have equally many ranges.
     ///
     /// # Panics
     /// If grids differ in their number of ranges, or ranges overlap or reach beyond a matrix: a fault of the caller.
-    pub fn for_grids<T: Send, const N: usize>(
+    pub fn for_grids<T: Send, U: Send, const M: usize, const N: usize>(
         &self,
-        matrices: [(BlockMut<'_, T>, &Grid); N],
+        first: [(BlockMut<'_, T>, &Grid); M],
+        second: [(BlockMut<'_, U>, &Grid); N],
         scratch: &mut [f32],
-        f: impl Fn(usize, usize, [BlockMut<'_, T>; N], &mut [f32]) + Sync,
+        f: impl Fn(usize, usize, [BlockMut<'_, T>; M], [BlockMut<'_, U>; N], &mut [f32]) + Sync,
     ) {
-        let grids = matrices.each_ref().map(|(_, grid)| *grid);
-        let matrices = Lent(matrices.map(|(matrix, _)| matrix));
-        let Some(first) = grids.first() else { return };
-        let (rows, cols) = (first.rows.len(), first.cols.len());
-        for grid in grids {
+        let (of_first, of_second) = (first.each_ref().map(|(_, grid)| *grid), second.each_ref().map(|(_, grid)| *grid));
+        let (first, second) = (Lent(first.map(|(matrix, _)| matrix)), Lent(second.map(|(matrix, _)| matrix)));
+        let Some(any) = of_first.first().or(of_second.first()) else { return };
+        let (rows, cols) = (any.rows.len(), any.cols.len());
+        for grid in of_first.iter().chain(&of_second) {
             assert!((grid.rows.len(), grid.cols.len()) == (rows, cols), "grids of different sizes");
             grid.assert_apart();
         }
         self.for_scratch(rows * cols, scratch, |task, scratch| {
             let (i, j) = (task / cols, task % cols);
+            let of = |grid: &Grid| (grid.rows[i].clone(), grid.cols[j].clone());
             let parts = std::array::from_fn(|m| {
+                let (rows, cols) = of(of_first[m]);
                 // SAFETY: the ranges of a grid do not overlap (asserted) and each task runs once, so no two tasks share an element; the
                 // matrices stay borrowed until all tasks are done.
-                unsafe { matrices.each()[m].lend(grids[m].rows[i].clone(), grids[m].cols[j].clone()) }
+                unsafe { first.each()[m].lend(rows, cols) }
             });
-            f(i, j, parts, scratch);
+            let others = std::array::from_fn(|m| {
+                let (rows, cols) = of(of_second[m]);
+                // SAFETY: as above.
+                unsafe { second.each()[m].lend(rows, cols) }
+            });
+            f(i, j, parts, others, scratch);
         });
     }
 
@@ -228,26 +236,26 @@ mod tests {
 
     #[test]
     fn matrices_of_different_shapes_are_cut_alike() {
-        let (mut wide, mut flat) = (vec![0.0; 6 * 8], vec![0.0; 4]);
+        let (mut wide, mut flat) = (vec![0.0; 6 * 8], vec![0u16; 4]);
         let (grid, cells) = (
             Grid { rows: vec![0..2, 2..6], cols: vec![0..1, 1..4] },
             Grid { rows: vec![0..1, 1..2], cols: vec![0..1, 1..2] },
         );
         let [left, right] = BlockMut::of(&mut wide, 6, 8, 8).columns::<2>();
-        let matrices = [(left, &grid), (right, &grid), (BlockMut::of(&mut flat, 2, 2, 2), &cells)];
-        Pool::new(2).for_grids(matrices, &mut [], |i, j, [mut left, mut right, mut cell], _| {
+        let (sides, cells) = ([(left, &grid), (right, &grid)], [(BlockMut::of(&mut flat, 2, 2, 2), &cells)]);
+        Pool::new(2).for_grids(sides, cells, &mut [], |i, j, [mut left, mut right], [mut cell], _| {
             for row in 0..left.rows() {
                 left.row(row).fill((10 * i + j) as f32);
                 right.row(row).fill((100 + 10 * i + j) as f32);
             }
-            cell.row(0)[0] = (10 * i + j) as f32;
+            cell.row(0)[0] = (10 * i + j) as u16;
         });
         for (at, &v) in wide.iter().enumerate() {
             let (row, col) = (at / 8, at % 8);
             let expected = 100 * (col / 4) + 10 * usize::from(row >= 2) + usize::from(col % 4 >= 1);
             assert_eq!(v, expected as f32);
         }
-        assert_eq!(flat, [0.0, 1.0, 10.0, 11.0]);
+        assert_eq!(flat, [0, 1, 10, 11]);
     }
 
     #[test]

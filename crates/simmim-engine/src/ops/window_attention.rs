@@ -20,7 +20,7 @@
 //! # Errors
 //! Heads that do not divide the width, shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
@@ -234,6 +234,13 @@ impl Operation for WindowAttention {
         Ok(vec![TensorType::f32([s.batch, s.tokens, s.dim]), TensorType::f32([s.batch, s.heads, s.windows, s.places])])
     }
 
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0) | Port::Output(0) => Precision::Product,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
+    }
+
     fn flops(&self, inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
         self.sizes(&inputs[0].shape, &inputs[1].shape).flops(2)
     }
@@ -293,6 +300,13 @@ impl Operation for WindowAttentionGrad {
             outputs.push(inputs[at].clone());
         }
         Ok(outputs)
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0 | 1 | 3) | Port::Output(0) => Precision::Product,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

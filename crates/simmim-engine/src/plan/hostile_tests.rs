@@ -10,6 +10,7 @@ use crate::autodiff::differentiate;
 use crate::cpu::{CpuExecutor, Isa};
 use crate::executor::Executor;
 use crate::graph::DType;
+use crate::mixed::mixed_everywhere;
 use crate::ops::*;
 use cases::{cases, random_inputs};
 use simmim_random::{Purpose, Stream};
@@ -39,7 +40,7 @@ fn pick<'a, T>(s: &mut Stream, from: &'a mut [T]) -> Option<&'a mut T> {
 
 fn wild_type(s: &mut Stream, ty: &mut TensorType) {
     match s.below(5) {
-        0 => ty.dtype = if ty.dtype == DType::F32 { DType::I32 } else { DType::F32 },
+        0 => ty.dtype = [DType::F32, DType::Bf16, DType::I32][s.below(3) as usize],
         1 => ty.shape.push(wild(s)),
         2 => drop(ty.shape.pop()),
         _ => {
@@ -268,7 +269,9 @@ fn network() -> Graph {
 #[test]
 fn a_corrupted_program_is_refused_or_harmless() {
     let mut s = Stream::new(5, Purpose::Test, 0, 0);
-    let graphs: Vec<Graph> = cases().iter().map(|case| (case.build)(&mut s)).chain([network()]).collect();
+    let mut graphs: Vec<Graph> = cases().iter().map(|case| (case.build)(&mut s)).chain([network()]).collect();
+    let mixed: Vec<Graph> = graphs.iter().map(|g| mixed_everywhere(g).unwrap()).collect();
+    graphs.extend(mixed);
     let ops: Vec<Op> = graphs.iter().flat_map(|g| g.nodes()).map(|n| n.op.clone()).collect();
     let programs: Vec<Program> = graphs.iter().map(|g| Program::compile(g).unwrap()).collect();
     let (mut refused, mut passed) = (0, 0);

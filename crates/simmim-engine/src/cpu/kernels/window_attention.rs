@@ -1,9 +1,13 @@
 //! Kernels of `window_attention`. A task takes one head of whole images, so that the columns it writes are its own.
+//!
+//! As in `attention`, scores and what follows from them are floats, rounded where they are operands of a product with bfloat16.
 
-use super::attention::{dot, grad_scores_row, softmax_row};
+use super::attention::{Rounded, dot, grad_scores_row, of_rounded, padded, softmax_row, take};
+use super::cast::convert;
 use super::{Args, Inputs, sum_partials};
+use crate::graph::{Bf16, DType, Number};
 use crate::host::dispatch::vectorised;
-use crate::host::gemm::{Extents, MatrixView, Product, multiply, multiply_scratch, prefetch};
+use crate::host::gemm::{Extents, MatrixView, Operand, Product, multiply, multiply_scratch, prefetch};
 use crate::host::{BlockMut, Cpu, Grid, Isa, LINE};
 use crate::ops::{REGION_MASK, WindowAttention, WindowAttentionGrad, WindowSizes};
 use crate::plan::Instruction;
@@ -16,20 +20,22 @@ fn images_per_part(op: &WindowAttention, batch: usize) -> usize {
     if op.added() > 0 { batch.div_ceil(SUM_PARTS) } else { 1 }
 }
 
-fn padded(len: usize) -> usize {
-    len.next_multiple_of(LINE)
-}
-
-/// Working memory of one thread: `rows` matrices `[places, head_dim]`, `scores` matrices `[places, places]`, and that of products.
-fn thread_scratch(s: &WindowSizes, rows: usize, scores: usize, isa: Isa) -> usize {
+/// Working memory of one thread: `rows` operands and a result `[places, head_dim]`, `scores` matrices `[places, places]` with what they round
+/// to, and that of products.
+fn thread_scratch<O: Operand>(s: &WindowSizes, rows: usize, scores: usize, isa: Isa) -> usize {
     let (n, d) = (s.places, s.head_dim());
-    let products = [(n, n, d), (n, d, n)].map(|(m, n, k)| multiply_scratch::<f32>(isa, Extents { m, n, k }));
-    rows * padded(n * d) + scores * padded(n * n) + products[0].max(products[1])
+    let products = [(n, n, d), (n, d, n)].map(|(m, n, k)| multiply_scratch::<O>(isa, Extents { m, n, k }));
+    let matrices = scores * (padded(n * n) + Rounded::<O>::floats(n, n));
+    rows * padded(O::words(n * d)) + padded(n * d) + matrices + products[0].max(products[1])
 }
 
 pub(crate) fn scratch(op: &WindowAttention, i: &Instruction, cpu: &Cpu) -> usize {
     let s = op.sizes(&i.inputs[0].ty.shape, &i.inputs[1].ty.shape);
-    cpu.pool.threads() * thread_scratch(&s, 4, 1, cpu.isa)
+    cpu.pool.threads()
+        * match i.inputs[0].ty.dtype {
+            DType::Bf16 => thread_scratch::<Bf16>(&s, 3, 1, cpu.isa),
+            DType::F32 | DType::I32 => thread_scratch::<f32>(&s, 3, 1, cpu.isa),
+        }
 }
 
 pub(crate) fn scratch_grad(op: &WindowAttentionGrad, i: &Instruction, cpu: &Cpu) -> usize {
@@ -37,9 +43,11 @@ pub(crate) fn scratch_grad(op: &WindowAttentionGrad, i: &Instruction, cpu: &Cpu)
     let s = f.sizes(&i.inputs[3].ty.shape, &i.inputs[4].ty.shape);
     let [bias, pad] = sums(f, &s);
     let parts = s.batch.div_ceil(images_per_part(f, s.batch));
-    padded(parts * s.heads * bias)
-        + padded(parts * s.heads * pad)
-        + cpu.pool.threads() * thread_scratch(&s, 5, 2, cpu.isa)
+    let thread = match i.inputs[3].ty.dtype {
+        DType::Bf16 => thread_scratch::<Bf16>(&s, 4, 2, cpu.isa),
+        DType::F32 | DType::I32 => thread_scratch::<f32>(&s, 4, 2, cpu.isa),
+    };
+    padded(parts * s.heads * bias) + padded(parts * s.heads * pad) + cpu.pool.threads() * thread
 }
 
 /// Floats of the sums that a task keeps for the gradients of `bias` and of `pad` (keys and values).
@@ -49,10 +57,10 @@ fn sums(op: &WindowAttention, s: &WindowSizes) -> [usize; 2] {
 
 /// One head of one image.
 #[derive(Clone, Copy)]
-struct Head<'a> {
+struct Head<'a, O> {
     sizes: WindowSizes,
     scale: f32,
-    qkv: &'a [f32],
+    qkv: &'a [O],
     index: &'a [i32],
     region: Option<&'a [i32]>,
     bias: Option<&'a [f32]>,
@@ -60,7 +68,7 @@ struct Head<'a> {
     column: usize,
 }
 
-impl<'a> Head<'a> {
+impl<'a, O: Operand + Number> Head<'a, O> {
     /// `first` is the number of the input `qkv`.
     fn of(op: &WindowAttention, inputs: Inputs<'a>, first: usize, b: usize, h: usize) -> Self {
         let sizes = op.sizes(inputs.shape(first), inputs.shape(first + 1));
@@ -70,7 +78,7 @@ impl<'a> Head<'a> {
         Self {
             sizes,
             scale: op.scale,
-            qkv: &inputs.f32(first)[b * image..(b + 1) * image],
+            qkv: &inputs.get::<O>(first)[b * image..(b + 1) * image],
             index: inputs.i32(first + 1),
             region: region.map(|at| inputs.i32(at)),
             bias: bias.map(|at| &inputs.f32(at)[h * scores..(h + 1) * scores]),
@@ -91,13 +99,13 @@ impl<'a> Head<'a> {
     }
 
     /// Copies part `p` (0 q, 1 k, 2 v) of a window to `[places, head_dim]`.
-    fn gather(&self, p: usize, tokens: &[i32], to: &mut [f32]) {
+    fn gather(&self, isa: Isa, p: usize, tokens: &[i32], to: &mut [O]) {
         let (dim, d) = (self.sizes.dim, self.sizes.head_dim());
         let column = p * dim + self.column;
         for (to, &token) in to.chunks_exact_mut(d).zip(tokens) {
             match (self.qkv.get(token as usize * 3 * dim..), self.pad) {
-                (Some([]) | None, Some(pad)) => to.copy_from_slice(&pad[column..column + d]),
-                (Some([]) | None, None) => to.fill(0.0),
+                (Some([]) | None, Some(pad)) => convert(isa, &pad[column..column + d], to),
+                (Some([]) | None, None) => to.fill(O::zeroed()),
                 (Some(row), _) => to.copy_from_slice(&row[column..column + d]),
             }
         }
@@ -118,7 +126,7 @@ impl<'a> Head<'a> {
     }
 
     /// `scores = scale q k^T + mask`, without the bias.
-    fn scores(&self, isa: Isa, w: usize, q: &[f32], k: &[f32], scores: &mut [f32], scratch: &mut [f32]) {
+    fn scores(&self, isa: Isa, w: usize, q: &[O], k: &[O], scores: &mut [f32], scratch: &mut [f32]) {
         let (n, d) = (self.sizes.places, self.sizes.head_dim());
         let e = Extents { m: n, n, k: d };
         let p = Product::new(e, MatrixView::rows(q, d), MatrixView::rows(k, d).transposed()).scaled(self.scale);
@@ -137,10 +145,10 @@ impl<'a> Head<'a> {
 
 /// Brings `len` floats near, where they are there.
 #[inline(always)]
-fn prefetch_row(from: &[f32], start: usize, len: usize) {
-    for line in (start..start + len).step_by(LINE) {
+fn prefetch_row<O: Operand>(from: &[O], start: usize, len: usize) {
+    for line in (start..start + len).step_by(LINE * O::IN_WORD) {
         if let Some(at) = from.get(line) {
-            prefetch(at);
+            prefetch(std::ptr::from_ref(at).cast());
         }
     }
 }
@@ -160,87 +168,71 @@ fn ranges(count: usize, each: usize, end: usize) -> Vec<std::ops::Range<usize>> 
 }
 
 pub(crate) fn window_attention(cpu: &Cpu, op: &WindowAttention, args: &mut Args<'_>) {
-    let (inputs, [out, lse], scratch) = args.split::<2>();
+    match args.input_type(0) {
+        DType::Bf16 => forward::<Bf16>(cpu, op, args),
+        DType::F32 | DType::I32 => forward::<f32>(cpu, op, args),
+    }
+}
+
+fn forward<O: Operand + Number>(cpu: &Cpu, op: &WindowAttention, args: &mut Args<'_>) {
+    let (inputs, mut outputs, scratch) = args.parts();
+    let (out, lse) = (outputs.take::<O>(), outputs.take::<f32>());
     let s = op.sizes(inputs.shape(0), inputs.shape(1));
     let (n, d, per_head) = (s.places, s.head_dim(), s.windows * s.places);
     let outs = Grid { rows: ranges(s.batch, s.tokens, s.batch * s.tokens), cols: ranges(s.heads, d, s.dim) };
     let lses = Grid { rows: ranges(s.batch, 1, s.batch), cols: ranges(s.heads, per_head, s.heads * per_head) };
-    let matrices = [
-        (BlockMut::of(out, s.batch * s.tokens, s.dim, s.dim), &outs),
-        (BlockMut::of(lse, s.batch, s.heads * per_head, s.heads * per_head), &lses),
-    ];
-    cpu.pool.for_grids(matrices, scratch, |b, h, [mut out, mut lse], scratch| {
-        let head = Head::of(op, inputs, 0, b, h);
-        let mut pieces = Pieces(scratch);
-        let [q, k, v, result] = [0; 4].map(|_| pieces.take(n * d));
-        let (scores, scratch) = (pieces.take(n * n), pieces.0);
+    let out = [(BlockMut::of(out, s.batch * s.tokens, s.dim, s.dim), &outs)];
+    let lse = [(BlockMut::of(lse, s.batch, s.heads * per_head, s.heads * per_head), &lses)];
+    cpu.pool.for_grids(out, lse, scratch, |b, h, [mut out], [mut lse], mut scratch| {
+        let head = Head::<O>::of(op, inputs, 0, b, h);
+        let [q, k, v] = [0; 3].map(|_| take_rows::<O>(&mut scratch, n * d));
+        let (result, scores) = (take(&mut scratch, n * d), take(&mut scratch, n * n));
+        let mut rounded = Rounded::<O>::take(&mut scratch, n, n);
         for (w, lse) in lse.row(0).chunks_exact_mut(n).enumerate() {
             let tokens = head.tokens(w);
-            head.gather(0, tokens, q);
-            head.gather(1, tokens, k);
-            head.gather(2, tokens, v);
+            for (p, rows) in [&mut *q, k, v].into_iter().enumerate() {
+                head.gather(cpu.isa, p, tokens, rows);
+            }
             head.scores(cpu.isa, w, q, k, scores, scratch);
             for (place, (row, lse)) in scores.chunks_exact_mut(n).zip(lse).enumerate() {
                 *lse = softmax_row(cpu.isa, row, head.bias_row(place));
                 head.prefetch_place(w + 1, place);
             }
             let e = Extents { m: n, n: d, k: n };
-            multiply(cpu.isa, result, d, Product::new(e, MatrixView::rows(scores, n), MatrixView::rows(v, d)), scratch);
-            scatter(&mut out, tokens, result);
+            let p = of_rounded(e, rounded.of(cpu.isa, scores, n), MatrixView::rows(v, d));
+            multiply(cpu.isa, result, d, p, scratch);
+            scatter(cpu.isa, &mut out, tokens, result);
         }
     });
 }
 
-/// Working memory from which pieces are taken.
-struct Pieces<'a>(&'a mut [f32]);
-
-impl<'a> Pieces<'a> {
-    fn take(&mut self, len: usize) -> &'a mut [f32] {
-        let (piece, rest) = std::mem::take(&mut self.0).split_at_mut(padded(len));
-        self.0 = rest;
-        &mut piece[..len]
-    }
+/// Takes room for operands from working memory.
+fn take_rows<'a, O: Operand>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [O] {
+    &mut bytemuck::cast_slice_mut(take(scratch, O::words(len)))[..len]
 }
 
 /// Writes rows to the tokens that they belong to; what lies beyond the map is dropped.
-fn scatter(to: &mut BlockMut<'_>, tokens: &[i32], rows: &[f32]) {
+fn scatter<O: Number>(isa: Isa, to: &mut BlockMut<'_, O>, tokens: &[i32], rows: &[f32]) {
     for (row, &token) in rows.chunks_exact(to.cols()).zip(tokens) {
         if (token as usize) < to.rows() {
-            to.row(token as usize).copy_from_slice(row);
+            convert(isa, row, to.row(token as usize));
         }
     }
 }
 
 pub(crate) fn window_attention_grad(cpu: &Cpu, op: &WindowAttentionGrad, args: &mut Args<'_>) {
-    match (op.forward.bias, op.forward.pad) {
-        (false, false) => {
-            let (inputs, [grad_qkv], scratch) = args.split::<1>();
-            backward(cpu, op, inputs, grad_qkv, [&mut [], &mut []], scratch);
-        }
-        (true, false) => {
-            let (inputs, [grad_qkv, grad_bias], scratch) = args.split::<2>();
-            backward(cpu, op, inputs, grad_qkv, [grad_bias, &mut []], scratch);
-        }
-        (false, true) => {
-            let (inputs, [grad_qkv, grad_pad], scratch) = args.split::<2>();
-            backward(cpu, op, inputs, grad_qkv, [&mut [], grad_pad], scratch);
-        }
-        (true, true) => {
-            let (inputs, [grad_qkv, grad_bias, grad_pad], scratch) = args.split::<3>();
-            backward(cpu, op, inputs, grad_qkv, [grad_bias, grad_pad], scratch);
-        }
+    match args.input_type(3) {
+        DType::Bf16 => backward::<Bf16>(cpu, op, args),
+        DType::F32 | DType::I32 => backward::<f32>(cpu, op, args),
     }
 }
 
-fn backward(
-    cpu: &Cpu,
-    op: &WindowAttentionGrad,
-    inputs: Inputs<'_>,
-    grad_qkv: &mut [f32],
-    [grad_bias, grad_pad]: [&mut [f32]; 2],
-    scratch: &mut [f32],
-) {
+fn backward<O: Operand + Number>(cpu: &Cpu, op: &WindowAttentionGrad, args: &mut Args<'_>) {
     let f = &op.forward;
+    let (inputs, mut outputs, scratch) = args.parts();
+    let grad_qkv = outputs.take::<O>();
+    let grad_bias = if f.bias { outputs.take::<f32>() } else { &mut [] };
+    let grad_pad = if f.pad { outputs.take::<f32>() } else { &mut [] };
     let s = f.sizes(inputs.shape(3), inputs.shape(4));
     let images = images_per_part(f, s.batch);
     let parts = s.batch.div_ceil(images);
@@ -253,16 +245,12 @@ fn backward(
     let grads = Grid { rows: ranges(parts, images * s.tokens, rows), cols: ranges(s.heads, s.head_dim(), s.dim) };
     let bias_grid = Grid { rows: ranges(parts, 1, parts), cols: ranges(s.heads, bias, s.heads * bias) };
     let pad_grid = Grid { rows: ranges(parts, 1, parts), cols: ranges(s.heads, pad, s.heads * pad) };
-    let [q, k, v] = BlockMut::of(grad_qkv, rows, 3 * s.dim, 3 * s.dim).columns::<3>();
-    let matrices = [
-        (q, &grads),
-        (k, &grads),
-        (v, &grads),
+    let qkv = BlockMut::of(grad_qkv, rows, 3 * s.dim, 3 * s.dim).columns::<3>().map(|part| (part, &grads));
+    let summed = [
         (BlockMut::of(&mut *of_bias, parts, s.heads * bias, s.heads * bias), &bias_grid),
         (BlockMut::of(&mut *of_pad, parts, s.heads * pad, s.heads * pad), &pad_grid),
     ];
-    cpu.pool.for_grids(matrices, rest, |part, h, [q, k, v, mut bias, mut pad], scratch| {
-        let mut grads = [q, k, v];
+    cpu.pool.for_grids(qkv, summed, rest, |part, h, mut grads, [mut bias, mut pad], scratch| {
         let (bias, pad) = (bias.row(0), pad.row(0));
         bias.fill(0.0);
         pad.fill(0.0);
@@ -272,7 +260,7 @@ fn backward(
                 let cols = 0..g.cols();
                 g.part(rows.clone(), cols)
             });
-            backward_head(cpu.isa, f, inputs, (b, h), image, [&mut *bias, &mut *pad], scratch);
+            backward_head::<O>(cpu.isa, f, inputs, (b, h), image, [&mut *bias, &mut *pad], scratch);
         }
     });
     if bias > 0 {
@@ -287,46 +275,40 @@ fn backward(
     }
 }
 
-fn backward_head(
+fn backward_head<O: Operand + Number>(
     isa: Isa,
     op: &WindowAttention,
     inputs: Inputs<'_>,
     (b, h): (usize, usize),
-    mut grads: [BlockMut<'_>; 3],
+    mut grads: [BlockMut<'_, O>; 3],
     [bias_sum, pad_sum]: [&mut [f32]; 2],
-    scratch: &mut [f32],
+    mut scratch: &mut [f32],
 ) {
-    let head = Head::of(op, inputs, 3, b, h);
+    let head = Head::<O>::of(op, inputs, 3, b, h);
     let s = head.sizes;
     let (n, d) = (s.places, s.head_dim());
     let rows = b * s.tokens * s.dim..(b + 1) * s.tokens * s.dim;
-    let (grad, out) = (&inputs.f32(0)[rows.clone()], &inputs.f32(1)[rows]);
+    let (grad, out) = (&inputs.get::<O>(0)[rows.clone()], &inputs.get::<O>(1)[rows]);
     let per_head = s.windows * n;
     let lse = &inputs.f32(2)[(b * s.heads + h) * per_head..(b * s.heads + h + 1) * per_head];
-    let mut pieces = Pieces(scratch);
-    let [q, k, v, grad_out, result] = [0; 5].map(|_| pieces.take(n * d));
-    let [p, grad_s] = [0; 2].map(|_| pieces.take(n * n));
-    let scratch = pieces.0;
+    let [q, k, v, grad_out] = [0; 4].map(|_| take_rows::<O>(&mut scratch, n * d));
+    let result = take(&mut scratch, n * d);
+    let [p, grad_s] = [0; 2].map(|_| take(&mut scratch, n * n));
+    let [mut rounded_p, mut rounded_grad] = [0; 2].map(|_| Rounded::<O>::take(&mut scratch, n, n));
     for (w, lse) in lse.chunks_exact(n).enumerate() {
         let tokens = head.tokens(w);
-        head.gather(0, tokens, q);
-        head.gather(1, tokens, k);
-        head.gather(2, tokens, v);
+        for (part, rows) in [&mut *q, k, v].into_iter().enumerate() {
+            head.gather(isa, part, tokens, rows);
+        }
         for (to, &token) in grad_out.chunks_exact_mut(d).zip(tokens) {
             match grad.get(token as usize * s.dim + head.column..) {
                 Some(row) if (token as usize) < s.tokens => to.copy_from_slice(&row[..d]),
-                _ => to.fill(0.0),
+                _ => to.fill(O::zeroed()),
             }
         }
         head.scores(isa, w, q, k, p, scratch);
-        let over_dim = Extents { m: n, n, k: d };
-        multiply(
-            isa,
-            grad_s,
-            n,
-            Product::new(over_dim, MatrixView::rows(grad_out, d), MatrixView::rows(v, d).transposed()),
-            scratch,
-        );
+        let (of_out, of_v) = (MatrixView::rows(grad_out, d), MatrixView::rows(v, d).transposed());
+        multiply(isa, grad_s, n, Product::new(Extents { m: n, n, k: d }, of_out, of_v), scratch);
         for (place, (&token, &lse)) in tokens.iter().zip(lse).enumerate() {
             let at = place * n..(place + 1) * n;
             let delta = match out.get(token as usize * s.dim + head.column..) {
@@ -345,13 +327,13 @@ fn backward_head(
             super::add::add_slices(isa, bias_sum, grad_s);
         }
         let over_places = Extents { m: n, n: d, k: n };
-        let (grad_s, p) = (MatrixView::rows(grad_s, n), MatrixView::rows(p, n));
-        let grad_q = Product::new(over_places, grad_s, MatrixView::rows(k, d)).scaled(head.scale);
+        let (grad_s, p) = (rounded_grad.of(isa, grad_s, n), rounded_p.of(isa, p, n));
+        let grad_q = of_rounded(over_places, grad_s, MatrixView::rows(k, d)).scaled(head.scale);
         let grad_k = Product::new(over_places, grad_s.transposed(), MatrixView::rows(q, d)).scaled(head.scale);
         let grad_v = Product::new(over_places, p.transposed(), MatrixView::rows(grad_out, d));
         for (part, product) in [grad_q, grad_k, grad_v].into_iter().enumerate() {
             multiply(isa, result, d, product, scratch);
-            scatter(&mut grads[part], tokens, result);
+            scatter(isa, &mut grads[part], tokens, result);
             if part > 0 && op.pad {
                 let sum = &mut pad_sum[(part - 1) * d..part * d];
                 let beyond = result.chunks_exact(d).zip(tokens).filter(|(_, token)| **token as usize >= s.tokens);
