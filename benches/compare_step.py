@@ -26,6 +26,7 @@ def arguments():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--steps", type=int, default=10, help="measured steps of each run")
     p.add_argument("--binary", default=os.path.join(HERE, "..", "target", "release", "simmim"))
+    p.add_argument("--embed", action="store_true", help="compare the encoder alone (`simmim bench embed`); the mask ratio is not used")
     p.add_argument("--ways", default="simmim,eager,compile", help="comma-separated; ratios are to the first")
     return p.parse_args()
 
@@ -37,16 +38,16 @@ def run(command):
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def command(way, binary, python):
+def command(way, binary, python, embed):
     name, *options = way.split("-")
     if name == "simmim":
         isa = [option for option in options if option != "bf16"]
         precision = ["--precision", "bf16"] if "bf16" in options else []
-        return [binary, "bench", "step"] + (["--isa", *isa] if isa else []) + precision
+        return [binary, "bench", "embed" if embed else "step"] + (["--isa", *isa] if isa else []) + precision
     mode, _, kind = way.partition("-")
     if mode not in ("eager", "compile") or kind not in ("", "bf16"):
         sys.exit(f"no way is called {way}: see --help")
-    flags = (["--compile"] if mode == "compile" else []) + (["--autocast"] if kind else [])
+    flags = ["--compile"] * (mode == "compile") + ["--autocast"] * bool(kind) + ["--inference"] * embed
     return [python, os.path.join(HERE, "pytorch_step.py")] + flags
 
 
@@ -58,13 +59,13 @@ def main():
     print("|---|---|---|---|---|---|---|---|")
     for case in a.cases:
         model, batch, ratio = case.split(":")
-        common = ["--model", model, "--batch", batch, "--mask-ratio", ratio, "--threads", str(a.threads),
-                  "--steps", str(a.steps), "--json"]
+        common = ["--model", model, "--batch", batch, "--threads", str(a.threads), "--steps", str(a.steps), "--json"]
+        common += [] if a.embed else ["--mask-ratio", ratio]
         size = ["--image-size", model.rsplit("_", 1)[1]]
         results = {mode: [] for mode in modes}
         for _ in range(a.rounds):
             for mode in modes:
-                results[mode].append(run(command(mode, a.binary, python) + common + size))
+                results[mode].append(run(command(mode, a.binary, python, a.embed) + common + size))
         median = {m: statistics.median(r["milliseconds"] for r in results[m]) for m in modes}
         for mode in modes:
             peak = max(r.get("peak_rss_bytes") or 0 for r in results[mode]) / 2**20

@@ -1,4 +1,4 @@
-"""The PyTorch baseline of `simmim bench step`: one step of SimMIM, forward, backward and AdamW; the tutorial's task on a ViT, the
+"""The PyTorch baseline of `simmim bench step` and, with --inference, of `simmim bench embed`: one step of SimMIM, forward, backward and AdamW; the tutorial's task on a ViT, the
 official one on a Swin transformer.
 
     python benches/pytorch_step.py --model vit_small_patch32_224 --image-size 224 --batch 32 --threads 2 --json
@@ -111,6 +111,7 @@ def arguments():
     p.add_argument("--warm-up", type=int, default=3, help="steps before them")
     p.add_argument("--compile", action="store_true", help="with torch.compile")
     p.add_argument("--autocast", action="store_true", help="products in bfloat16, which is less exact")
+    p.add_argument("--inference", action="store_true", help="the encoder's features of the images instead of a step")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     a = p.parse_args()
     if min(a.batch, a.threads, a.steps) < 1 or a.warm_up < 0:
@@ -130,7 +131,14 @@ def main():
         model = SimMim(vit, a.mask_ratio).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=5e-2, fused=True)
     images = torch.randn(a.batch, 3, a.image_size, a.image_size)
-    forward = torch.compile(model) if a.compile else model
+    if a.inference:
+        model = (model.encoder if a.model.startswith("swin") else model.vit).eval()
+    forward = model.forward_features if a.inference else model
+    forward = torch.compile(forward) if a.compile else forward
+
+    def features():
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=a.autocast):
+            return forward(images).float().mean().item()
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=a.autocast):
@@ -140,6 +148,7 @@ def main():
         optimizer.zero_grad()
         return loss.item()
 
+    step = features if a.inference else step
     losses = [step() for _ in range(a.warm_up)]
     seconds, cpu_seconds = [], []
     for _ in range(a.steps):

@@ -311,7 +311,7 @@ pub(crate) fn laid_out(bytes: impl Iterator<Item = usize>) -> (Vec<usize>, usize
 impl Executor for CudaExecutor {
     fn machine(&self) -> Machine {
         let (major, minor) = self.gpu.capability;
-        Machine { device: self.gpu.name.clone(), threads: 1, isa: format!("sm_{major}{minor}") }
+        Machine { device: self.gpu.name.clone(), threads: 1, isa: format!("sm_{major}{minor}"), bf16: false }
     }
 
     fn memory(&self) -> Memory {

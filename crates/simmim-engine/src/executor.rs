@@ -119,8 +119,10 @@ pub struct Machine {
     pub device: String,
     /// Threads of the host that compute; 1 where the device does.
     pub threads: usize,
-    /// Instruction set of the kernels: `avx2`, `avx512`, `amx`, `portable`, or a card's architecture such as `sm_90`.
+    /// Instruction set of the kernels: `avx2`, `avx512`, `avx512bf16`, `amx`, `portable`, or a card's architecture such as `sm_90`.
     pub isa: String,
+    /// Whether it has instructions that multiply bfloat16, so that mixed precision is faster than floats.
+    pub bf16: bool,
 }
 
 /// Time spent in one instruction of a profiled program.

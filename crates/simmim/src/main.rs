@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Command::Selftest(a) => commands::selftest::run(&a),
         Command::Bench(a) => match a.what {
             BenchWhat::Step(a) => commands::bench::step::run(&a),
+            BenchWhat::Embed(a) => commands::bench::embed::run(&a),
             BenchWhat::Loader(a) => commands::bench::loader::run(&a, format),
         },
     };

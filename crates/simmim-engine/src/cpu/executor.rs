@@ -215,7 +215,12 @@ fn in_arena(buffer: &Buffer) -> Result<(usize, usize), EngineError> {
 
 impl Executor for CpuExecutor {
     fn machine(&self) -> Machine {
-        Machine { device: "cpu".into(), threads: self.threads(), isa: self.cpu.isa.name().into() }
+        Machine {
+            device: "cpu".into(),
+            threads: self.threads(),
+            isa: self.cpu.isa.name().into(),
+            bf16: self.cpu.isa.multiplies_bf16(),
+        }
     }
 
     fn memory(&self) -> executor::Memory {

@@ -141,6 +141,12 @@ impl Device {
         &self.parameters
     }
 
+    /// What programs compute with.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
     /// Whether moving averages of the parameters are kept.
     pub(super) fn averages(&self) -> bool {
         self.averages

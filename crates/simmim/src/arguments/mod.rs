@@ -20,7 +20,7 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 success; 1 failed while running (files written so far are kept); 2 invalid arguments or input, nothing was written;
 130 interrupted with Ctrl-C, after a checkpoint was written.
 
-Environment: SIMMIM_ISA selects the instruction set (amx, avx512, avx2, portable); the default is the widest the processor has.";
+Environment: SIMMIM_ISA selects the instruction set (amx, avx512bf16, avx512, avx2, portable); the default is the widest the processor has.";
 
 /// Masked image modelling: pre-train a vision transformer on unlabelled images, see what it learns, use its weights elsewhere.
 #[derive(Debug, Parser)]
@@ -175,7 +175,11 @@ pub(crate) struct Bench {
 impl Bench {
     /// Whether an argument selects the instruction set.
     pub(crate) fn names_isa(&self) -> bool {
-        matches!(&self.what, BenchWhat::Step(a) if a.isa.is_some())
+        match &self.what {
+            BenchWhat::Step(a) => a.isa.is_some(),
+            BenchWhat::Embed(a) => a.isa.is_some(),
+            BenchWhat::Loader(_) => false,
+        }
     }
 }
 
@@ -183,8 +187,37 @@ impl Bench {
 pub(crate) enum BenchWhat {
     /// Time the training step (forward, backward, optimiser) on random images in memory.
     Step(BenchStep),
+    /// Time the encoder on random images in memory, as `simmim embed` runs it.
+    Embed(BenchEmbed),
     /// Time the data loader: decode, crop, flip, normalise.
     Loader(BenchLoader),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  simmim bench embed --model vit_small_patch16_224 --batch 32 --precision bf16 --json")]
+pub(crate) struct BenchEmbed {
+    /// timm name of the model.
+    #[arg(long, value_name = "NAME", default_value = "vit_small_patch16_224")]
+    pub(crate) model: String,
+    /// Height and width of the images; default: the model's.
+    #[arg(long, value_name = "N|HxW")]
+    pub(crate) image_size: Option<String>,
+    /// Images per pass.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub(crate) batch: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
+    /// Passes to time, after two warm-up passes.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    pub(crate) steps: usize,
+    /// Instruction set: amx, avx512bf16, avx512, avx2 or portable; default: SIMMIM_ISA, or the widest the processor has.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -213,7 +246,7 @@ pub(crate) struct BenchStep {
     /// Parts per step (gradient accumulation); 0: chosen to fit memory.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) accumulation: usize,
-    /// Instruction set: amx, avx512, avx2 or portable; default: SIMMIM_ISA, or the widest the processor has.
+    /// Instruction set: amx, avx512bf16, avx512, avx2 or portable; default: SIMMIM_ISA, or the widest the processor has.
     #[arg(long, value_name = "NAME")]
     pub(crate) isa: Option<String>,
     /// Print the time of each operation to standard error.

@@ -32,7 +32,8 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         }
     };
     let graph = training_graph(&config, batch / parts, parts)?;
-    let program = Program::compile(&*recipe.train.precision.lower(&graph)?)?;
+    let lowered = recipe.train.precision.lower(&graph)?;
+    let program = Program::compile(&lowered)?;
     let flops = graph.flops() * parts as u64;
     let build = Build { batch, variant: Variant::Plain, accumulation: 1, train: true, outputs: false };
     let (mut plain, loss) = simmim_graph(&config, build)?;
@@ -44,7 +45,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
             "{}",
             serde_json::json!({
                 "parameters": parameters, "batch": batch, "arena_bytes": program.arena_bytes(),
-                "state_bytes": 2 * program.state_bytes(), "parts": parts, "flops_per_step": flops, "model_flops_per_step": plain.flops(),
+                "state_bytes": 2 * program.state_bytes(), "parts": parts, "precision": recipe.train.precision, "flops_per_step": flops, "model_flops_per_step": plain.flops(),
             })
         );
         return Ok(ExitCode::SUCCESS);
@@ -77,14 +78,14 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         batch / parts,
         mib(2 * program.state_bytes())
     );
-    println!("program      {} operations", program.instructions().len());
+    println!("program      {} operations, products of {}", program.instructions().len(), recipe.train.precision);
     if a.parameters {
         specs
             .iter()
             .for_each(|p| println!("{:60} {:?}{}", p.name, p.shape, if p.used { "" } else { "  (not trained)" }));
     }
     if a.graph {
-        print!("{graph}");
+        print!("{lowered}");
     }
     if a.plan {
         print!("{program}");

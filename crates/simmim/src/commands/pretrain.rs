@@ -9,6 +9,8 @@ use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
 use crate::progress::Progress;
+use simmim_engine::executor::Machine;
+use simmim_models::Precision;
 use simmim_models::weights::timm_call;
 use simmim_train::pace::seconds_per_step;
 use simmim_train::plateau::is_near_mean_color;
@@ -180,6 +182,12 @@ pub(crate) fn warmup_warning(warmup: u64, total: u64) -> Option<String> {
     })
 }
 
+/// What the steps are computed with, and what would be faster here.
+fn numbers(precision: Precision, machine: &Machine) -> String {
+    let faster = if precision == Precision::Float32 && machine.bf16 { "; --precision bf16 is faster here" } else { "" };
+    format!("{}, {precision}{faster}", machine.isa)
+}
+
 pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress) {
     let device = trainer.task().device();
     let (machine, memory) = (device.executor().machine(), device.executor().memory());
@@ -201,7 +209,7 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress) {
         trainer.images(),
         machine.threads,
         plural(machine.threads),
-        machine.isa,
+        numbers(device.precision(), &machine),
         mib(memory.states),
         mib(memory.arena + memory.scratch),
         trainer.root().display(),

@@ -81,6 +81,9 @@ pub(crate) fn run(a: &SelfTest) -> Result<ExitCode, Failure> {
     if let Some(path) = &a.out {
         check_output(path)?;
     }
+    if a.device.precision.is_some() {
+        return Err(Failure::input("selftest has no precision: it tries what there is", "leave --precision out"));
+    }
     let whole = Subject { name: String::new(), device: &a.device, isa: None };
     let machine = whole.open()?.machine();
     let mut report = Report::default();
