@@ -149,7 +149,7 @@ fn layer_norm_grad_input(s: &mut Stream) -> Graph {
     if accumulate {
         inputs.push(b.input("acc", &shape));
     }
-    b.finish(LayerNormGradInput { accumulate }, &inputs)
+    b.finish(LayerNormGradInput { accumulate, rounded: false }, &inputs)
 }
 
 fn layer_norm_grad_parameters(s: &mut Stream) -> Graph {

@@ -5,10 +5,11 @@
 
 use simmim_cases::{Case, cases, random_inputs};
 use simmim_engine::cpu::{CpuExecutor, Isa};
-use simmim_engine::mixed::mixed_everywhere;
-use simmim_engine::ops::Operation;
+use simmim_engine::graph::Node;
+use simmim_engine::mixed::{mixed, mixed_everywhere};
+use simmim_engine::ops::{LayerNormGradInput, Linear, Op, Operation};
 use simmim_engine::reference::{Data, Tensor, evaluate};
-use simmim_engine::{DType, Executor, Graph, Program};
+use simmim_engine::{DType, Executor, Graph, Program, TensorType};
 use simmim_random::{Purpose, Stream};
 use std::collections::HashMap;
 
@@ -90,6 +91,43 @@ fn check_mixed(case: &Case, seed: u64) -> bool {
         assert_eq!(one, run(&graph, &given, isa, 3), "{} differs with threads on {}", case.variant, isa.name());
     }
     graph.nodes().len() > floats.nodes().len()
+}
+
+/// What is wanted as floats and by a product is written in both types at once.
+#[test]
+fn the_gradient_of_a_stream_is_written_as_floats_and_rounded() {
+    let mut stream = Stream::new(3, Purpose::Test, 2, 0);
+    for (rows, dim) in [(1, 16), (7, 33), (130, 48)] {
+        for accumulate in [false, true] {
+            let mut floats = Graph::new();
+            let mut inputs: Vec<_> = ["g", "x"].map(|name| floats.input(name, TensorType::f32([rows, dim]))).into();
+            inputs.push(floats.input("w", TensorType::f32([dim])));
+            inputs.extend(["mean", "positive rstd"].map(|name| floats.input(name, TensorType::f32([rows]))));
+            if accumulate {
+                inputs.push(floats.input("so far", TensorType::f32([rows, dim])));
+            }
+            let op = LayerNormGradInput { accumulate, rounded: false };
+            let grad = floats.apply1(op, &inputs).unwrap();
+            let weight = floats.input("weight", TensorType::f32([20, dim]));
+            let product = floats.apply1(Linear::default(), &[grad, weight]).unwrap();
+            floats.output("gradient", grad);
+            floats.output("product", product);
+            let graph = mixed(&floats, |_| false).unwrap();
+            let rounds = |node: &Node| matches!(node.op, Op::LayerNormGradInput(op) if op.rounded);
+            assert!(graph.nodes().iter().any(rounds), "{graph}");
+            let given = random_inputs(&graph, &mut stream);
+            let values = evaluate(&graph, &given);
+            for isa in Isa::available() {
+                for (found, (name, value)) in run(&graph, &given, isa, 2).iter().zip(graph.outputs()) {
+                    let truth: Vec<f32> = values[value.index()].f64().iter().map(|&v| v as f32).collect();
+                    // An operand on the edge of two numbers may go to the other one.
+                    let bound = if name == "product" { 2f64.powi(-12) } else { 2e-5 };
+                    let error = simmim_testing::relative_error(found, &truth);
+                    assert!(error < bound, "{name} on {}: {error:e}\n{graph}", isa.name());
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@
 //! # Errors
 //! Shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::{TensorType, ValueId};
@@ -212,6 +212,13 @@ impl Operation for EmbedRowsGrad {
         let mut patches = inputs[1].shape.clone();
         patches.push(grad[1]);
         Ok(std::iter::once(TensorType::f32(patches)).chain(inputs[2..].iter().cloned()).collect())
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Output(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn index_bounds(&self, _inputs: &[TensorType]) -> Vec<(usize, usize)> {

@@ -20,7 +20,7 @@
 use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
-use crate::graph::TensorType;
+use crate::graph::{DType, TensorType};
 use crate::reference::Tensor;
 
 /// Normalises each row. Inputs: `x`, `weight`, `bias`.
@@ -35,6 +35,8 @@ pub struct LayerNorm {
 pub struct LayerNormGradInput {
     /// Add to the sixth input.
     pub accumulate: bool,
+    /// Give the result in bfloat16 too, as a second output.
+    pub rounded: bool,
 }
 
 /// Gradient of [`LayerNorm`]'s weight and bias, always added. Inputs: `grad_y`, `x`, `mean`, `rstd`, both gradients so far.
@@ -74,7 +76,7 @@ impl Operation for LayerNorm {
         if ctx.wants(0) {
             let acc = ctx.gradient(0);
             let inputs: Vec<_> = [grad, x, weight, mean, rstd].into_iter().chain(acc).collect();
-            let outputs = ctx.emit(LayerNormGradInput { accumulate: acc.is_some() }, &inputs)?;
+            let outputs = ctx.emit(LayerNormGradInput { accumulate: acc.is_some(), rounded: false }, &inputs)?;
             ctx.set_gradient(0, outputs[0]);
         }
         Ok(())
@@ -110,13 +112,16 @@ impl Operation for LayerNormGradInput {
         if self.accumulate {
             check.len(5, "grad_x", inputs[0].len())?;
         }
-        Ok(vec![inputs[if self.accumulate { 5 } else { 0 }].clone()])
+        let grad_x = if self.accumulate { inputs[5].clone() } else { TensorType::f32(inputs[0].shape.clone()) };
+        let rounded = self.rounded.then(|| grad_x.clone().with_dtype(DType::Bf16));
+        Ok([grad_x].into_iter().chain(rounded).collect())
     }
 
     fn precision(&self, port: Port) -> Precision {
         match port {
             Port::Input(0 | 1) => Precision::Either,
-            Port::Output(0) if !self.accumulate => Precision::Either,
+            Port::Output(0) if !self.accumulate && !self.rounded => Precision::Either,
+            Port::Output(1) => Precision::Rounded,
             Port::Input(_) | Port::Output(_) => Precision::Float,
         }
     }
@@ -137,6 +142,9 @@ impl Operation for LayerNormGradInput {
             for c in 0..dim {
                 outputs[0][at + c] += rstd[r] * (g[c] - mean_g - xhat[c] * mean_gx);
             }
+        }
+        if self.rounded {
+            outputs[1] = outputs[0].clone();
         }
     }
 }

@@ -17,7 +17,7 @@
 //! # Errors
 //! A patch that does not divide the image, shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::error::EngineError;
 use crate::graph::TensorType;
 use crate::reference::Tensor;
@@ -47,6 +47,13 @@ impl Operation for PatchGather {
             return check.fail(1, "index", format!("[{}, patches]", images[0]));
         }
         Ok(vec![TensorType::f32([images[0], inputs[1].shape[1], images[1] * height * width])])
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Output(0) if self.normalise.is_none() => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn index_bounds(&self, inputs: &[TensorType]) -> Vec<(usize, usize)> {

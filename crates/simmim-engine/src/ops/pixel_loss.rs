@@ -20,7 +20,7 @@
 //! # Errors
 //! Shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
@@ -135,6 +135,13 @@ impl Operation for PixelLossGrad {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         self.forward.check(self.name(), inputs)?;
         Ok(vec![inputs[0].clone()])
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Output(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {

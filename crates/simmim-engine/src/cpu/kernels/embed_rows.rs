@@ -1,7 +1,9 @@
 //! Kernels of `embed_rows`.
 
 use super::add::add_slices;
+use super::cast::convert;
 use super::{Args, rows_per_task};
+use crate::graph::{Bf16, DType, Number};
 use crate::host::Cpu;
 use crate::ops::{EmbedRow, EmbedRows, EmbedRowsGrad};
 
@@ -32,27 +34,23 @@ pub(crate) fn embed_rows(cpu: &Cpu, op: &EmbedRows, args: &mut Args<'_>) {
 /// The parameters' gradients are sums over rows in the order of the rows; they are small beside the products, so one thread
 /// takes them while the copy of the patches is shared.
 pub(crate) fn embed_rows_grad(cpu: &Cpu, op: &EmbedRowsGrad, args: &mut Args<'_>) {
-    match op.forward.parameter_count() {
-        0 => {
-            let (inputs, [patches], _) = args.split::<1>();
-            let len = patches.len();
-            patches.copy_from_slice(&inputs.f32(0)[..len]);
-        }
-        1 => grad_with::<2>(cpu, op, args),
-        2 => grad_with::<3>(cpu, op, args),
-        3 => grad_with::<4>(cpu, op, args),
-        _ => grad_with::<5>(cpu, op, args),
+    match args.output_type(0) {
+        DType::Bf16 => grad_with::<Bf16>(cpu, op, args),
+        DType::F32 | DType::I32 => grad_with::<f32>(cpu, op, args),
     }
 }
 
-fn grad_with<const N: usize>(cpu: &Cpu, op: &EmbedRowsGrad, args: &mut Args<'_>) {
+/// With gradients of the patches of type `G`.
+fn grad_with<G: Number>(cpu: &Cpu, op: &EmbedRowsGrad, args: &mut Args<'_>) {
     let f = &op.forward;
-    let (inputs, outputs, _) = args.split::<N>();
+    let (inputs, mut outputs, _) = args.parts();
     let (grad, index) = (inputs.f32(0), inputs.i32(1));
     let dim = inputs.shape(0)[1];
     let visible = index.len();
-    outputs[0].copy_from_slice(&grad[..visible * dim]);
-    let [mask, cls, reg, pos] = f.parameters(1);
+    convert(cpu.isa, &grad[..visible * dim], outputs.take::<G>());
+    let mut parameters: [&mut [f32]; 4] = [&mut [], &mut [], &mut [], &mut []];
+    parameters.iter_mut().take(f.parameter_count()).for_each(|p| *p = outputs.take());
+    let [mask, cls, reg, pos] = f.parameters(0);
     for (row, g) in grad.chunks_exact(dim).enumerate() {
         let (parameter, place, position) = match f.row(row, visible) {
             EmbedRow::Patch => (None, 0, Some(f.offset + index[row] as usize)),
@@ -61,10 +59,10 @@ fn grad_with<const N: usize>(cpu: &Cpu, op: &EmbedRowsGrad, args: &mut Args<'_>)
             EmbedRow::Register(r) => (reg, r, None),
         };
         if let Some(at) = parameter {
-            add_slices(cpu.isa, &mut outputs[at][place * dim..(place + 1) * dim], g);
+            add_slices(cpu.isa, &mut parameters[at][place * dim..(place + 1) * dim], g);
         }
         if let (Some(at), Some(position)) = (pos, position) {
-            add_slices(cpu.isa, &mut outputs[at][position * dim..(position + 1) * dim], g);
+            add_slices(cpu.isa, &mut parameters[at][position * dim..(position + 1) * dim], g);
         }
     }
 }

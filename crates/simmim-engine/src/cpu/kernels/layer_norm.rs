@@ -1,5 +1,6 @@
 //! Kernels of `layer_norm`.
 
+use super::cast::convert;
 use super::vector_math::LANES;
 use super::{Args, PARTIAL_ROWS, by_types, rows_per_task, sum_partials};
 use crate::graph::{Bf16, DType, Number};
@@ -75,10 +76,14 @@ fn grad_input<G: Number, X: Number, Y: Number>(cpu: &Cpu, op: &LayerNormGradInpu
     let (grad, x) = (inputs.get::<G>(0), inputs.get::<X>(1));
     let [weight, mean, rstd] = [2, 3, 4].map(|i| inputs.f32(i));
     let dim = weight.len();
-    cpu.pool.for_rows([outputs.take::<Y>()], mean.len(), rows_per_task(dim), |range, [out]| {
-        for (row, out) in range.zip(out.chunks_exact_mut(dim)) {
+    let (grad_x, rounded) = (outputs.take::<Y>(), if op.rounded { outputs.take::<Bf16>() } else { &mut [] });
+    cpu.pool.for_rows(([grad_x], [rounded]), mean.len(), rows_per_task(dim), |range, ([out], [rounded])| {
+        for (row, out) in range.clone().zip(out.chunks_exact_mut(dim)) {
             let at = row * dim..(row + 1) * dim;
             grad_row(cpu.isa, &grad[at.clone()], &x[at], weight, mean[row], rstd[row], op.accumulate, out);
+        }
+        for (row, rounded) in out.chunks_exact(dim).zip(rounded.chunks_exact_mut(dim)) {
+            convert(cpu.isa, row, rounded);
         }
     });
 }

@@ -1,11 +1,24 @@
 //! Kernel of `patch_gather`.
 
+use super::cast::convert;
 use super::{Args, rows_per_task};
+use crate::graph::{Bf16, DType, Number};
 use crate::host::Cpu;
 use crate::ops::PatchGather;
 
 pub(crate) fn patch_gather(cpu: &Cpu, op: &PatchGather, args: &mut Args<'_>) {
-    let (inputs, [y], _) = args.split::<1>();
+    match args.output_type(0) {
+        DType::Bf16 => gather(cpu, op, args, |_: &mut [Bf16]| ()),
+        DType::F32 | DType::I32 => {
+            gather(cpu, op, args, |y| op.normalise.into_iter().for_each(|eps| normalise(y, eps)))
+        }
+    }
+}
+
+/// Copies patches and finishes each.
+fn gather<Y: Number>(cpu: &Cpu, op: &PatchGather, args: &mut Args<'_>, finish: impl Fn(&mut [Y]) + Sync) {
+    let (inputs, mut outputs, _) = args.parts();
+    let y = outputs.take::<Y>();
     let (images, index) = (inputs.f32(0), inputs.i32(1));
     let [_, channels, height, width] = [0, 1, 2, 3].map(|i| inputs.shape(0)[i]);
     let (ph, pw) = op.patch;
@@ -16,11 +29,9 @@ pub(crate) fn patch_gather(cpu: &Cpu, op: &PatchGather, args: &mut Args<'_>) {
             let (top, left) = (at / (width / pw) * ph, at % (width / pw) * pw);
             for (line, y) in y.chunks_exact_mut(pw).enumerate() {
                 let start = ((row / patches * channels + line / ph) * height + top + line % ph) * width + left;
-                y.copy_from_slice(&images[start..start + pw]);
+                convert(cpu.isa, &images[start..start + pw], y);
             }
-            if let Some(eps) = op.normalise {
-                normalise(y, eps);
-            }
+            finish(y);
         }
     });
 }

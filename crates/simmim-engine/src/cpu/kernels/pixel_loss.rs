@@ -2,6 +2,7 @@
 
 use super::vector_math::sum_lanes;
 use super::{Args, rows_per_task};
+use crate::graph::{Bf16, DType, Number};
 use crate::host::Cpu;
 use crate::host::dispatch::vectorised;
 use crate::ops::{PixelDistance, PixelLoss, PixelLossGrad};
@@ -33,7 +34,15 @@ pub(crate) fn pixel_loss(cpu: &Cpu, op: &PixelLoss, args: &mut Args<'_>) {
 }
 
 pub(crate) fn pixel_loss_grad(cpu: &Cpu, op: &PixelLossGrad, args: &mut Args<'_>) {
-    let (inputs, [grad], _) = args.split::<1>();
+    match args.output_type(0) {
+        DType::Bf16 => grad_of::<Bf16>(cpu, op, args),
+        DType::F32 | DType::I32 => grad_of::<f32>(cpu, op, args),
+    }
+}
+
+fn grad_of<G: Number>(cpu: &Cpu, op: &PixelLossGrad, args: &mut Args<'_>) {
+    let (inputs, mut outputs, _) = args.parts();
+    let grad = outputs.take::<G>();
     let (prediction, target) = (inputs.f32(0), inputs.f32(1));
     let weight = op.forward.weighted.then(|| inputs.f32(2));
     let columns = *inputs.shape(0).last().unwrap_or(&1);
@@ -60,14 +69,18 @@ vectorised! {
 }
 
 vectorised! {
-    fn row_grad<_FMA>(prediction: &[f32], target: &[f32], scale: f32, kind: PixelDistance, grad: &mut [f32]) {
+    fn row_grad<_FMA, G: Number>(
+        prediction: &[f32], target: &[f32], scale: f32, kind: PixelDistance, grad: &mut [G],
+    ) {
         let sign = |d: f32| if d > 0.0 { 1.0 } else if d < 0.0 { -1.0 } else { d * 0.0 };
         let pairs = grad.iter_mut().zip(prediction.iter().zip(target).map(|(p, t)| p - t));
         match kind {
-            PixelDistance::L1 => pairs.for_each(|(g, d)| *g = scale * sign(d)),
-            PixelDistance::L2 => pairs.for_each(|(g, d)| *g = scale * 2.0 * d),
+            PixelDistance::L1 => pairs.for_each(|(g, d)| *g = G::nearest(scale * sign(d))),
+            PixelDistance::L2 => pairs.for_each(|(g, d)| *g = G::nearest(scale * 2.0 * d)),
             PixelDistance::SmoothL1 { beta } => {
-                pairs.for_each(|(g, d)| *g = scale * if d.abs() < beta { d / beta } else { sign(d) });
+                pairs.for_each(|(g, d)| {
+                    *g = G::nearest(scale * if d.abs() < beta { d / beta } else { sign(d) });
+                });
             }
         }
     }
