@@ -2,7 +2,7 @@
 # Kills a run at random moments, resumes it each time, and compares its final weights with those of a run that was left alone.
 #
 #     cargo build --release
-#     benches/kill_resume.sh [KILLS] [STEPS]
+#     [PRECISION=bf16] benches/kill_resume.sh [KILLS] [STEPS]
 #
 # Ends with an error unless model.safetensors of both runs are the same, byte for byte. A kill that meets a finished run does not
 # count; where the run ends before all kills are done, start again with more steps.
@@ -10,10 +10,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 kills=${1:-20}
 steps=${2:-400}
-binary=target/release/simmim
+binary=${BINARY:-target/release/simmim}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-settings=(--recipe demo --seed 7 --threads 2 --steps "$steps" --set checkpoint.every_steps=5 --set validate.every_steps=50
+settings=(--recipe demo --seed 7 --threads 2 --steps "$steps" --precision "${PRECISION:-f32}" --set checkpoint.every_steps=5 --set validate.every_steps=50
           --set train.batch_size=16 --set validate.images=32)
 
 "$binary" pretrain "${settings[@]}" --out "$work/whole" >"$work/whole.log" 2>&1
