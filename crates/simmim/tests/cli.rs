@@ -287,6 +287,25 @@ fn the_environment_chooses_the_instruction_set() {
 }
 
 #[test]
+fn a_run_keeps_its_precision_and_says_when_it_changes() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |arguments: &str| {
+        let out = simmim_on("portable", place.path(), arguments);
+        assert!(out.status.success(), "{arguments}: {}", errors(&out));
+        errors(&out)
+    };
+    let said = run(&format!("pretrain --out run --steps 2 --precision bf16 {SHORT}"));
+    assert!(said.contains("(portable, bfloat16)"), "{said}");
+    let said = run("pretrain --out run --resume --steps 3");
+    assert!(said.contains("(portable, bfloat16)"), "{said}");
+    let said = run("pretrain --out run --resume --steps 4 --precision f32");
+    assert!(said.contains("settings changed") && said.contains("train.precision"), "{said}");
+    let out = simmim_on("", place.path(), "pretrain --out other --precision fp16");
+    assert_eq!(out.status.code(), Some(2));
+    assert!(errors(&out).contains("float32 (f32) or bfloat16 (bf16)"), "{}", errors(&out));
+}
+
+#[test]
 fn a_run_says_when_it_goes_on_with_other_instructions() {
     let place = tempfile::tempdir().unwrap();
     let run = |isa: &str, arguments: &str| {
@@ -295,7 +314,7 @@ fn a_run_says_when_it_goes_on_with_other_instructions() {
         errors(&out)
     };
     let said = run("portable", &format!("pretrain --out run --steps 2 {SHORT}"));
-    assert!(said.contains("(portable)"), "{said}");
+    assert!(said.contains("(portable, float32)"), "{said}");
     let said = run("portable", "pretrain --out run --resume --steps 3");
     assert!(!said.contains("instructions"), "{said}");
     let said = run("", "pretrain --out run --resume --steps 4");
