@@ -50,7 +50,6 @@ fn lower(graph: &Graph, copied: &dyn Fn(&str) -> bool, everywhere: bool) -> Resu
         rounded: vec![None; graph.values().len()],
         copied,
         everywhere,
-        read_rounded: &stored.read_rounded,
     };
     for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind != ValueKind::Computed) {
         lowering.values[at] = Some(lowering.to.take(value));
@@ -186,7 +185,6 @@ struct Lowering<'a> {
     rounded: Vec<Option<ValueId>>,
     copied: &'a dyn Fn(&str) -> bool,
     everywhere: bool,
-    read_rounded: &'a [bool],
 }
 
 impl Lowering<'_> {
@@ -210,7 +208,7 @@ impl Lowering<'_> {
             .collect();
         if let (Op::LayerNormGradInput(op), [output]) = (&node.op, &*node.outputs)
             && !stored.values[output.index()]
-            && self.read_rounded[output.index()]
+            && stored.read_rounded[output.index()]
         {
             // The gradient of the residual stream is wanted as floats and as an operand: both are written while it is at hand.
             let op = LayerNormGradInput { rounded: true, ..*op };

@@ -193,9 +193,9 @@ impl CpuExecutor {
     }
 
     fn state(&mut self, name: &str, len: usize) -> Result<&mut [f32], EngineError> {
-        let mut floats = self.states.iter().filter(|s| s.ty.dtype == DType::F32);
-        let Some(State { ty, block, offset, .. }) = floats.clone().find(|s| s.name == name) else {
-            let known: Vec<&str> = floats.by_ref().map(|s| s.name.as_str()).collect();
+        let floats = || self.states.iter().filter(|s| s.ty.dtype == DType::F32);
+        let Some(State { ty, block, offset, .. }) = floats().find(|s| s.name == name) else {
+            let known: Vec<&str> = floats().map(|s| s.name.as_str()).collect();
             return Err(EngineError::Unknown { kind: "state", name: name.to_owned(), known: known.join(", ") });
         };
         if ty.len() != len {

@@ -176,8 +176,8 @@ impl Bench {
     /// Whether an argument selects the instruction set.
     pub(crate) fn names_isa(&self) -> bool {
         match &self.what {
-            BenchWhat::Step(a) => a.isa.is_some(),
-            BenchWhat::Embed(a) => a.isa.is_some(),
+            BenchWhat::Step(a) => a.what.isa.is_some(),
+            BenchWhat::Embed(a) => a.what.isa.is_some(),
             BenchWhat::Loader(_) => false,
         }
     }
@@ -193,31 +193,38 @@ pub(crate) enum BenchWhat {
     Loader(BenchLoader),
 }
 
+/// What the benchmarks of a model have in common.
+#[derive(Debug, Args)]
+pub(crate) struct BenchModel {
+    /// timm name of the model.
+    #[arg(long, value_name = "NAME", default_value = "vit_small_patch32_224")]
+    pub(crate) model: String,
+    /// Height and width of the images; default: the model's.
+    #[arg(long, value_name = "N|HxW")]
+    pub(crate) image_size: Option<String>,
+    /// Images per step, or per pass of the encoder.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
+    pub(crate) batch: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceArguments,
+    /// Instruction set: amx, avx512bf16, avx512, avx2 or portable; default: SIMMIM_ISA, or the widest the processor has.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<String>,
+    /// Steps or passes to time, after two to warm up.
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
+    pub(crate) steps: usize,
+    /// Print a JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   simmim bench embed --model vit_small_patch16_224 --batch 32 --precision bf16 --json")]
 pub(crate) struct BenchEmbed {
-    /// timm name of the model.
-    #[arg(long, value_name = "NAME", default_value = "vit_small_patch16_224")]
-    pub(crate) model: String,
-    /// Height and width of the images; default: the model's.
-    #[arg(long, value_name = "N|HxW")]
-    pub(crate) image_size: Option<String>,
-    /// Images per pass.
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
-    pub(crate) batch: usize,
     #[command(flatten)]
-    pub(crate) device: DeviceArguments,
-    /// Passes to time, after two warm-up passes.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
-    pub(crate) steps: usize,
-    /// Instruction set: amx, avx512bf16, avx512, avx2 or portable; default: SIMMIM_ISA, or the widest the processor has.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) isa: Option<String>,
-    /// Print a JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
+    pub(crate) what: BenchModel,
 }
 
 #[derive(Debug, Args)]
@@ -226,35 +233,17 @@ Examples:
   simmim bench step --model vit_small_patch32_224 --batch 32 --threads 2 --mask-ratio 0.5 --json
   simmim bench step --model vit_tiny_patch16_224 --batch 16 --profile")]
 pub(crate) struct BenchStep {
-    /// timm name of the model.
-    #[arg(long, value_name = "NAME", default_value = "vit_small_patch32_224")]
-    pub(crate) model: String,
-    /// Height and width of the images; default: the model's.
-    #[arg(long, value_name = "N|HxW")]
-    pub(crate) image_size: Option<String>,
-    /// Images per step.
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one)]
-    pub(crate) batch: usize,
     #[command(flatten)]
-    pub(crate) device: DeviceArguments,
+    pub(crate) what: BenchModel,
     /// Fraction of the image that is masked.
     #[arg(long, value_name = "X", default_value_t = 0.5)]
     pub(crate) mask_ratio: f64,
-    /// Steps to time, after two warm-up steps.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = at_least_one)]
-    pub(crate) steps: usize,
     /// Parts per step (gradient accumulation); 0: chosen to fit memory.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) accumulation: usize,
-    /// Instruction set: amx, avx512bf16, avx512, avx2 or portable; default: SIMMIM_ISA, or the widest the processor has.
-    #[arg(long, value_name = "NAME")]
-    pub(crate) isa: Option<String>,
     /// Print the time of each operation to standard error.
     #[arg(long)]
     pub(crate) profile: bool,
-    /// Print a JSON object.
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

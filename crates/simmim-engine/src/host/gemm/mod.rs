@@ -254,7 +254,7 @@ pub const NOTHING: [&mut [f32]; 0] = [];
 /// Without `floats`, the epilogue alone sees the result. `scratch` holds at least [`product_scratch`] floats.
 ///
 /// # Panics
-/// If an output or `scratch` is too short for the extents: a fault of the caller.
+/// If an output or `scratch` is too short for the extents, or a product of floats has nowhere to be written: a fault of the caller.
 pub fn product<O: Operand, T: Element, const M: usize, const N: usize>(
     cpu: &Cpu,
     floats: [&mut [f32]; M],
@@ -264,6 +264,7 @@ pub fn product<O: Operand, T: Element, const M: usize, const N: usize>(
     finish: impl Fn(&Tile, &mut BlockMut<'_>, &mut [BlockMut<'_, T>; N]) + Sync,
 ) {
     const { assert!(M <= 1) };
+    assert!(M == 1 || O::IN_WORD > 1, "a product of floats has nowhere to be written");
     let Extents { m, n, .. } = p.extents;
     if m == 0 || n == 0 {
         return;

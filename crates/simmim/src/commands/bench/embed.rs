@@ -2,27 +2,20 @@
 
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
-use super::step::peak_memory;
+use super::{WARM_UP, encoder, median, peak_memory};
 use crate::arguments::BenchEmbed;
-use crate::commands::parse_size;
 use crate::device;
 use crate::diagnostics::Failure;
 use simmim_engine::Program;
+use simmim_models::SimMimConfig;
 use simmim_models::encoder::{EncoderOutputs, encoder_graph};
 use simmim_models::names::{IMAGES, NORMED_TOKENS};
-use simmim_models::{Encoder, SimMimConfig};
 use simmim_random::{Purpose, Stream};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Passes before the measured ones.
-const WARM_UP: usize = 2;
-
-pub(crate) fn run(a: &BenchEmbed) -> Result<ExitCode, Failure> {
-    let mut encoder = Encoder::preset(&a.model)?;
-    if let Some(size) = &a.image_size {
-        encoder.set_image_size(parse_size(size)?);
-    }
+pub(crate) fn run(BenchEmbed { what: a }: &BenchEmbed) -> Result<ExitCode, Failure> {
+    let encoder = encoder(a)?;
     let precision = a.device.precision();
     let graph = encoder_graph(&encoder, a.batch, &EncoderOutputs::Norm)?;
     let mut executor = device::open_with(&a.device, a.isa.as_deref())?;
@@ -45,8 +38,7 @@ pub(crate) fn run(a: &BenchEmbed) -> Result<ExitCode, Failure> {
             times.push(start.elapsed().as_secs_f64());
         }
     }
-    times.sort_by(f64::total_cmp);
-    let seconds = times[times.len() / 2];
+    let seconds = median(times);
     let (machine, memory) = (executor.machine(), executor.memory());
     let speed = a.batch as f64 / seconds;
     if a.json {

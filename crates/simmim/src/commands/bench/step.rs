@@ -6,8 +6,8 @@
     reason = "results go to standard output, the profile to standard error"
 )]
 
+use super::{WARM_UP, encoder, median, peak_memory};
 use crate::arguments::BenchStep;
-use crate::commands::parse_size;
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
@@ -15,18 +15,16 @@ use simmim_engine::autodiff::differentiate;
 use simmim_engine::executor::Peaks;
 use simmim_engine::mixed::{copies, keep_copies};
 use simmim_engine::{Executor, InputSlot, Program, ProgramId};
+use simmim_models::SimMimConfig;
 use simmim_models::names::{IMAGES, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
-use simmim_models::{Encoder, SimMimConfig};
 use simmim_random::{Purpose, Stream};
 use simmim_train::{choose_accumulation, training_graph};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Steps before the measured ones.
-const WARM_UP: usize = 2;
 /// Time given to each of the two measurements of the peak.
 const PEAK_SECONDS: f64 = 0.3;
 
@@ -51,19 +49,19 @@ struct Bench {
 impl Bench {
     fn new(config: SimMimConfig, a: &BenchStep) -> Result<Self, Failure> {
         let parts = if a.accumulation == 0 {
-            choose_accumulation(&config, a.batch, a.device.precision())?
+            choose_accumulation(&config, a.what.batch, a.what.device.precision())?
         } else {
             a.accumulation
         };
-        let micro = a.batch / parts;
+        let micro = a.what.batch / parts;
         let graph = training_graph(&config, micro, parts)?;
         let flops = graph.flops() * parts as u64;
         let build = Build { batch: micro, variant: Variant::Plain, accumulation: parts, train: true, outputs: false };
         let (mut plain, loss) = simmim_graph(&config, build)?;
         differentiate(&mut plain, loss)?;
         let model_flops = plain.flops() * parts as u64;
-        let mut executor = device::open_with(&a.device, a.isa.as_deref())?;
-        let graph = a.device.precision().lower(&graph)?;
+        let mut executor = device::open_with(&a.what.device, a.what.isa.as_deref())?;
+        let graph = a.what.device.precision().lower(&graph)?;
         let part = executor.load(Program::compile(&graph)?)?;
         let specs = config.parameters();
         let update = keep_copies(&update_graph(&specs, &AdamWConfig::default())?, &copies(&graph))?;
@@ -122,8 +120,7 @@ impl Bench {
                 times.push(start.elapsed().as_secs_f64());
             }
         }
-        times.sort_by(f64::total_cmp);
-        Ok(times[times.len() / 2])
+        Ok(median(times))
     }
 
     /// Time, GFLOP/s and GB/s of each operation and shape of its first result, over all its places in the step.
@@ -155,21 +152,18 @@ impl Bench {
 }
 
 fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
-    let mut encoder = Encoder::preset(&a.model)?;
-    if let Some(size) = &a.image_size {
-        encoder.set_image_size(parse_size(size)?);
-    }
+    let encoder = encoder(&a.what)?;
     let g = encoder.geometry();
     let config = match g.stride == g.patch_size {
         true => SimMimConfig::tutorial(encoder, a.mask_ratio),
         false => SimMimConfig::official(encoder, g.stride, a.mask_ratio),
     };
     config.validate()?;
-    if a.accumulation > 0 && !a.batch.is_multiple_of(a.accumulation) {
+    if a.accumulation > 0 && !a.what.batch.is_multiple_of(a.accumulation) {
         return Err(Failure::input(
             format!(
                 "--accumulation {}: a batch of {} images cannot be split into that many equal parts",
-                a.accumulation, a.batch
+                a.accumulation, a.what.batch
             ),
             "use a divisor of --batch, or 0 to fit memory",
         ));
@@ -177,34 +171,27 @@ fn config(a: &BenchStep) -> Result<SimMimConfig, Failure> {
     Ok(config)
 }
 
-/// The most memory this process has held, in bytes, where the system tells.
-pub(super) fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
-}
-
 pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
     let mut bench = Bench::new(config(a)?, a)?;
     // Before and after, because a shared machine is not equally fast all the time.
     let before = bench.executor.peaks(PEAK_SECONDS);
-    let seconds = bench.measure(a.steps, a.profile)?;
+    let seconds = bench.measure(a.what.steps, a.profile)?;
     let peaks = before.zip(bench.executor.peaks(PEAK_SECONDS)).map(|(before, after)| before.max(after));
     let (memory, machine) = (bench.executor.memory(), bench.executor.machine());
-    let (speed, milliseconds) = (a.batch as f64 / seconds, seconds * 1e3);
+    let (speed, milliseconds) = (a.what.batch as f64 / seconds, seconds * 1e3);
     if a.profile {
-        bench.profile(a.steps)?;
+        bench.profile(a.what.steps)?;
     }
-    if a.json {
+    if a.what.json {
         let result = serde_json::json!({
-            "model": a.model, "batch": a.batch, "accumulation": bench.parts, "device": machine.device, "threads": machine.threads, "isa": machine.isa,
-            "precision": a.device.precision().name(), "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
+            "model": a.what.model, "batch": a.what.batch, "accumulation": bench.parts, "device": machine.device, "threads": machine.threads, "isa": machine.isa,
+            "precision": a.what.device.precision().name(), "images_per_second": speed, "milliseconds": milliseconds, "arena_bytes": memory.arena,
             "state_bytes": memory.states, "peak_rss_bytes": peak_memory(), "flops_per_step": bench.flops, "model_flops_per_step": bench.model_flops, "peak_flops": peaks.map(|p| p.vectors),
             "tile_peak_flops": peaks.and_then(|p| p.tiles), "bf16_peak_flops": peaks.and_then(|p| p.bf16),
         });
         println!("{result}");
     } else {
-        let (batch, parts) = (a.batch, bench.parts);
+        let (batch, parts) = (a.what.batch, bench.parts);
         println!(
             "{speed:.1} images/s, {milliseconds:.1} ms per step of {batch} images ({parts} part{})",
             plural(parts)
@@ -216,7 +203,7 @@ pub(crate) fn run(a: &BenchStep) -> Result<ExitCode, Failure> {
             machine.threads,
             plural(machine.threads),
             machine.isa,
-            a.device.precision(),
+            a.what.device.precision(),
             rate(bench.model_flops),
             peaks.map(|peaks| format!(", {}", shares(1e9 * rate(bench.model_flops), peaks))).unwrap_or_default()
         );
