@@ -125,6 +125,15 @@ pub struct Machine {
     pub bf16: bool,
 }
 
+impl Machine {
+    /// Whether results have the bits of those on instruction set `isa`. Products of bfloat16 alone tell `avx512bf16` from `avx512`.
+    #[must_use]
+    pub fn gives_bits_of(&self, isa: &str, in_bf16: bool) -> bool {
+        let kernels = |isa: &str| if in_bf16 { isa.to_owned() } else { isa.replace("avx512bf16", "avx512") };
+        kernels(isa) == kernels(&self.isa)
+    }
+}
+
 /// Time spent in one instruction of a profiled program.
 #[derive(Debug, Clone)]
 pub struct Timing {
@@ -378,4 +387,24 @@ pub fn check_index_input(slot: InputSlot<i32>, program: &Program, data: &[i32]) 
     let input = &program.inputs()[slot.number];
     debug_assert_eq!(input.buffer.ty.dtype, DType::I32);
     crate::graph::check_indices(&input.name, data, input.buffer.ty.len(), input.bound.unwrap_or(usize::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_differ_between_instruction_sets_whose_kernels_do() {
+        let on = |isa: &str| Machine { device: "cpu".into(), threads: 1, isa: isa.into(), bf16: false };
+        for (here, before, in_bf16, same) in [
+            ("avx512bf16", "avx512", false, true),
+            ("avx512", "avx512bf16", false, true),
+            ("avx512bf16", "avx512", true, false),
+            ("avx512bf16", "avx512bf16", true, true),
+            ("avx2", "avx512", false, false),
+            ("amx", "avx512bf16", false, false),
+        ] {
+            assert_eq!(on(here).gives_bits_of(before, in_bf16), same, "{here}, {before}, {in_bf16}");
+        }
+    }
 }

@@ -47,7 +47,7 @@ pub(crate) struct DeviceArguments {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) threads: usize,
     /// Numbers that matrix products multiply: f32, or bf16 for mixed precision, which is faster where the processor has such products;
-    /// default: f32, or what the recipe of the run says.
+    /// default: what the recipe says where a model is trained, f32 otherwise.
     #[arg(long, value_name = "f32|bf16")]
     pub(crate) precision: Option<Precision>,
 }

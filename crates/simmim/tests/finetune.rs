@@ -68,6 +68,70 @@ fn a_classifier_is_trained_measured_and_used() {
     assert!(lines[1].starts_with("t10k-images-idx3-ubyte.gz#0,") && (0.1..=1.0).contains(&probability), "{}", lines[1]);
 }
 
+/// The floats of a file that `embed` wrote.
+fn embedded(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    bytes[header..].as_chunks().0.iter().map(|float| f32::from_le_bytes(*float)).collect()
+}
+
+/// Not the same, as the precision is another, and yet close.
+fn assert_near(what: &str, a: &[f32], b: &[f32], limit: f32) {
+    assert!(a.len() == b.len() && a != b, "{what}: the precision changes nothing");
+    let size = |v: &mut dyn Iterator<Item = f32>| v.map(|v| v * v).sum::<f32>().sqrt();
+    let off = size(&mut a.iter().zip(b).map(|(a, b)| a - b)) / size(&mut b.iter().copied());
+    assert!(off < limit, "{what} is off by {off}");
+}
+
+#[test]
+fn a_precision_reaches_every_command_that_computes_with_a_model() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    let both = |arguments: &str| {
+        ["f32", "bf16"].map(|p| good(here, &format!("{arguments} --precision {p}").replace("OUT", p)))
+    };
+
+    both(&format!("embed --weights pre --data {HELD_OUT} --out OUT.npy"));
+    assert_near("embed", &embedded(&here.join("bf16.npy")), &embedded(&here.join("f32.npy")), 0.02);
+
+    let loss = |said: &str| said.split_whitespace().nth(1).unwrap().parse::<f32>().unwrap();
+    let [floats, mixed] = both("reconstruct --weights pre --out OUT.png");
+    assert_near("reconstruct", &[loss(&mixed)], &[loss(&floats)], 0.02);
+
+    let [_, mixed] = both("probe --weights pre --method knn --layers -1 --json");
+    assert!(mixed.contains("trained"), "{mixed}");
+
+    both(&format!("finetune --weights pre --out tuned-OUT --steps 4 {TINY}"));
+    let recipe = std::fs::read_to_string(here.join("tuned-bf16/config.toml")).unwrap();
+    assert!(recipe.contains("precision = \"bfloat16\""), "{recipe}");
+    let tuned = |p: &str| std::fs::read(here.join(format!("tuned-{p}/last.safetensors"))).unwrap();
+    assert_ne!(tuned("bf16"), tuned("f32"));
+
+    both(&format!("predict --weights tuned-f32 --data {HELD_OUT} --out OUT.csv"));
+    let probabilities = |p: &str| -> Vec<f32> {
+        let table = std::fs::read_to_string(here.join(format!("{p}.csv"))).unwrap();
+        table.lines().skip(1).map(|line| line.rsplit(',').next().unwrap().parse().unwrap()).collect()
+    };
+    assert_near("predict", &probabilities("bf16"), &probabilities("f32"), 0.02);
+
+    let compare =
+        "compare --weights pre --labels 0.01 --seeds 1 --steps 2 --methods finetune --out cmp --val-images 64";
+    good(here, &format!("{compare} --precision bf16 --set train.batch_size=16"));
+    let recipe = std::fs::read_to_string(here.join("cmp/scratch-0.01-0/config.toml")).unwrap();
+    assert!(recipe.contains("precision = \"bfloat16\""), "{recipe}");
+
+    for what in ["step", "embed"] {
+        let bench = format!("bench {what} --model vit_tiny_patch16_224 --image-size 32 --batch 2 --steps 1 --json");
+        for (json, precision) in both(&bench).iter().zip(["float32", "bfloat16"]) {
+            let found: serde_json::Value = serde_json::from_str(json).unwrap();
+            assert!(found["precision"] == precision && found["images_per_second"].as_f64().unwrap() > 0.0, "{json}");
+        }
+    }
+    let refused = simmim(here, "selftest --quick --precision bf16");
+    assert!(refused.status.code() == Some(2) && errors(&refused).contains("selftest has no precision"));
+}
+
 #[test]
 fn a_resumed_fine_tuning_ends_with_the_weights_of_one_that_was_never_stopped() {
     let place = tempfile::tempdir().unwrap();

@@ -9,7 +9,7 @@ use crate::error::TrainError;
 use serde::{Deserialize, Serialize};
 use simmim_data::{Channels, DataError, Pixels, Source, Transform};
 use simmim_files::AtomicFile;
-use simmim_models::Encoder;
+use simmim_models::{Encoder, Precision};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -52,7 +52,11 @@ impl Key {
         let Transform { size, channels, background, interpolation, mean, std, keep, crop: _, flip: _, policy: _ } =
             &plan.transform;
         let transform = format!("{size:?} {channels} {background} {interpolation:?} {mean:?} {std:?} {keep}");
-        data.update(format!("{transform} {encoder:?} {:?} {}", plan.pooling, plan.precision).as_bytes());
+        data.update(format!("{transform} {encoder:?} {:?}", plan.pooling).as_bytes());
+        // Floats, which were all there was at first, are not named, so that what was kept and probed before counts.
+        if plan.precision != Precision::Float32 {
+            data.update(plan.precision.name().as_bytes());
+        }
         let images = data.clone();
         data.update(format!(" {:?}", plan.layers).as_bytes());
         let mut all = blake3::Hasher::new();
@@ -192,7 +196,6 @@ mod tests {
     use super::*;
     use crate::features::{Layer, Pooling};
     use simmim_data::{demo_held_out, source::Subset};
-    use simmim_models::Precision;
     use std::sync::Arc;
 
     fn features() -> Features {
@@ -239,15 +242,16 @@ mod tests {
     fn the_key_follows_what_the_centred_view_keeps() {
         let source = demo_held_out().unwrap();
         let encoder = Encoder::preset("vit_tiny_patch4_28").unwrap();
-        let key = |keep: f64, flip: f64| {
+        let key_in = |keep: f64, flip: f64, precision: Precision| {
             let transform = Transform { keep, flip, ..Transform::new((28, 28), 1) };
             let (layers, pooling) = (vec![Layer::Norm], Pooling::Mean);
-            let plan =
-                Plan { layers, pooling, transform, batch: 2, threads: 1, max_errors: 0, precision: Precision::Float32 };
+            let plan = Plan { layers, pooling, transform, batch: 2, threads: 1, max_errors: 0, precision };
             Key::new(&source, &plan, &encoder, &[]).unwrap()
         };
+        let key = |keep: f64, flip: f64| key_in(keep, flip, Precision::Float32);
         assert_eq!(key(1.0, 0.5), key(1.0, 0.0));
         assert_ne!(key(1.0, 0.5), key(0.875, 0.5));
+        assert_ne!(key(1.0, 0.5), key_in(1.0, 0.5, Precision::Bfloat16));
     }
 
     #[test]

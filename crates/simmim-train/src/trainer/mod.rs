@@ -35,6 +35,7 @@ use log::Log;
 use simmim_data::{Loader, LoaderConfig, Position, Source, Transparency};
 use simmim_engine::Executor;
 use simmim_engine::executor::Machine;
+use simmim_models::Precision;
 use simmim_models::weights::{self, Weights};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -70,8 +71,8 @@ pub enum Event {
 }
 
 /// Says that the run was computed on another instruction set so far.
-fn warn_of_change(now: &Machine, before: &str, tell: &mut dyn FnMut(Event)) {
-    if !before.is_empty() && before != now.isa {
+fn warn_of_change(now: &Machine, before: &str, precision: Precision, tell: &mut dyn FnMut(Event)) {
+    if !before.is_empty() && !now.gives_bits_of(before, precision == Precision::Bfloat16) {
         tell(Event::Warning(format!(
             "the run continues with {} instructions, but its checkpoint was made with {before}: the weights will differ in the last \
              bits from those of an uninterrupted run; to keep them equal, set SIMMIM_ISA={before} in the environment",
@@ -196,7 +197,7 @@ impl<T: Task> Trainer<T> {
             found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
             task.device_mut().restore(&run.checkpoints(), found.tensors)?;
             at = found.meta;
-            warn_of_change(&task.device().executor().machine(), &at.isa, tell);
+            warn_of_change(&task.device().executor().machine(), &at.isa, recipe.train.precision, tell);
         } else if run.has_results() {
             return Err(TrainError::Run {
                 path: run.root().to_owned(),

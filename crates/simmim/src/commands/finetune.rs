@@ -36,6 +36,7 @@ impl Flags {
         let mut flags = Self(start.recipe.set.clone());
         flags.set("schedule.steps", start.steps);
         flags.set("schedule.epochs", start.epochs);
+        flags.set("train.precision", start.device.precision);
         if let Some(size) = &start.image_size {
             let (height, width) = parse_size(size)?;
             flags.set("model.image_size", Some(format!("[{height}, {width}]")));
@@ -104,7 +105,6 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
 fn resolve(a: &Finetune, weights: Option<&Pretrained>) -> Result<(Recipe, PathBuf), Failure> {
     let mut flags = Flags::of(&a.start)?;
     flags.set("train.seed", a.seed);
-    flags.set("train.precision", a.start.device.precision);
     flags.set("finetune.ema", a.ema);
     flags.set("finetune.freeze", a.freeze.then_some(true));
     flags.path("data.path", a.data.as_deref())?;
