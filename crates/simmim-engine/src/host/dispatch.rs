@@ -21,7 +21,8 @@ pub(crate) enum IsaKind {
     Portable,
 }
 
-/// Proof that the processor has tile registers for bfloat16 (AMX) and AVX-512 with BF16, and that the process may use them.
+/// Proof that the processor has tile registers for bfloat16 (AMX) and AVX-512 with BF16, and that the process may use them. In tests of this
+/// crate they may be emulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TileRegisters(Proof);
 
@@ -41,13 +42,24 @@ impl TileRegisters {
 #[cfg(simmim_amx)]
 impl TileRegisters {
     /// Asks the processor, and the system for permission, once.
-    pub(crate) fn ask() -> Option<Self> {
+    fn native() -> Option<Self> {
         use std::sync::OnceLock;
         static ANSWER: OnceLock<bool> = OnceLock::new();
-        let there = *ANSWER.get_or_init(|| {
-            has_avx512() && std::is_x86_feature_detected!("avx512bf16") && has_tiles() && tile_data_permitted()
-        });
+        let there = *ANSWER.get_or_init(|| has_avx512_bf16() && has_tiles() && tile_data_permitted());
         there.then_some(Self(()))
+    }
+
+    /// Those of the processor, or emulated ones.
+    #[cfg(test)]
+    pub(crate) fn ask() -> Option<Self> {
+        Self::native().or_else(Self::emulated)
+    }
+
+    /// Emulated ones, where the processor has none but all else that the kernels need.
+    #[cfg(test)]
+    fn emulated() -> Option<Self> {
+        let wanted = Self::native().is_none() && has_avx512_bf16();
+        (wanted && super::tile_emulator::install()).then_some(Self(()))
     }
 }
 
@@ -59,6 +71,12 @@ fn has_avx512() -> bool {
         && std::is_x86_feature_detected!("avx512vl")
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512dq")
+}
+
+/// Whether it also multiplies bfloat16.
+#[cfg(simmim_x86)]
+fn has_avx512_bf16() -> bool {
+    has_avx512() && std::is_x86_feature_detected!("avx512bf16")
 }
 
 /// Whether the processor has the instructions of the AVX2 kernels.
@@ -122,8 +140,8 @@ impl Isa {
         {
             if has_avx512() {
                 #[cfg(simmim_amx)]
-                found.extend(TileRegisters::ask().map(|tiles| Self(IsaKind::Amx(tiles))));
-                if std::is_x86_feature_detected!("avx512bf16") {
+                found.extend(TileRegisters::native().map(|tiles| Self(IsaKind::Amx(tiles))));
+                if has_avx512_bf16() {
                     found.push(Self(IsaKind::Avx512Bf16));
                 }
                 found.push(Self(IsaKind::Avx512));
@@ -133,6 +151,8 @@ impl Isa {
             }
         }
         found.push(Self(IsaKind::Portable));
+        #[cfg(all(test, simmim_amx))]
+        found.extend(TileRegisters::emulated().map(|tiles| Self(IsaKind::Amx(tiles))));
         found
     }
 
@@ -232,5 +252,12 @@ mod tests {
             assert_eq!(Isa::named(isa.name()), Some(isa));
         }
         assert_eq!(Isa::named("sse9"), None);
+    }
+
+    #[test]
+    #[cfg(simmim_amx)]
+    fn tiles_are_tried_wherever_their_other_instructions_are() {
+        assert_eq!(Isa::named("amx").is_some(), has_avx512_bf16());
+        assert_eq!(Isa::detect().name() == "amx", has_tiles() && has_avx512_bf16() && tile_data_permitted());
     }
 }

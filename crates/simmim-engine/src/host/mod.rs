@@ -4,6 +4,8 @@ mod block;
 pub(crate) mod dispatch;
 pub mod gemm;
 mod pool;
+#[cfg(all(test, simmim_amx))]
+mod tile_emulator;
 
 pub use block::{BlockMut, Grid};
 pub use dispatch::Isa;
