@@ -174,13 +174,12 @@ impl Isa {
         }
     }
 
-    /// Whether mixed precision is faster than floats here: there are instructions that multiply bfloat16, and floats are not on tile
-    /// registers, which are as fast as bfloat16 on vectors.
+    /// Whether there are instructions that multiply bfloat16, so that mixed precision is faster than floats.
     #[must_use]
     pub fn multiplies_bf16(self) -> bool {
         match self.0 {
-            IsaKind::Avx512Bf16 => true,
-            IsaKind::Amx(_) | IsaKind::Avx512 | IsaKind::Avx2 | IsaKind::Portable => false,
+            IsaKind::Amx(_) | IsaKind::Avx512Bf16 => true,
+            IsaKind::Avx512 | IsaKind::Avx2 | IsaKind::Portable => false,
         }
     }
 

@@ -162,7 +162,10 @@ fn runs<O: Operand>(isa: Isa) -> Table {
         (IsaKind::Portable, _) => PORTABLE_PAIRS,
     };
     #[cfg(not(simmim_x86))]
-    if O::IN_WORD == 1 { PORTABLE } else { PORTABLE_PAIRS }
+    match (isa.kind(), O::IN_WORD) {
+        (_, 1) => PORTABLE,
+        (_, _) => PORTABLE_PAIRS,
+    }
 }
 
 /// The operands of a tile as pointers: as slices they would tell the compiler that loads may move, and it would load for later

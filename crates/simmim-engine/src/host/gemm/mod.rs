@@ -5,7 +5,7 @@
 //! van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). Rows of `a` are read in place; only where `a` is
 //! transposed are they packed too. While a tile is computed, the rows of the next one are prefetched.
 //!
-//! Where the processor has tile registers, large products of floats of [`product`] run on them (`amx/`), all operands packed.
+//! Where the processor has tile registers, large products of [`product`] run on them (`amx/`), all operands packed.
 //!
 //! Operands are floats or [`Bf16`](crate::graph::Bf16) ([`Operand`]); sums are floats. The kernels see operands as words of four bytes along
 //! the sums: a float, or two numbers of sixteen bits, whose products are added by one instruction where the processor has it. So rows read
@@ -215,8 +215,10 @@ pub fn multiply_scratch<O: Operand>(isa: Isa, e: Extents) -> usize {
 /// Working memory of [`product`], in floats.
 #[must_use]
 pub fn product_scratch<O: Operand>(cpu: &Cpu, e: Extents) -> usize {
-    if tiles::<O>(cpu.isa, e).is_some() {
-        return cpu.pool.threads() * amx::scratch(e);
+    if tiles(cpu.isa, e).is_some() {
+        // Only what is not a product of floats can be finished without floats.
+        let whole = if O::IN_WORD > 1 { amx::scratch::<O>(e, true) } else { 0 };
+        return cpu.pool.threads() * amx::scratch::<O>(e, false).max(whole);
     }
     let whole = [false, true].map(|packs_rows| Cut::new::<O>(cpu.isa, e, packs_rows, true).packed());
     cpu.pool.threads() * whole.into_iter().fold(multiply_scratch::<O>(cpu.isa, e), usize::max)
@@ -272,24 +274,24 @@ pub fn product<O: Operand, T: Element, const M: usize, const N: usize>(
     let (floats, others) = (floats.map(|o| BlockMut::of(o, m, n, n)), others.map(|o| BlockMut::of(o, m, n, n)));
     let grid = grid(cpu.pool.threads(), p.extents, costs::<O>(cpu.isa, p.extents, p.packs_rows()));
     cpu.pool.for_blocks(floats, others, &grid, scratch, |rows, cols, floats, others, scratch| {
-        if let Some((tiles, p)) = tiles::<O>(cpu.isa, p.extents).zip(O::floats(&p)) {
-            return amx::part(tiles, p, rows, cols, floats, others, scratch, &finish);
+        if let Some(tiles) = tiles(cpu.isa, p.extents) {
+            return amx::part(tiles, &p, rows, cols, floats, others, scratch, &finish);
         }
         part(cpu.isa, &p, rows, cols, floats, others, scratch, &finish);
     });
 }
 
-/// The tile registers, where there are any and the product is one of floats and large enough for them.
-fn tiles<O: Operand>(isa: Isa, e: Extents) -> Option<TileRegisters> {
+/// The tile registers, where there are any and the product is large enough for them.
+fn tiles(isa: Isa, e: Extents) -> Option<TileRegisters> {
     match isa.kind() {
-        IsaKind::Amx(tiles) if O::IN_WORD == 1 && amx::pays(e) => Some(tiles),
+        IsaKind::Amx(tiles) if amx::pays(e) => Some(tiles),
         _ => None,
     }
 }
 
 /// What a cut of a product has to weigh.
 fn costs<O: Operand>(isa: Isa, e: Extents, packs_rows: bool) -> Costs {
-    if tiles::<O>(isa, e).is_some() {
+    if tiles(isa, e).is_some() {
         return Costs { tile: (amx::SIDE, amx::SIDE), packing: (amx::PACKING, amx::PACKING) };
     }
     Costs {

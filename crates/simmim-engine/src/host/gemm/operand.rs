@@ -1,12 +1,12 @@
 //! What products multiply.
 
-use super::Product;
+use super::amx::Parts;
 use super::pack::Pack;
 use crate::graph::{Bf16, Element};
 
 /// An element type of operands.
 #[allow(private_bounds, reason = "the set of types is closed")]
-pub trait Operand: Element + Pack {
+pub trait Operand: Element + Pack + Parts {
     /// Elements in a word of four bytes.
     const IN_WORD: usize = 4 / size_of::<Self>();
 
@@ -20,10 +20,6 @@ pub trait Operand: Element + Pack {
     /// The word of an element and of the one that follows it along the sums; a float has no room for that.
     #[must_use]
     fn word(first: Self, second: Self) -> f32;
-
-    /// The product, where it is one of floats.
-    #[must_use]
-    fn floats<'p, 'a>(product: &'p Product<'a, Self>) -> Option<&'p Product<'a>>;
 }
 
 impl Operand for f32 {
@@ -31,20 +27,12 @@ impl Operand for f32 {
     fn word(first: Self, _: Self) -> f32 {
         first
     }
-
-    fn floats<'p, 'a>(product: &'p Product<'a, Self>) -> Option<&'p Product<'a>> {
-        Some(product)
-    }
 }
 
 impl Operand for Bf16 {
     #[inline(always)]
     fn word(first: Self, second: Self) -> f32 {
         f32::from_bits(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
-    }
-
-    fn floats<'p, 'a>(_: &'p Product<'a, Self>) -> Option<&'p Product<'a>> {
-        None
     }
 }
 

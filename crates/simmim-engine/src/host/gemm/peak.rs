@@ -1,6 +1,6 @@
 //! What products could reach at most.
 
-use super::super::dispatch::IsaKind;
+use super::super::dispatch::{IsaKind, TileRegisters};
 use super::super::{BlockMut, Cpu};
 use super::Operand;
 use super::kernel::{self, Rows};
@@ -15,19 +15,22 @@ const K: usize = 192;
 #[must_use]
 pub fn peaks(cpu: &Cpu, seconds: f64) -> Peaks {
     let vectors = on_vectors::<f32>(cpu, seconds);
-    let bf16 = cpu.isa.multiplies_bf16().then(|| on_vectors::<Bf16>(cpu, seconds));
-    let tiles = match cpu.isa.kind() {
+    let (tiles, bf16) = match cpu.isa.kind() {
         IsaKind::Amx(tiles) => {
-            /// Blocks between two looks at the clock.
-            const BLOCKS: usize = 1_000;
-            let flops = super::amx::near(tiles, K, 0);
-            Some(best(cpu, seconds, flops * BLOCKS, || {
-                super::amx::near(tiles, K, BLOCKS);
-            }))
+            (Some(on_tiles::<f32>(cpu, tiles, seconds)), Some(on_tiles::<Bf16>(cpu, tiles, seconds)))
         }
-        _ => None,
+        _ => (None, cpu.isa.multiplies_bf16().then(|| on_vectors::<Bf16>(cpu, seconds))),
     };
     Peaks { vectors, tiles, bf16 }
+}
+
+fn on_tiles<O: Operand>(cpu: &Cpu, tiles: TileRegisters, seconds: f64) -> f64 {
+    /// Blocks between two looks at the clock.
+    const BLOCKS: usize = 1_000;
+    let flops = super::amx::near::<O>(tiles, K, 0);
+    best(cpu, seconds, flops * BLOCKS, || {
+        super::amx::near::<O>(tiles, K, BLOCKS);
+    })
 }
 
 fn on_vectors<O: Operand>(cpu: &Cpu, seconds: f64) -> f64 {

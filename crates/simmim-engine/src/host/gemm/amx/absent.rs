@@ -1,6 +1,6 @@
 //! What stands in for the module where there are no tile registers, or no system call that permits them.
 
-use super::{Extents, Product, Tile};
+use super::{Extents, Operand, Product, Tile};
 use crate::graph::Element;
 use crate::host::BlockMut;
 use crate::host::dispatch::TileRegisters;
@@ -9,18 +9,24 @@ use std::ops::Range;
 pub(super) const PACKING: usize = 0;
 pub(super) const SIDE: usize = 1;
 
+/// What elements have to do with tiles: nothing.
+pub(in crate::host::gemm) trait Parts {}
+
+impl Parts for f32 {}
+impl Parts for crate::graph::Bf16 {}
+
 pub(super) fn pays(_: Extents) -> bool {
     false
 }
 
-pub(super) fn scratch(_: Extents) -> usize {
+pub(super) fn scratch<O: Operand>(_: Extents, _: bool) -> usize {
     0
 }
 
 #[allow(clippy::too_many_arguments, reason = "those of the module that this one stands for")]
-pub(super) fn part<T: Element, const M: usize, const N: usize>(
+pub(super) fn part<O: Operand, T: Element, const M: usize, const N: usize>(
     proof: TileRegisters,
-    _: &Product<'_>,
+    _: &Product<'_, O>,
     _: Range<usize>,
     _: Range<usize>,
     _: [BlockMut<'_>; M],
@@ -31,6 +37,6 @@ pub(super) fn part<T: Element, const M: usize, const N: usize>(
     proof.absurd()
 }
 
-pub(super) fn near(proof: TileRegisters, _: usize, _: usize) -> usize {
+pub(super) fn near<O: Operand>(proof: TileRegisters, _: usize, _: usize) -> usize {
     proof.absurd()
 }

@@ -1,12 +1,13 @@
-//! The micro-kernel on the tile registers: a block of 32 x 32 sums, from operands split in three.
+//! The micro-kernel on the tile registers: a block of 32 x 32 sums, from operands in one part or in three.
 //!
-//! A tile register holds 16 rows of 64 bytes. Four of the eight hold sums, two a row of tiles of `a`, two a column of tiles of `b`: the
+//! A tile register holds 16 rows of 64 bytes. Four of the eight hold sums, two a row of tiles of `a`, two a column of tiles of `b`. Three
 //! parts follow each other such that 24 multiplications take 14 loads.
 
 #![allow(unsafe_code, reason = "tile instructions, which Rust has as assembly only; an Isa proves that they are there")]
 
 use super::super::kernel::Epilogue;
 use super::super::simd::{Avx512, Simd};
+use super::parts::Parts;
 use crate::host::block::BlockMut;
 use crate::host::dispatch::TileRegisters;
 use std::arch::asm;
@@ -18,8 +19,13 @@ pub(super) const BLOCK: usize = 32;
 /// Terms of a sum that a tile holds.
 pub(super) const DEPTH: usize = 32;
 
-/// Floats' worth of memory that `BLOCK` lines of `DEPTH` terms take: three parts of two tiles of 1024 bytes.
-pub(super) const PACKED: usize = 3 * 2 * 256;
+/// Floats' worth of memory that a tile takes: 1024 bytes.
+pub(super) const TILE: usize = 256;
+
+/// Floats' worth of memory that `BLOCK` lines of `DEPTH` terms take: two tiles of each part.
+pub(super) const fn packed<O: Parts>() -> usize {
+    O::COUNT * 2 * TILE
+}
 
 /// The sums of a block as rows, aligned to cache lines.
 #[repr(align(64))]
@@ -70,9 +76,23 @@ impl Drop for Configured {
 #[derive(Clone, Copy)]
 pub(super) struct Prefetch {
     /// The first row; any address will do.
-    pub(super) start: *const f32,
-    /// Floats from row to row.
+    pub(super) start: *const u8,
+    /// Bytes from row to row.
     pub(super) stride: usize,
+}
+
+/// Prefetches a row for writing.
+macro_rules! written {
+    () => {
+        "prefetchw [{w}]\n prefetchw [{w} + 64]\n add {w}, {w_step}\n"
+    };
+}
+
+/// Prefetches a row for reading.
+macro_rules! read {
+    () => {
+        "prefetcht1 [{r}]\n prefetcht1 [{r} + 64]\n add {r}, {r_step}\n"
+    };
 }
 
 /// Two tiles of `a` from these offsets, times the tiles of `b` that are there. A row is prefetched for writing and
@@ -84,12 +104,12 @@ macro_rules! with_a {
             $first,
             "]\n",
             "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm1, tmm4, tmm7\n",
-            "prefetchw [{w}]\n prefetchw [{w} + 64]\n add {w}, {w_step}\n",
+            written!(),
             "tileloadd tmm5, [{a} + {step} + ",
             $second,
             "]\n",
             "tdpbf16ps tmm2, tmm5, tmm6\n tdpbf16ps tmm3, tmm5, tmm7\n",
-            "prefetcht1 [{r}]\n prefetcht1 [{r} + 64]\n add {r}, {r_step}",
+            read!(),
         )
     };
 }
@@ -102,23 +122,101 @@ macro_rules! with_b {
             $first,
             "]\n",
             "tdpbf16ps tmm0, tmm4, tmm6\n tdpbf16ps tmm2, tmm5, tmm6\n",
-            "prefetchw [{w}]\n prefetchw [{w} + 64]\n add {w}, {w_step}\n",
+            written!(),
             "tileloadd tmm7, [{b} + {step} + ",
             $second,
             "]\n",
             "tdpbf16ps tmm1, tmm4, tmm7\n tdpbf16ps tmm3, tmm5, tmm7\n",
-            "prefetcht1 [{r}]\n prefetcht1 [{r} + 64]\n add {r}, {r_step}",
+            read!(),
         )
     };
 }
 
-/// `sums = a b` for `depth` tiles of terms; `a` and `b` hold [`PACKED`] floats for each. Meanwhile prefetches rows
-/// for writing and others for reading.
+/// What every product of tiles begins with: no sums.
+macro_rules! zero {
+    () => {
+        "tilezero tmm0\n tilezero tmm1\n tilezero tmm2\n tilezero tmm3"
+    };
+}
+
+/// The steps of a product, in runs of at most so many.
+///
+/// A store ends each run: one after more than a hundred multiplications takes a thousand cycles (measured; one after fewer costs nothing,
+/// and what it writes is written again at the end).
+macro_rules! steps {
+    ($run:literal, $($step:expr),* $(,)?) => {
+        concat!(
+            "3:\n mov {run}, ", $run, "\n cmp {depth}, ", $run, "\n cmovb {run}, {depth}\n sub {depth}, {run}\n",
+            "2:\n", $($step, "\n",)*
+            "dec {run}\n jnz 2b\n tilestored [{c} + {row}], tmm0\n test {depth}, {depth}\n jnz 3b\n",
+            "tilestored [{c} + {row} + 64], tmm1\n",
+            "tilestored [{c} + {row} + 2048], tmm2\n",
+            "tilestored [{c} + {row} + 2112], tmm3",
+        )
+    };
+}
+
+/// To the next tiles of terms, so many bytes further. Some rows have been prefetched; after the last, the same again, which costs little.
+macro_rules! next {
+    ($bytes:literal, $rows:literal) => {
+        concat!(
+            "add {a}, ",
+            $bytes,
+            "\n add {b}, ",
+            $bytes,
+            "\n",
+            "sub {rows}, ",
+            $rows,
+            "\n cmovs {w_step}, {rows_end}\n cmovs {r_step}, {rows_end}",
+        )
+    };
+}
+
+/// Runs the instructions of a product on packed operands.
+///
+/// # Safety
+/// (1) Tiles are configured. (2) The instructions read `depth` times the bytes of [`next!`] of each operand and write nothing but the sums.
+macro_rules! run {
+    ($product:ident, $steps:expr) => {
+        asm!(
+            zero!(),
+            $steps,
+            a = inout(reg) $product.a => _,
+            b = inout(reg) $product.b => _,
+            depth = inout(reg) $product.depth => _,
+            run = out(reg) _,
+            c = in(reg) $product.sums,
+            step = in(reg) 64usize,
+            row = in(reg) 4 * BLOCK,
+            w = inout(reg) $product.prefetches[0].start => _,
+            w_step = inout(reg) $product.prefetches[0].stride => _,
+            r = inout(reg) $product.prefetches[1].start => _,
+            r_step = inout(reg) $product.prefetches[1].stride => _,
+            rows = inout(reg) BLOCK - 1 => _,
+            rows_end = in(reg) 0usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// A product of packed operands, as pointers.
+struct Packed {
+    depth: usize,
+    a: *const f32,
+    b: *const f32,
+    prefetches: [Prefetch; 2],
+    sums: *mut f32,
+}
+
+/// `sums = a b` for `depth` tiles of terms; `a` and `b` hold [`packed`] floats for each. Meanwhile prefetches rows for writing and others for
+/// reading.
 ///
 /// # Panics
 /// If they are shorter: a fault of the caller.
 #[inline(always)]
-pub(super) fn multiply(
+pub(super) fn multiply<O: Parts>(
     _tiles: &Configured,
     depth: usize,
     a: &[f32],
@@ -126,62 +224,67 @@ pub(super) fn multiply(
     prefetches: [Prefetch; 2],
     sums: &mut Sums,
 ) {
-    assert!(depth > 0 && a.len() >= depth * PACKED && b.len() >= depth * PACKED, "packed operands too short");
-    // SAFETY: tiles are configured; the loop reads `depth` times `PACKED` floats of each operand, and the stores write 16 rows of
-    // 64 bytes, 128 bytes apart, from four corners of `sums`.
+    assert!(depth > 0 && a.len().min(b.len()) >= depth * packed::<O>(), "packed operands too short");
+    let p = Packed { depth, a: a.as_ptr(), b: b.as_ptr(), prefetches, sums: sums.0.as_mut_ptr() };
+    const { assert!(O::COUNT == 1 || O::COUNT == 3) };
+    // SAFETY: tiles are configured; a step reads two tiles of each part of each operand, `packed` floats, and the stores write 16 rows of 64
+    // bytes, 128 bytes apart, from four corners of `sums`.
     unsafe {
-        asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
-            // Four steps at most between two stores: the store after a longer run takes a thousand cycles (measured; one after each
-            // four costs nothing, and what it writes is written again at the end).
-            "3:",
-            "mov {run}, 4",
-            "cmp {depth}, 4",
-            "cmovb {run}, {depth}",
-            "sub {depth}, {run}",
-            "2:",
-            // Third part of b with the first of a; second of b with the first and second of a; first of b with all.
-            "tileloadd tmm6, [{b} + {step} + 4096]",
-            "tileloadd tmm7, [{b} + {step} + 5120]",
-            with_a!("0", "1024"),
-            with_b!("2048", "3072"),
-            with_a!("2048", "3072"),
-            with_b!("0", "1024"),
-            with_a!("4096", "5120"),
-            with_a!("0", "1024"),
-            "add {a}, 6144",
-            "add {b}, 6144",
-            // Six rows have been prefetched; after the last, the same again, which costs little.
-            "sub {rows}, 6",
-            "cmovs {w_step}, {rows_end}",
-            "cmovs {r_step}, {rows_end}",
-            "dec {run}",
-            "jnz 2b",
-            "tilestored [{c} + {row}], tmm0",
-            "test {depth}, {depth}",
-            "jnz 3b",
-            "tilestored [{c} + {row} + 64], tmm1",
-            "tilestored [{c} + {row} + 2048], tmm2",
-            "tilestored [{c} + {row} + 2112], tmm3",
-            a = inout(reg) a.as_ptr() => _,
-            b = inout(reg) b.as_ptr() => _,
-            depth = inout(reg) depth => _,
-            run = out(reg) _,
-            c = in(reg) sums.0.as_mut_ptr(),
-            step = in(reg) 64usize,
-            row = in(reg) 4 * BLOCK,
-            w = inout(reg) prefetches[0].start => _,
-            w_step = inout(reg) 4 * prefetches[0].stride => _,
-            r = inout(reg) prefetches[1].start => _,
-            r_step = inout(reg) 4 * prefetches[1].stride => _,
-            rows = inout(reg) BLOCK - 1 => _,
-            rows_end = in(reg) 0usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
+        if O::COUNT == 1 {
+            multiply_whole(&p);
+        } else {
+            multiply_split(&p);
+        }
+    }
+}
+
+/// Operands in one part: four multiplications of a step take four loads.
+///
+/// # Safety
+/// Tiles are configured; the operands hold two tiles for each step, and the sums are those of a block.
+#[inline(always)]
+unsafe fn multiply_whole(p: &Packed) {
+    // SAFETY: the caller's obligations.
+    unsafe {
+        run!(
+            p,
+            steps!(
+                "16",
+                "tileloadd tmm4, [{a} + {step}]\n tileloadd tmm6, [{b} + {step}]\n tdpbf16ps tmm0, tmm4, tmm6",
+                concat!(written!(), written!()),
+                "tileloadd tmm7, [{b} + {step} + 1024]\n tdpbf16ps tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{a} + {step} + 1024]\n tdpbf16ps tmm2, tmm5, tmm6",
+                concat!(read!(), read!()),
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                next!("2048", "2"),
+            )
+        );
+    }
+}
+
+/// Operands in three parts, of whose nine products those six are added that matter.
+///
+/// # Safety
+/// Tiles are configured; the operands hold six tiles for each step, and the sums are those of a block.
+#[inline(always)]
+unsafe fn multiply_split(p: &Packed) {
+    // SAFETY: the caller's obligations.
+    unsafe {
+        run!(
+            p,
+            steps!(
+                "4",
+                // Third part of b with the first of a; second of b with the first and second of a; first of b with all.
+                "tileloadd tmm6, [{b} + {step} + 4096]",
+                "tileloadd tmm7, [{b} + {step} + 5120]",
+                with_a!("0", "1024"),
+                with_b!("2048", "3072"),
+                with_a!("2048", "3072"),
+                with_b!("0", "1024"),
+                with_a!("4096", "5120"),
+                with_a!("0", "1024"),
+                next!("6144", "6"),
+            )
         );
     }
 }

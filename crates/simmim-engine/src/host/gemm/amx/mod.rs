@@ -1,29 +1,31 @@
 //! Products on the tile registers of newer processors (Intel AMX), as exact as those on vectors.
 //!
-//! Tiles multiply bfloat16, eight bits, sixteen times as fast as vectors multiply floats. An operand is therefore cut into three parts of
-//! eight bits ([`split`]), and of the nine products of parts those six are added that matter: the other three are 2^-23 of a term at most and
+//! Tiles multiply bfloat16, eight bits, sixteen times as fast as vectors multiply floats. An operand in bfloat16 is one part ([`parts`]). One of
+//! floats is cut into three parts of eight bits, and of the nine products of parts those six are added that matter: the other three are 2^-23 of a term at most and
 //! an eighth of that on average (Henry, Tang and Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision
 //! Computations", 2019). Sums are floats, rounded to the nearest, but a tile adds 32 terms before it adds them to the sum, so that errors are
 //! a half to a third of those of vectors in ordinary products. That holds for operands from 2^-100 to 2^127: below, their last parts count as
 //! zero, and what is larger than bfloat16 holds, or infinite, gives NaN.
 
 mod kernel;
-mod split;
+mod pack;
+mod parts;
 
 use super::grid::Even;
-use super::{Cut, Extents, Product, Tile, shifted};
+use super::{Cut, Extents, Operand, Product, Tile, shifted};
 use crate::graph::Element;
 use crate::host::dispatch::TileRegisters;
 use crate::host::{BlockMut, LINE};
-use kernel::{BLOCK, Configured, DEPTH, PACKED, Prefetch, Sums};
-use split::{Layout, pack};
+use kernel::{BLOCK, Configured, DEPTH, Prefetch, Sums, packed};
+use pack::{Layout, pack};
+pub(super) use parts::Parts;
 use std::ops::Range;
 
-/// Longest sum between two visits to the result.
-const CHUNK: usize = 512;
+/// Parts of elements in the longest sum between two visits to the result.
+const CHUNK: usize = 1536;
 
-/// Terms of lines of `b` that are packed at once: at six bytes each they stay in the second-level cache.
-const PACKED_FLOATS: usize = 200_000;
+/// Parts of lines of `b` that are packed at once: at two bytes each they stay in the second-level cache.
+const PACKED_PARTS: usize = 600_000;
 
 /// Blocks of rows of `a` that are packed at once where their terms lie apart, so that longer pieces of each term are read.
 const GROUP: usize = 4;
@@ -40,27 +42,30 @@ pub(super) fn pays(e: Extents) -> bool {
     e.n >= 2 * BLOCK && e.k >= 2 * DEPTH
 }
 
-/// Working memory of [`part`], in floats: a multiple of a cache line.
-pub(super) fn scratch(e: Extents) -> usize {
-    let cut = cut(e);
-    packed(cut.chunk, cut.cols) + packed(cut.chunk, GROUP * BLOCK) + LINE
+/// Working memory of [`part`], in floats: a multiple of a cache line. `whole` as for [`cut`].
+pub(super) fn scratch<O: Operand>(e: Extents, whole: bool) -> usize {
+    let cut = cut::<O>(e, whole);
+    space::<O>(cut.chunk, cut.cols) + space::<O>(cut.chunk, GROUP * BLOCK) + LINE
 }
 
-fn cut(e: Extents) -> Cut {
-    let chunk = e.k.div_ceil(e.k.div_ceil(CHUNK).max(1)).next_multiple_of(DEPTH).max(DEPTH);
-    Cut { chunk, words: chunk, cols: e.n.next_multiple_of(BLOCK).min((PACKED_FLOATS / chunk / BLOCK).max(1) * BLOCK) }
+/// `whole` sums are not cut: what has no floats to be added to is finished in one visit.
+fn cut<O: Operand>(e: Extents, whole: bool) -> Cut {
+    let visits = if whole { 1 } else { e.k.div_ceil(CHUNK / O::COUNT).max(1) };
+    let chunk = e.k.div_ceil(visits).next_multiple_of(DEPTH).max(DEPTH);
+    let most = (PACKED_PARTS / O::COUNT / chunk / BLOCK).max(1) * BLOCK;
+    Cut { chunk, words: O::words(chunk), cols: e.n.next_multiple_of(BLOCK).min(most) }
 }
 
 /// Floats that some lines of packed terms take.
-fn packed(terms: usize, lines: usize) -> usize {
-    terms.div_ceil(DEPTH) * lines.div_ceil(BLOCK) * PACKED
+fn space<O: Operand>(terms: usize, lines: usize) -> usize {
+    terms.div_ceil(DEPTH) * lines.div_ceil(BLOCK) * packed::<O>()
 }
 
-/// Some rows and columns of a product, on the calling thread; `outputs` hold just these.
+/// Some rows and columns of a product, on the calling thread; the blocks hold just these.
 #[allow(clippy::too_many_arguments, reason = "a block of each output, and what is done with them")]
-pub(super) fn part<T: Element, const M: usize, const N: usize>(
+pub(super) fn part<O: Operand, T: Element, const M: usize, const N: usize>(
     proof: TileRegisters,
-    p: &Product<'_>,
+    p: &Product<'_, O>,
     rows: Range<usize>,
     cols: Range<usize>,
     mut floats: [BlockMut<'_>; M],
@@ -68,16 +73,15 @@ pub(super) fn part<T: Element, const M: usize, const N: usize>(
     scratch: &mut [f32],
     finish: &(impl Fn(&Tile, &mut BlockMut<'_>, &mut [BlockMut<'_, T>; N]) + Sync),
 ) {
-    let Some(result) = floats.first_mut() else { unreachable!("products of floats are written as floats") };
-    let cut = cut(p.extents);
-    let k = p.extents.k;
+    let cut = cut::<O>(p.extents, M == 0);
+    let (k, step) = (p.extents.k, packed::<O>());
     // Tiles that lie across cache lines are read at half the speed.
     let skipped = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
-    let (packed_b, packed_a) = scratch[skipped..].split_at_mut(packed(cut.chunk, cut.cols));
+    let (packed_b, packed_a) = scratch[skipped..].split_at_mut(space::<O>(cut.chunk, cut.cols));
     let tiles = Configured::new(proof);
-    let mut sums = Sums::zero();
+    let (mut sums, mut passing) = (Sums::zero(), [0.0; BLOCK * BLOCK]);
     let tiles_of_rows = Even::new(rows.len(), BLOCK, BLOCK);
-    let group = if p.packs_rows() { GROUP } else { 1 };
+    let group = if p.a.col_stride == 1 { 1 } else { GROUP };
     for chunk in cut.chunks(k) {
         let depth = chunk.len().div_ceil(DEPTH);
         for block in Even::new(cols.len(), cut.cols, BLOCK) {
@@ -89,17 +93,20 @@ pub(super) fn part<T: Element, const M: usize, const N: usize>(
                     let all = rows.start + lines.start..rows.end.min(rows.start + lines.start + group * BLOCK);
                     pack(proof, packed_a, Layout::Lines, p.a, all, chunk.clone());
                 }
-                let packed_a = &packed_a[t % group * depth * PACKED..];
-                for (panel, b) in panels.zip(packed_b.chunks_exact(depth * PACKED)) {
+                let packed_a = &packed_a[t % group * depth * step..];
+                for (panel, b) in panels.zip(packed_b.chunks_exact(depth * step)) {
                     let place = Tile {
                         first: (rows.start, cols.start),
                         rows: lines.clone(),
                         cols: shifted(&panel, block.start),
                     };
-                    let prefetches = prefetches(p, &place, result, &mut others, chunk.end == k);
-                    kernel::multiply(&tiles, depth, packed_a, b, prefetches, &mut sums);
+                    let prefetches = prefetches(p, &place, &mut floats, &mut others, chunk.end == k);
+                    kernel::multiply::<O>(&tiles, depth, packed_a, b, prefetches, &mut sums);
                     let epilogue = p.epilogue(chunk.start, shifted(&place.cols, cols.start));
-                    let mut c = result.part(place.rows.clone(), place.cols.clone());
+                    let mut c = match floats.first_mut() {
+                        Some(c) => c.part(place.rows.clone(), place.cols.clone()),
+                        None => BlockMut::of(&mut passing, lines.len(), panel.len(), panel.len()),
+                    };
                     kernel::finish(&tiles, &sums, &epilogue, &mut c);
                     if chunk.end == k {
                         finish(&place, &mut c, &mut others);
@@ -111,45 +118,46 @@ pub(super) fn part<T: Element, const M: usize, const N: usize>(
 }
 
 /// Computes a block of the result over and over from packed operands that the caches hold; returns the floating point operations of one.
-pub(super) fn near(proof: TileRegisters, k: usize, times: usize) -> usize {
-    let depth = k.div_ceil(DEPTH);
+pub(super) fn near<O: Operand>(proof: TileRegisters, k: usize, times: usize) -> usize {
+    let (depth, step) = (k.div_ceil(DEPTH), packed::<O>());
     // Two ones in bfloat16; zeros take less power, and the clock may rise.
-    let memory = vec![f32::from_bits(0x3f80_3f80); 2 * depth * PACKED + LINE];
-    let (a, b) = memory[memory.as_ptr().align_offset(4 * LINE).min(LINE)..].split_at(depth * PACKED);
+    let memory = vec![f32::from_bits(0x3f80_3f80); 2 * depth * step + LINE];
+    let (a, b) = memory[memory.as_ptr().align_offset(4 * LINE).min(LINE)..].split_at(depth * step);
     let (tiles, mut sums) = (Configured::new(proof), Sums::zero());
-    let nothing = Prefetch { start: a.as_ptr(), stride: 0 };
+    let nothing = Prefetch { start: a.as_ptr().cast(), stride: 0 };
     for _ in 0..times {
-        kernel::multiply(&tiles, depth, a, b, [nothing; 2], &mut sums);
+        kernel::multiply::<O>(&tiles, depth, a, b, [nothing; 2], &mut sums);
     }
     2 * BLOCK * BLOCK * depth * DEPTH
 }
 
-/// What is written and what is read where a block is finished. All lie as wide apart as floats do.
+/// What is written and what is read where a block is finished.
 #[inline(always)]
-fn prefetches<T: Element, const N: usize>(
-    p: &Product<'_>,
+fn prefetches<O: Operand, T: Element, const M: usize, const N: usize>(
+    p: &Product<'_, O>,
     place: &Tile,
-    result: &mut BlockMut<'_>,
+    floats: &mut [BlockMut<'_>; M],
     others: &mut [BlockMut<'_, T>; N],
     finishes: bool,
 ) -> [Prefetch; 2] {
-    let (row, col) = (place.rows.start, place.cols.start);
-    let start = result.as_mut_ptr().wrapping_add(row * result.stride() + col);
-    let first = Prefetch { start, stride: result.stride() };
-    let second = match others.first_mut() {
-        _ if !finishes => first,
-        Some(other) if size_of::<T>() == size_of::<f32>() => {
-            let stride = other.stride();
-            Prefetch { start: other.as_mut_ptr().wrapping_add(row * stride + col).cast(), stride }
-        }
-        None if p.epilogue_operand.element == size_of::<f32>() && !p.epilogue_operand.bytes.is_empty() => {
-            let stride = p.extents.n;
-            let at = (place.first.0 + row) * stride + place.first.1 + col;
-            Prefetch { start: p.epilogue_operand.bytes.as_ptr().cast::<f32>().wrapping_add(at), stride }
-        }
-        _ => first,
-    };
-    [first, second]
+    let other = if finishes { others.first_mut().map(|block| rows_of(block, place)) } else { None };
+    let operand = p.epilogue_operand;
+    let read = (finishes && !operand.bytes.is_empty()).then(|| {
+        let stride = p.extents.n * operand.element;
+        let (row, col) = (place.first.0 + place.rows.start, place.first.1 + place.cols.start);
+        Prefetch { start: operand.bytes.as_ptr().wrapping_add(row * stride + col * operand.element), stride }
+    });
+    let first = floats.first_mut().map(|block| rows_of(block, place)).or(other).or(read);
+    let first = first.unwrap_or(Prefetch { start: p.a.data.as_ptr().cast(), stride: 0 });
+    [first, if M == 1 { other.or(read) } else { read }.unwrap_or(first)]
+}
+
+/// The rows of a tile in a block.
+#[inline(always)]
+fn rows_of<T: Element>(block: &mut BlockMut<'_, T>, place: &Tile) -> Prefetch {
+    let stride = block.stride() * size_of::<T>();
+    let start = block.as_mut_ptr().cast::<u8>().cast_const();
+    Prefetch { start: start.wrapping_add(place.rows.start * stride + place.cols.start * size_of::<T>()), stride }
 }
 
 #[cfg(test)]
