@@ -120,10 +120,8 @@ impl Stored {
         let count = graph.values().len();
         let (mut possible, mut wanted, mut read_rounded) = (vec![false; count], vec![false; count], vec![false; count]);
         for (node, &rounds) in graph.nodes().iter().zip(&products) {
-            let in_place = node.op.in_place();
             for (port, output) in node.outputs.iter().enumerate() {
-                let takes = takes(graph, node, rounds, Port::Output(port));
-                possible[output.index()] = takes && in_place.iter().all(|(_, to)| *to != port);
+                possible[output.index()] = takes(graph, node, rounds, Port::Output(port));
                 wanted[output.index()] = rounds || everywhere;
             }
         }
@@ -201,10 +199,15 @@ impl Lowering<'_> {
                 Precision::Float | Precision::Either | Precision::Product => self.float(value)?,
             });
         }
-        let types: Vec<DType> = node
-            .outputs
-            .iter()
-            .map(|v| if stored.values[v.index()] { DType::Bf16 } else { self.from.ty(*v).dtype })
+        let in_place = node.op.in_place();
+        let ports = node.outputs.iter().enumerate();
+        // What is modified in place stays of its type.
+        let types: Vec<DType> = ports
+            .map(|(port, v)| match in_place.iter().find(|(_, to)| *to == port) {
+                Some(&(from, _)) => self.to.ty(inputs[from]).dtype,
+                None if stored.values[v.index()] => DType::Bf16,
+                None => self.from.ty(*v).dtype,
+            })
             .collect();
         if let (Op::LayerNormGradInput(op), [output]) = (&node.op, &*node.outputs)
             && !stored.values[output.index()]
@@ -267,7 +270,9 @@ mod tests {
     use crate::autodiff::differentiate;
     use crate::cpu::CpuExecutor;
     use crate::graph::Bf16;
-    use crate::ops::{GlobalNorm, LayerNorm, Linear, PixelDistance, PixelLoss, Residual};
+    use crate::ops::{
+        Attention, CosineHeads, GlobalNorm, LayerNorm, Linear, Packing, PixelDistance, PixelLoss, Residual,
+    };
     use crate::{Executor, Program};
 
     const DIM: usize = 32;
@@ -318,6 +323,28 @@ mod tests {
         assert_eq!(copies(&graph).into_iter().collect::<Vec<_>>(), ["first", "second"]);
         assert!(copies(&mixed(&network(), |name| name == "second").unwrap()).contains("second"));
         assert!(copies(&network()).is_empty());
+    }
+
+    #[test]
+    fn what_is_modified_in_place_stays_bfloat16() {
+        let mut g = Graph::new();
+        let (x, target) = (g.input("x", TensorType::f32([2, 5, DIM])), g.input("target", TensorType::f32([2, 5, DIM])));
+        let (weight, scale) = (g.state("weight", &[3 * DIM, DIM]), g.state("scale", &[2]));
+        let qkv = g.apply1(Linear::default(), &[x, weight]).unwrap();
+        let unit = g.apply1(CosineHeads { heads: 2 }, &[qkv, scale]).unwrap();
+        let attention = Attention { heads: 2, packing: Packing::Packed, bias: false };
+        let y = g.apply1(attention, &[unit]).unwrap();
+        let loss = PixelLoss { kind: PixelDistance::L2, scale: 0.01, weighted: false };
+        let loss = g.apply1(loss, &[y, target]).unwrap();
+        g.output("loss", loss);
+        differentiate(&mut g, loss).unwrap();
+        let graph = mixed(&g, |_| true).unwrap();
+        let normalises = |node: &&Node| matches!(node.op, Op::CosineHeads(_) | Op::CosineHeadsGrad(_));
+        let found: Vec<DType> = graph.nodes().iter().filter(normalises).map(|n| graph.ty(n.outputs[0]).dtype).collect();
+        assert_eq!(found, [DType::Bf16; 2], "{graph}");
+        // The images, once; the gradient of the loss.
+        let casts = graph.nodes().iter().filter(|node| node.op == Op::from(Cast)).count();
+        assert_eq!(casts, 2, "{graph}");
     }
 
     #[test]

@@ -18,7 +18,7 @@
 //! # Errors
 //! Heads that do not divide the width, shapes that do not fit.
 
-use super::{Check, Operation};
+use super::{Check, Operation, Port, Precision};
 use crate::autodiff::Backward;
 use crate::error::EngineError;
 use crate::graph::TensorType;
@@ -70,6 +70,13 @@ impl Operation for CosineHeads {
         Ok(vec![inputs[0].clone(), TensorType::f32([inputs[0].rows(), 2, self.heads])])
     }
 
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0) | Port::Output(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
+    }
+
     fn in_place(&self) -> Vec<(usize, usize)> {
         vec![(0, 0)]
     }
@@ -115,6 +122,13 @@ impl Operation for CosineHeadsGrad {
         check.len(3, "logit_scale", self.heads)?;
         check.len(4, "grad_logit_scale", self.heads)?;
         Ok(vec![inputs[0].clone(), inputs[4].clone()])
+    }
+
+    fn precision(&self, port: Port) -> Precision {
+        match port {
+            Port::Input(0 | 1) | Port::Output(0) => Precision::Either,
+            Port::Input(_) | Port::Output(_) => Precision::Float,
+        }
     }
 
     fn in_place(&self) -> Vec<(usize, usize)> {

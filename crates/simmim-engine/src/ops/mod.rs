@@ -73,7 +73,7 @@ pub enum Port {
 pub enum Precision {
     /// Floats.
     Float,
-    /// Floats or bfloat16, which it converts.
+    /// Floats or bfloat16, which it converts. An output that is an input, modified, is of its type.
     Either,
     /// Floats or bfloat16, and the same at all inputs and outputs of this kind: they meet in matrix products.
     Product,
