@@ -11,6 +11,9 @@ use crate::ops::{Add, Op, Operation, Zero};
 /// Prefix of the states that hold gradients.
 pub const GRADIENT_PREFIX: &str = "grad.";
 
+/// Scope of the operations that differentiation appends.
+pub const GRADIENT_SCOPE: &str = "grad";
+
 /// What [`differentiate`] found.
 #[derive(Debug, Clone)]
 pub struct Gradients {
@@ -195,7 +198,7 @@ pub fn differentiate_states(
         gradients[parameter.index()] = Some(start);
         starts.push(start);
     }
-    graph.set_scope("grad");
+    graph.set_scope(GRADIENT_SCOPE);
     for node in forward.iter().rev() {
         let leads = node.outputs.iter().any(|v| wanted[v.index()] && reached[v.index()]);
         if leads {

@@ -54,6 +54,7 @@ pub mod host;
 pub mod mixed;
 pub mod ops;
 pub mod plan;
+pub mod recompute;
 pub mod reference;
 
 pub use error::EngineError;

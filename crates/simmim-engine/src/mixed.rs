@@ -187,6 +187,7 @@ struct Lowering<'a> {
 
 impl Lowering<'_> {
     fn node(&mut self, node: &Node, rounds: bool, stored: &Stored) -> Result<(), EngineError> {
+        self.to.set_scope(&node.scope);
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for (port, &value) in node.inputs.iter().enumerate() {
             let ty = self.from.ty(value);

@@ -5,7 +5,8 @@
 
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::{CpuExecutor, Isa};
-use simmim_engine::{Executor, Program};
+use simmim_engine::recompute::{blocks, recompute};
+use simmim_engine::{Executor, Graph, Program};
 use simmim_models::names::{IMAGES, LOSS};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::swin::Version;
@@ -139,15 +140,16 @@ fn masks(config: &SimMimConfig, stream: &mut Stream) -> Vec<Vec<bool>> {
 
 /// Loss, and the gradient of each parameter with its name.
 fn step(config: &SimMimConfig, variant: Variant, isa: Isa) -> Step {
-    step_in(config, variant, isa, Precision::Float32)
+    step_in(config, variant, isa, Precision::Float32, 0)
 }
 
-fn step_in(config: &SimMimConfig, variant: Variant, isa: Isa, precision: Precision) -> Step {
+/// `recomputed` blocks are computed again in the backward.
+fn step_in(config: &SimMimConfig, variant: Variant, isa: Isa, precision: Precision, recomputed: usize) -> Step {
     let build = Build { batch: BATCH, variant, accumulation: 1, train: true, outputs: false };
     let (mut graph, loss) = simmim_graph(config, build).unwrap();
     differentiate(&mut graph, loss).unwrap();
     let mut executor = CpuExecutor::with_isa(2, isa).unwrap();
-    let graph = precision.lower(&graph).unwrap();
+    let graph = recompute(&precision.lower(&graph).unwrap(), recomputed).unwrap();
     let id = executor.load(Program::compile(&graph).unwrap()).unwrap();
     let mut stream = Stream::new(11, Purpose::Test, 0, 0);
     // Each variant draws the same numbers in the same order, whatever its graph uses.
@@ -225,6 +227,28 @@ fn wide_models_agree_on_every_instruction_set() {
     }
 }
 
+/// Every block and stage can be computed again, in both precisions, and nothing changes by that.
+#[test]
+fn what_is_computed_again_gives_the_same_bits() {
+    let isa = Isa::detect();
+    for (name, config) in configurations() {
+        let build = Build { batch: BATCH, variant: Variant::Fast, accumulation: 1, train: true, outputs: false };
+        let (mut graph, loss) = simmim_graph(&config, build).unwrap();
+        differentiate(&mut graph, loss).unwrap();
+        let (all, layers) = (blocks(&graph), config.encoder.layers().len());
+        assert!(all >= layers, "{name}: {all} of {layers} blocks");
+        let arena = |graph: &Graph| Program::compile(graph).unwrap().arena_bytes();
+        assert!(arena(&recompute(&graph, all).unwrap()) < arena(&graph), "{name}");
+        for precision in [Precision::Float32, Precision::Bfloat16] {
+            let truth = step_in(&config, Variant::Fast, isa, precision, 0);
+            for recomputed in [1, all / 2, all] {
+                let found = step_in(&config, Variant::Fast, isa, precision, recomputed);
+                assert!(found == truth, "{name} in {precision} with {recomputed} blocks");
+            }
+        }
+    }
+}
+
 /// Mixed precision loses bits, not the direction: the gradient of every parameter in bfloat16 lies along that in floats. One that
 /// cancels (the key's bias has none) has no direction.
 #[test]
@@ -242,7 +266,7 @@ fn gradients_in_bfloat16_point_where_those_of_floats_do() {
         let config = SimMimConfig { loss: Loss::L2, ..config };
         for isa in Isa::available() {
             let (loss, truth) = step(&config, Variant::Fast, isa);
-            let (mixed_loss, mixed) = step_in(&config, Variant::Fast, isa, Precision::Bfloat16);
+            let (mixed_loss, mixed) = step_in(&config, Variant::Fast, isa, Precision::Bfloat16, 0);
             assert!((mixed_loss / loss - 1.0).abs() < 1e-3, "{name} on {}: loss {mixed_loss}, {loss}", isa.name());
             let total = norm(truth.iter().flat_map(|(_, g)| g).map(|&v| f64::from(v)));
             for ((parameter, a), (_, b)) in mixed.iter().zip(&truth) {

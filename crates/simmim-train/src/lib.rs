@@ -51,8 +51,8 @@ pub use error::TrainError;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{
-    Classifier, Data, Device, Event, FineTuning, LabelledData, LiveProbe, Measured, Outcome, Pretraining,
-    Reconstruction, Session, StepResult, Summary, Task, Trainer, choose_accumulation, open_data, settle,
-    settle_finetuning, training_graph, write_encoder,
+    Budget, Classifier, Data, Device, Event, FineTuning, LabelledData, LiveProbe, Measured, Outcome, Pretraining,
+    Recompute, Reconstruction, Session, StepMemory, StepResult, Summary, Task, Trainer, choose_accumulation, fit,
+    open_data, settle, settle_finetuning, training_graph, write_encoder,
 };
 pub use trivial::TrivialLosses;

@@ -28,7 +28,7 @@ pub fn seconds_per_step(recipe: &Recipe, executor: Box<dyn Executor>) -> Result<
     let mut noise = Stream::new(0, Purpose::Test, 0, 0);
     let images: Vec<f32> =
         (0..batch * config.encoder.geometry().image_values()).map(|_| noise.normal() as f32).collect();
-    let mut session = Session::new(executor, config, 0)?.in_precision(recipe.train.precision);
+    let mut session = Session::new(executor, config, 0)?.within(recipe.budget());
     session.prepare_training(batch / parts, parts, recipe.adamw())?;
     let mut step = |i: u64| {
         let start = Instant::now();

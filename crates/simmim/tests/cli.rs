@@ -306,6 +306,42 @@ fn a_run_keeps_its_precision_and_says_when_it_changes() {
 }
 
 #[test]
+fn a_step_fits_into_the_memory_that_is_given_and_its_bits_stay() {
+    let place = tempfile::tempdir().unwrap();
+    let settings = format!("{SHORT} --set model.depth=4 --set train.accumulation=1");
+    let inspected = simmim(place.path(), &format!("inspect --json {settings}"));
+    let found: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    let [states, arena] = ["state_bytes", "arena_bytes"].map(|key| found[key].as_u64().unwrap());
+    assert_eq!((&found["recomputed_blocks"], found["blocks"].as_u64() >= Some(4)), (&0.into(), true), "{found}");
+    let enough = states + arena / 4 * 3;
+    let inspected = simmim(place.path(), &format!("inspect --json --memory {enough} {settings}"));
+    let fewer: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert!(fewer["recomputed_blocks"].as_u64() >= Some(1) && fewer["arena_bytes"].as_u64() <= Some(enough - states));
+    for (name, more) in [("plain", String::new()), ("less", format!("--memory {enough}"))] {
+        let out = simmim(place.path(), &format!("pretrain --out {name} --steps 3 {more} {settings}"));
+        assert!(out.status.success(), "{}", errors(&out));
+        assert_eq!(errors(&out).contains("blocks computed twice"), name == "less", "{}", errors(&out));
+    }
+    let [plain, less] =
+        ["plain", "less"].map(|name| std::fs::read(place.path().join(name).join("encoder.safetensors")));
+    assert!(plain.unwrap() == less.unwrap(), "the weights differ");
+    // Parts come first where they are left open.
+    let parts = simmim(place.path(), &format!("inspect --json --memory {enough} {SHORT} --set model.depth=4"));
+    let parts: serde_json::Value = serde_json::from_slice(&parts.stdout).unwrap();
+    assert!(parts["parts"].as_u64() > Some(1) && parts["recomputed_blocks"] == 0, "{parts}");
+    for (memory, more, expected) in [
+        (states / 2, "", "do not depend on the batch"),
+        (states + arena / 20, "", "train.accumulation"),
+        (enough, "--set train.recompute=none", "set train.recompute to \"auto\""),
+    ] {
+        let out = simmim(place.path(), &format!("pretrain --out no --steps 3 --memory {memory} {more} {settings}"));
+        assert_eq!(out.status.code(), Some(2), "{}", errors(&out));
+        assert!(errors(&out).contains("a step takes") && errors(&out).contains(expected), "{}", errors(&out));
+        assert!(!place.path().join("no").exists(), "something was written");
+    }
+}
+
+#[test]
 fn a_run_says_when_it_goes_on_with_other_instructions() {
     let place = tempfile::tempdir().unwrap();
     let run = |isa: &str, arguments: &str| {

@@ -61,6 +61,8 @@ pub struct Node {
     pub inputs: Vec<ValueId>,
     /// What it defines.
     pub outputs: Vec<ValueId>,
+    /// The part of the model that it belongs to ([`Graph::set_scope`]).
+    pub scope: String,
 }
 
 /// A graph. See the module's documentation.
@@ -121,7 +123,7 @@ impl Graph {
         self.push(name.to_owned(), TensorType::f32(shape), ValueKind::Constant(bits))
     }
 
-    /// Prefix given to the names of the values that follow (`blocks.3`).
+    /// The part of the model (`blocks.3`) that the nodes which follow belong to: a prefix of their values' names.
     pub fn set_scope(&mut self, scope: impl Into<String>) {
         self.scope = scope.into();
     }
@@ -165,7 +167,7 @@ impl Graph {
                 self.push(format!("{prefix}{}{tail}", op.name()), ty, ValueKind::Computed)
             })
             .collect::<Vec<_>>();
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone(), scope: self.scope.clone() });
         Ok(outputs)
     }
 

@@ -97,6 +97,11 @@ pub const KEYS: &[(&str, &str)] = &[
         "train.precision",
         "numbers that matrix products multiply: float32 or bfloat16; everything that adds up stays float32",
     ),
+    (
+        "train.recompute",
+        "activations that the backward computes again, bit for bit: none, block (of all blocks) or auto (of the fewest that fit into train.memory)",
+    ),
+    ("train.memory", "bytes for parameters, gradients, moments and activations; 0: as many as it takes"),
     ("validate.every_steps", "steps between validations; 0: only at the end"),
     ("validate.images", "validation images to use, under fixed masks"),
     ("reconstruct.every_steps", "steps between reconstruction pictures; 0: only at the end"),

@@ -1,5 +1,6 @@
 //! What a recipe holds. Every value of a resolved recipe is written out, so a run's `config.toml` is complete.
 
+use crate::trainer::Recompute;
 use serde::{Deserialize, Serialize};
 use simmim_models::Precision;
 
@@ -96,7 +97,9 @@ section!(
 );
 section!(
     /// The step.
-    Train { batch_size: usize, accumulation: usize, seed: u64, precision: Precision }
+    Train {
+        batch_size: usize, accumulation: usize, seed: u64, precision: Precision, recompute: Recompute, memory: u64,
+    }
 );
 section!(
     /// Something done at intervals on some held-out images.

@@ -2,6 +2,7 @@
 
 use super::StepResult;
 use super::device::{Device, DropPath, Parts, Update};
+use super::memory::Budget;
 use super::session::unprepared;
 use crate::error::TrainError;
 use simmim_data::{DataError, Source, Transform, load_centered};
@@ -11,7 +12,7 @@ use simmim_models::classifier::{ClassifierBuild, classifier_graph};
 use simmim_models::names::{IMAGES, LOGITS, TARGETS};
 use simmim_models::optimizer::{AdamWConfig, averaging_update_graph, sum_loss, update_graph};
 use simmim_models::weights::Weights;
-use simmim_models::{ClassifierConfig, ModelError, Precision};
+use simmim_models::{ClassifierConfig, ModelError, ParameterSpec, Precision};
 use std::sync::mpsc::sync_channel;
 
 /// Images of one run of the prediction program.
@@ -61,6 +62,15 @@ pub(super) fn finetuning_graph(config: &ClassifierConfig, micro: usize, parts: u
     Ok(graph)
 }
 
+/// The optimiser's graph, with a moving average of the weights where there is a decay for it.
+pub(super) fn finetuning_update(
+    parameters: &[ParameterSpec],
+    adamw: &AdamWConfig,
+    ema: f64,
+) -> Result<Graph, TrainError> {
+    Ok(if ema > 0.0 { averaging_update_graph(parameters, adamw)? } else { update_graph(parameters, adamw)? })
+}
+
 impl Classifier {
     /// A classifier with its starting values: a pure function of the seed.
     ///
@@ -74,8 +84,14 @@ impl Classifier {
 
     /// The same model, computed in another precision. Call it before anything else.
     #[must_use]
-    pub fn in_precision(mut self, precision: Precision) -> Self {
-        self.device.precision = precision;
+    pub fn in_precision(self, precision: Precision) -> Self {
+        self.within(Budget { precision, ..Budget::default() })
+    }
+
+    /// The same model, trained within a budget. Call it before anything else.
+    #[must_use]
+    pub fn within(mut self, budget: Budget) -> Self {
+        self.device.budget = budget;
         self
     }
 
@@ -99,7 +115,7 @@ impl Classifier {
     /// Compiles the training step of `micro * accumulation` images, and with a decay `ema` the moving average of the weights.
     ///
     /// # Errors
-    /// Faults of the plan or the device.
+    /// A step that does not fit into the budget, faults of the plan or the device.
     pub fn prepare_training(
         &mut self,
         micro: usize,
@@ -108,11 +124,9 @@ impl Classifier {
         ema: f64,
     ) -> Result<(), TrainError> {
         self.ema = ema;
-        let program = self.device.load(&finetuning_graph(&self.config, micro, accumulation)?)?;
-        let parameters = self.device.parameters();
-        let update =
-            if ema > 0.0 { averaging_update_graph(parameters, &adamw)? } else { update_graph(parameters, &adamw)? };
-        let update = self.device.load_update(&update, adamw)?;
+        let graph = finetuning_graph(&self.config, micro, accumulation)?;
+        let update = finetuning_update(self.device.parameters(), &adamw, ema)?;
+        let (program, update) = self.device.load_step(&graph, &update, adamw)?;
         self.prediction = Some(self.load_prediction()?);
         let executor = self.device.executor();
         // A frozen encoder drops nothing.

@@ -1,6 +1,7 @@
 //! Parameters on a device, whatever they are trained for: loading programs, files and checkpoints, the optimiser's step.
 
 use super::StepResult;
+use super::memory::{Budget, StepMemory, fit};
 use crate::error::TrainError;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId, mixed};
 use simmim_models::encoder::Branch;
@@ -93,8 +94,10 @@ pub struct Device {
     idle: BTreeMap<String, Vec<f32>>,
     /// Whether moving averages of the parameters are kept.
     averages: bool,
-    /// What programs compute with.
-    pub(super) precision: Precision,
+    /// What programs compute with, and how a step may spend memory.
+    pub(super) budget: Budget,
+    /// What a step takes, once it is loaded.
+    step_memory: StepMemory,
     /// Parameters of which programs read a copy, and whether the update that writes the copies is loaded.
     copied: BTreeSet<String>,
     updates: bool,
@@ -118,7 +121,8 @@ impl Device {
             parameters,
             idle,
             averages: false,
-            precision: Precision::Float32,
+            budget: Budget::default(),
+            step_memory: StepMemory::default(),
             copied: BTreeSet::new(),
             updates: false,
         }
@@ -144,7 +148,13 @@ impl Device {
     /// What programs compute with.
     #[must_use]
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.budget.precision
+    }
+
+    /// What a training step takes; nothing before it is loaded.
+    #[must_use]
+    pub fn step_memory(&self) -> StepMemory {
+        self.step_memory
     }
 
     /// Whether moving averages of the parameters are kept.
@@ -154,13 +164,29 @@ impl Device {
 
     /// Loads a program in the device's precision; parameters that come to the device with it move there.
     pub(super) fn load(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
-        let graph = self.precision.lower(graph)?;
-        let copied = mixed::copies(&graph);
+        let graph = self.budget.precision.lower(graph)?;
+        self.load_copying(&graph)
+    }
+
+    /// Loads the programs of a training step, so that it stays within the budget: that of a part, and the optimiser's.
+    pub(super) fn load_step(
+        &mut self,
+        graph: &Graph,
+        update: &Graph,
+        adamw: AdamWConfig,
+    ) -> Result<(ProgramId, Update), TrainError> {
+        let (graph, memory) = fit(graph, update, self.budget)?;
+        self.step_memory = memory;
+        Ok((self.load_copying(&graph)?, self.load_update(update, adamw)?))
+    }
+
+    fn load_copying(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
+        let copied = mixed::copies(graph);
         if self.updates && !copied.is_subset(&self.copied) {
             return Err(TrainError::Internal { what: "a program reads copies that the update does not write".into() });
         }
         self.copied.extend(copied);
-        self.load_lowered(&graph)
+        self.load_lowered(graph)
     }
 
     fn load_lowered(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
@@ -177,7 +203,7 @@ impl Device {
 
     /// Loads the optimiser's program. Moving averages are kept from now on where it has an input for their decay; they start with
     /// [`Device::start_averages`]. Programs that train come before it.
-    pub(super) fn load_update(&mut self, graph: &Graph, adamw: AdamWConfig) -> Result<Update, TrainError> {
+    fn load_update(&mut self, graph: &Graph, adamw: AdamWConfig) -> Result<Update, TrainError> {
         self.averages = graph.find_input(AVERAGE_DECAY).is_some();
         let program = self.load_lowered(&mixed::keep_copies(graph, &self.copied)?)?;
         self.updates = true;

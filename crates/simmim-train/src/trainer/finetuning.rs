@@ -1,7 +1,7 @@
 //! The task of fine-tuning: labelled images, mixed and softened labels, top-1 on the validation images.
 
-use super::classifier::{Classifier, finetuning_graph};
-use super::session::fewest_parts;
+use super::classifier::{Classifier, finetuning_graph, finetuning_update};
+use super::memory::{fewest_parts, fit};
 use super::{Device, Event, Measured, StepResult, Task};
 use crate::classify::{ClassifierFile, Scores};
 use crate::error::TrainError;
@@ -58,14 +58,18 @@ impl LabelledData {
 /// Settles what a fine-tuning recipe leaves to the data and the plan: mean and deviation, and the parts of a step.
 ///
 /// # Errors
-/// Images that cannot be measured, impossible sizes.
+/// Images that cannot be measured, impossible sizes, a step that does not fit into `train.memory`.
 pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData) -> Result<(), TrainError> {
     recipe.fix_statistics(&data.train)?;
+    let config = recipe.classifier_config(data.train.class_names().len())?;
+    let update = finetuning_update(&config.parameters(), &recipe.adamw(), recipe.finetuning()?.0.ema)?;
+    let graph = |micro: usize, parts: usize| finetuning_graph(&config, micro, parts);
+    let (batch, budget) = (recipe.train.batch_size, recipe.budget());
     if recipe.train.accumulation == 0 {
-        let config = recipe.classifier_config(data.train.class_names().len())?;
-        let graph = |micro: usize, parts: usize| finetuning_graph(&config, micro, parts);
-        recipe.train.accumulation = fewest_parts(recipe.train.batch_size, recipe.train.precision, graph)?;
+        recipe.train.accumulation = fewest_parts(batch, budget, &update, graph)?;
     }
+    let parts = recipe.train.accumulation;
+    fit(&graph(batch / parts, parts)?, &update, budget)?;
     Ok(())
 }
 
@@ -91,7 +95,7 @@ impl FineTuning {
         let config = recipe.classifier_config(data.train.class_names().len())?;
         let ema = recipe.finetuning()?.0.ema;
         let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
-        let mut classifier = Classifier::new(executor, config, recipe.train.seed)?.in_precision(recipe.train.precision);
+        let mut classifier = Classifier::new(executor, config, recipe.train.seed)?.within(recipe.budget());
         classifier.prepare_training(batch / accumulation, accumulation, recipe.adamw(), ema)?;
         Ok(Self {
             recipe: recipe.clone(),

@@ -7,6 +7,7 @@ mod finetuning;
 mod held_out;
 mod live_probe;
 mod log;
+mod memory;
 mod pretraining;
 mod session;
 mod task;
@@ -16,6 +17,7 @@ pub use data::{Data, open_data};
 pub use device::Device;
 pub use finetuning::{FineTuning, LabelledData, settle_finetuning};
 pub use live_probe::LiveProbe;
+pub use memory::{Budget, Recompute, StepMemory, fit};
 pub use pretraining::Pretraining;
 pub use session::{Reconstruction, Session, StepResult, choose_accumulation, training_graph};
 pub use task::{Measured, Task};
@@ -32,6 +34,7 @@ use crate::run_folder::RunFolder;
 use crate::schedule::LearningRate;
 use crate::trivial::TrivialLosses;
 use log::Log;
+use session::step_memory;
 use simmim_data::{Loader, LoaderConfig, Position, Source, Transparency};
 use simmim_engine::Executor;
 use simmim_engine::executor::Machine;
@@ -140,13 +143,14 @@ pub struct Trainer<T = Pretraining> {
 /// written after this, so that it is complete.
 ///
 /// # Errors
-/// Images that cannot be measured, impossible sizes.
+/// Images that cannot be measured, impossible sizes, a step that does not fit into `train.memory`.
 pub fn settle(recipe: &mut Recipe, data: &Data) -> Result<(), TrainError> {
     recipe.fix_statistics(&*data.train)?;
+    let (config, batch) = (recipe.simmim_config()?, recipe.train.batch_size);
     if recipe.train.accumulation == 0 {
-        let config = recipe.simmim_config()?;
-        recipe.train.accumulation = choose_accumulation(&config, recipe.train.batch_size, recipe.train.precision)?;
+        recipe.train.accumulation = choose_accumulation(&config, batch, recipe.budget())?;
     }
+    step_memory(&config, batch, recipe.train.accumulation, recipe.budget())?;
     Ok(())
 }
 

@@ -25,7 +25,7 @@ impl Pretraining {
         let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
         let masks = recipe.mask_spec(&config);
         let held_out = HeldOut::start(recipe, data, &config, &masks);
-        let mut session = Session::new(executor, config, recipe.train.seed)?.in_precision(recipe.train.precision);
+        let mut session = Session::new(executor, config, recipe.train.seed)?.within(recipe.budget());
         session.prepare_training(batch / accumulation, accumulation, recipe.adamw())?;
         Ok(Self { recipe: recipe.clone(), session, masks, held_out, probe: None })
     }

@@ -1,10 +1,11 @@
 //! A model on a device: the compiled programs of training and evaluation over one set of parameters.
 
 use super::device::{Device, DropPath, Parts, Update};
+use super::memory::{Budget, StepMemory, fewest_parts, fit};
 use crate::error::TrainError;
 use crate::features::{EncoderProgram, Layer};
 use simmim_engine::autodiff::differentiate;
-use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId};
+use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, ProgramId};
 use simmim_models::names::{IMAGES, LOSS, PREDICTION, TARGET};
 use simmim_models::optimizer::{AdamWConfig, sum_loss, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
@@ -99,33 +100,29 @@ pub fn training_graph(config: &SimMimConfig, micro: usize, accumulation: usize) 
     Ok(graph)
 }
 
-/// An arena of this size is always taken.
-const ARENA_BYTES: usize = 256 << 20;
-
-/// Parts into which a batch is cut so that the arena of one part stays within 256 MiB, or within two thirds of what parameters,
-/// gradients and moments take where that is more: the smallest number that divides the batch; the finest cut where even that does not fit.
+/// Parts into which a batch is cut: as few as the arena and the budget allow (see `trainer/memory.rs`).
 ///
 /// # Errors
 /// As [`training_graph`].
-pub fn choose_accumulation(config: &SimMimConfig, batch: usize, precision: Precision) -> Result<usize, TrainError> {
-    fewest_parts(batch, precision, |micro, parts| training_graph(config, micro, parts))
+pub fn choose_accumulation(config: &SimMimConfig, batch: usize, budget: Budget) -> Result<usize, TrainError> {
+    fewest_parts(batch, budget, &adamw_graph(config)?, |micro, parts| training_graph(config, micro, parts))
 }
 
-/// As [`choose_accumulation`], for any graph.
-pub(super) fn fewest_parts(
+/// What a step of a batch in so many parts takes.
+///
+/// # Errors
+/// [`TrainError::Input`] where it does not fit into the budget; as [`training_graph`].
+pub(super) fn step_memory(
+    config: &SimMimConfig,
     batch: usize,
-    precision: Precision,
-    graph: impl Fn(usize, usize) -> Result<Graph, TrainError>,
-) -> Result<usize, TrainError> {
-    for parts in (1..=batch).filter(|parts| batch.is_multiple_of(*parts)) {
-        let graph = graph(batch / parts, parts)?;
-        let program = Program::compile(&*precision.lower(&graph)?)?;
-        // The program holds parameters and gradients; moments double that.
-        if program.arena_bytes() <= ARENA_BYTES.max(2 * program.state_bytes() * 2 / 3) {
-            return Ok(parts);
-        }
-    }
-    Ok(batch)
+    parts: usize,
+    budget: Budget,
+) -> Result<StepMemory, TrainError> {
+    Ok(fit(&training_graph(config, batch / parts, parts)?, &adamw_graph(config)?, budget)?.1)
+}
+
+fn adamw_graph(config: &SimMimConfig) -> Result<Graph, TrainError> {
+    Ok(update_graph(&config.parameters(), &AdamWConfig::default())?)
 }
 
 impl Session {
@@ -141,8 +138,14 @@ impl Session {
 
     /// The same model, computed in another precision. Call it before anything else.
     #[must_use]
-    pub fn in_precision(mut self, precision: Precision) -> Self {
-        self.device.precision = precision;
+    pub fn in_precision(self, precision: Precision) -> Self {
+        self.within(Budget { precision, ..Budget::default() })
+    }
+
+    /// The same model, trained within a budget. Call it before anything else.
+    #[must_use]
+    pub fn within(mut self, budget: Budget) -> Self {
+        self.device.budget = budget;
         self
     }
 
@@ -173,16 +176,16 @@ impl Session {
     /// Compiles the training step: `micro * accumulation` images in as many runs as `accumulation` says.
     ///
     /// # Errors
-    /// Faults of the plan or the device.
+    /// A step that does not fit into the budget, faults of the plan or the device.
     pub fn prepare_training(
         &mut self,
         micro: usize,
         accumulation: usize,
         adamw: AdamWConfig,
     ) -> Result<(), TrainError> {
-        let program = self.device.load(&training_graph(&self.config, micro, accumulation)?)?;
-        let graph = update_graph(self.device.parameters(), &adamw)?;
-        let update = self.device.load_update(&graph, adamw)?;
+        let graph = training_graph(&self.config, micro, accumulation)?;
+        let (program, update) =
+            self.device.load_step(&graph, &update_graph(self.device.parameters(), &adamw)?, adamw)?;
         let executor = self.device.executor();
         self.training = Some(Training {
             parts: Parts { micro, count: accumulation },

@@ -1,6 +1,6 @@
 //! Arguments of the commands around classifiers.
 
-use super::RecipeArguments;
+use super::{MemoryArguments, RecipeArguments};
 use crate::device::DeviceArguments;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -25,6 +25,8 @@ pub(crate) struct StartOf {
     /// Training length in epochs.
     #[arg(long, value_name = "N")]
     pub(crate) epochs: Option<u64>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArguments,
     #[command(flatten)]
     pub(crate) device: DeviceArguments,
 }

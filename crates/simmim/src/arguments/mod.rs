@@ -2,12 +2,14 @@
 
 mod export;
 mod finetune;
+mod memory;
 mod pretrain;
 mod probe;
 mod use_weights;
 
 pub(crate) use export::{Export, ExportFormat};
 pub(crate) use finetune::{Compare, CompareMethod, Evaluate, Finetune, Predict, StartOf};
+pub(crate) use memory::MemoryArguments;
 pub(crate) use pretrain::Pretrain;
 pub(crate) use probe::{Method, Neighbors, Probe};
 pub(crate) use use_weights::{Embed, Pool, Reconstruct, WeightsOf};
@@ -112,6 +114,8 @@ pub(crate) struct Inspect {
     /// Images per step; default: the recipe's batch size.
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub(crate) batch: Option<usize>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArguments,
     /// List every parameter with its shape.
     #[arg(long)]
     pub(crate) parameters: bool,
@@ -241,6 +245,11 @@ pub(crate) struct BenchStep {
     /// Parts per step (gradient accumulation); 0: chosen to fit memory.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) accumulation: usize,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArguments,
+    /// Activations that the backward computes again, whatever memory there is: those of all blocks.
+    #[arg(long, conflicts_with = "memory")]
+    pub(crate) recompute: bool,
     /// Print the time of each operation to standard error.
     #[arg(long)]
     pub(crate) profile: bool,

@@ -1,6 +1,6 @@
 //! Arguments of `simmim pretrain`.
 
-use super::RecipeArguments;
+use super::{MemoryArguments, RecipeArguments};
 use crate::device::DeviceArguments;
 use clap::Args;
 use std::ffi::OsString;
@@ -52,6 +52,8 @@ pub(crate) struct Pretrain {
     /// Training length in minutes: a few steps are timed first, and the number of steps follows from them.
     #[arg(long, value_name = "M", conflicts_with_all = ["steps", "epochs", "resume"], value_parser = minutes)]
     pub(crate) minutes: Option<f64>,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArguments,
     #[command(flatten)]
     pub(crate) device: DeviceArguments,
     /// Random seed.

@@ -37,6 +37,7 @@ impl Flags {
         flags.set("schedule.steps", start.steps);
         flags.set("schedule.epochs", start.epochs);
         flags.set("train.precision", start.device.precision);
+        flags.set("train.memory", start.memory.memory);
         if let Some(size) = &start.image_size {
             let (height, width) = parse_size(size)?;
             flags.set("model.image_size", Some(format!("[{height}, {width}]")));

@@ -11,18 +11,19 @@ use simmim_engine::Program;
 use simmim_engine::autodiff::differentiate;
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, Variant, simmim_graph};
-use simmim_train::{Recipe, choose_accumulation, training_graph};
+use simmim_train::{Recipe, choose_accumulation, fit, training_graph};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     if let Some(weights) = &a.weights {
         return inspect_weights::run(a, weights);
     }
-    let recipe = Recipe::resolve(a.recipe.recipe.as_deref().unwrap_or("demo"), &a.recipe.set)?;
+    let mut recipe = Recipe::resolve(a.recipe.recipe.as_deref().unwrap_or("demo"), &a.recipe.set)?;
+    recipe.train.memory = a.memory.memory.unwrap_or(recipe.train.memory);
     let config = recipe.simmim_config()?;
     let batch = a.batch.unwrap_or(recipe.train.batch_size);
     let parts = match recipe.train.accumulation {
-        0 => choose_accumulation(&config, batch, recipe.train.precision)?,
+        0 => choose_accumulation(&config, batch, recipe.budget())?,
         given if batch.is_multiple_of(given) => given,
         given => {
             return Err(Failure::input(
@@ -32,20 +33,21 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         }
     };
     let graph = training_graph(&config, batch / parts, parts)?;
-    let lowered = recipe.train.precision.lower(&graph)?;
+    let specs = config.parameters();
+    let update = update_graph(&specs, &AdamWConfig::default())?;
+    let (lowered, memory) = fit(&graph, &update, recipe.budget())?;
     let program = Program::compile(&lowered)?;
-    let flops = graph.flops() * parts as u64;
+    let flops = program.flops() * parts as u64;
     let build = Build { batch, variant: Variant::Plain, accumulation: 1, train: true, outputs: false };
     let (mut plain, loss) = simmim_graph(&config, build)?;
     differentiate(&mut plain, loss)?;
-    let specs = config.parameters();
     let parameters: usize = specs.iter().map(simmim_models::ParameterSpec::len).sum();
     if a.json {
         println!(
             "{}",
             serde_json::json!({
                 "parameters": parameters, "batch": batch, "arena_bytes": program.arena_bytes(),
-                "state_bytes": 2 * program.state_bytes(), "parts": parts, "precision": recipe.train.precision, "flops_per_step": flops, "model_flops_per_step": plain.flops(),
+                "state_bytes": memory.states, "recomputed_blocks": memory.recomputed, "blocks": memory.blocks, "parts": parts, "precision": recipe.train.precision, "flops_per_step": flops, "model_flops_per_step": plain.flops(),
             })
         );
         return Ok(ExitCode::SUCCESS);
@@ -72,11 +74,17 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     );
     let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
     println!(
-        "memory       {:.1} MiB arena ({parts} part{} of {} images), {:.1} MiB parameters, gradients and moments",
-        mib(program.arena_bytes()),
+        "memory       {:.1} MiB activations ({parts} part{} of {} images), {:.1} MiB parameters, gradients and moments",
+        mib(memory.arena),
         plural(parts),
         batch / parts,
-        mib(2 * program.state_bytes())
+        mib(memory.states)
+    );
+    println!(
+        "recomputed   activations of {} of {} blocks, {:.0} % more operations",
+        memory.recomputed,
+        memory.blocks,
+        100.0 * (program.flops() as f64 / graph.flops() as f64 - 1.0)
     );
     println!("program      {} operations, products of {}", program.instructions().len(), recipe.train.precision);
     if a.parameters {
@@ -91,7 +99,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         print!("{program}");
     }
     if let Some(card) = &a.roofline {
-        let update = Program::compile(&update_graph(&specs, &AdamWConfig::default())?)?;
+        let update = Program::compile(&update)?;
         roofline::print(card, &program, parts, &update, batch);
     }
     Ok(ExitCode::SUCCESS)

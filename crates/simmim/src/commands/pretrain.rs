@@ -16,7 +16,7 @@ use simmim_train::pace::seconds_per_step;
 use simmim_train::plateau::is_near_mean_color;
 use simmim_train::recipe::Choice;
 use simmim_train::{
-    Event, LiveProbe, Outcome, Recipe, RunFolder, Summary, Task, TrainError, Trainer, open_data, settle,
+    Event, LiveProbe, Outcome, Recipe, RunFolder, StepMemory, Summary, Task, TrainError, Trainer, open_data, settle,
 };
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -98,6 +98,7 @@ fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(
     flag("schedule.epochs", a.epochs.map(|v| v.to_string()));
     flag("train.seed", a.seed.map(|v| v.to_string()));
     flag("train.precision", a.device.precision.map(|p| p.to_string()));
+    flag("train.memory", a.memory.memory.map(|v| v.to_string()));
     flag("checkpoint.keep", a.keep.map(|v| v.to_string()));
     let path = a.data.as_deref().map(absolute).transpose()?;
     flag("data.path", path.map(|p| serde_json::Value::from(p).to_string()));
@@ -188,6 +189,14 @@ fn numbers(precision: Precision, machine: &Machine) -> String {
     format!("{}, {precision}{faster}", machine.isa)
 }
 
+/// What of a step is computed twice.
+fn recomputed(step: StepMemory) -> String {
+    match step.recomputed {
+        0 => String::new(),
+        n => format!(", those of {n} of {} blocks computed twice", step.blocks),
+    }
+}
+
 pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress) {
     let device = trainer.task().device();
     let (machine, memory) = (device.executor().machine(), device.executor().memory());
@@ -205,13 +214,14 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress) {
     let left = total.saturating_sub(trainer.step());
     progress.say(&format!(
         "{} images, {parameters} parameters, {left} steps on {} thread{} ({}); memory: {:.0} MiB (parameters, gradients, moments) + \
-         {:.0} MiB (activations); run folder {}",
+         {:.0} MiB (activations{}); run folder {}",
         trainer.images(),
         machine.threads,
         plural(machine.threads),
         numbers(device.precision(), &machine),
         mib(memory.states),
         mib(memory.arena + memory.scratch),
+        recomputed(device.step_memory()),
         trainer.root().display(),
     ));
 }

@@ -20,7 +20,7 @@ use simmim_models::names::{IMAGES, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_random::{Purpose, Stream};
-use simmim_train::{choose_accumulation, training_graph};
+use simmim_train::{Budget, Recompute, choose_accumulation, fit, training_graph};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -48,11 +48,13 @@ struct Bench {
 
 impl Bench {
     fn new(config: SimMimConfig, a: &BenchStep) -> Result<Self, Failure> {
-        let parts = if a.accumulation == 0 {
-            choose_accumulation(&config, a.what.batch, a.what.device.precision())?
-        } else {
-            a.accumulation
+        let budget = Budget {
+            precision: a.what.device.precision(),
+            recompute: if a.recompute { Recompute::Block } else { Recompute::Auto },
+            memory: a.memory.memory.unwrap_or(0),
         };
+        let parts =
+            if a.accumulation == 0 { choose_accumulation(&config, a.what.batch, budget)? } else { a.accumulation };
         let micro = a.what.batch / parts;
         let graph = training_graph(&config, micro, parts)?;
         let flops = graph.flops() * parts as u64;
@@ -61,10 +63,11 @@ impl Bench {
         differentiate(&mut plain, loss)?;
         let model_flops = plain.flops() * parts as u64;
         let mut executor = device::open_with(&a.what.device, a.what.isa.as_deref())?;
-        let graph = a.what.device.precision().lower(&graph)?;
-        let part = executor.load(Program::compile(&graph)?)?;
         let specs = config.parameters();
-        let update = keep_copies(&update_graph(&specs, &AdamWConfig::default())?, &copies(&graph))?;
+        let update = update_graph(&specs, &AdamWConfig::default())?;
+        let (graph, _) = fit(&graph, &update, budget)?;
+        let part = executor.load(Program::compile(&graph)?)?;
+        let update = keep_copies(&update, &copies(&graph))?;
         let update = executor.load(Program::compile(&update)?)?;
         for p in specs.iter().filter(|p| p.used) {
             executor.write_state(&p.name, &p.initial(0))?;
