@@ -31,6 +31,8 @@ pub enum Purpose {
     Labels = 21,
     /// The choice of images for pictures.
     Spread = 22,
+    /// Random columns that a matrix is sketched by.
+    Sketch = 23,
 }
 
 /// A stream of random numbers, positioned by `(seed, purpose, epoch, sample)`.

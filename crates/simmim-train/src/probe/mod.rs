@@ -7,7 +7,9 @@
 pub mod knn;
 pub mod labels;
 pub mod linear;
+mod precondition;
 mod report;
+mod solver;
 pub mod space;
 
 pub use labels::{LabelledSet, LabelledSets, Split, folds, split};
@@ -16,7 +18,7 @@ pub use space::Space;
 
 use crate::error::TrainError;
 use crate::features::{Layer, Matrix};
-use linear::{LinearClassifier, Standardiser};
+use linear::{Fitter, LinearClassifier, Standardiser};
 use simmim_data::Transform;
 use simmim_engine::host::Pool;
 use space::Change;
@@ -224,13 +226,17 @@ impl Prober {
             (scale.apply(&fit), scale.apply(&train.select(&part.split.check)))
         };
         let features: Vec<(Matrix, Matrix)> = self.parts.iter().map(standardised).collect();
+        let fitters: Vec<Fitter<'_>> = (self.parts.iter().zip(&features))
+            .map(|(part, (fit, _))| Fitter::new(&self.pool, fit, &part.fit, self.classes))
+            .collect();
         let mut starts = vec![zeros; self.parts.len()];
         let mut best: Option<Chosen> = None;
         let mut worse = 0;
         for l2 in L2 {
             let mut shares = Vec::new();
-            for ((part, (fit, check)), start) in self.parts.iter().zip(&features).zip(&mut starts) {
-                *start = linear::fit(&self.pool, fit, &part.fit, l2, start.clone())?.classifier;
+            for (((part, (_, check)), fitter), start) in self.parts.iter().zip(&features).zip(&fitters).zip(&mut starts)
+            {
+                *start = fitter.near(l2, start.clone(), &mut |_| {})?.classifier;
                 shares.push(start.accuracy(&self.pool, check, &part.check));
             }
             let accuracy = self.pooled(shares.into_iter());
@@ -250,7 +256,9 @@ impl Prober {
     /// Fits all training images and measures on the validation images.
     fn measure(&self, chosen: Chosen, train: &Matrix, val: &Matrix) -> Result<LinearScore, TrainError> {
         let scale = Standardiser::of(train);
-        let whole = linear::fit(&self.pool, &scale.apply(train), &self.train, chosen.l2, chosen.start)?;
+        let x = scale.apply(train);
+        let fitter = Fitter::new(&self.pool, &x, &self.train, self.classes);
+        let whole = fitter.fit(chosen.l2, chosen.start, &mut |_| {})?;
         let val_accuracy = whole.classifier.accuracy(&self.pool, &scale.apply(val), &self.val);
         let (converged, gradient) = (whole.converged(), whole.gradient);
         Ok(LinearScore { l2: chosen.l2, split_accuracy: chosen.accuracy, val_accuracy, converged, gradient })

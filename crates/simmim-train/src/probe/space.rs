@@ -178,7 +178,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// The Cholesky factor, in place of the lower triangle.
-fn factorise(a: &mut [f64], dims: usize) {
+pub(super) fn factorise(a: &mut [f64], dims: usize) {
     for i in 0..dims {
         let (above, rest) = a.split_at_mut(i * dims);
         for j in 0..i {
@@ -192,7 +192,7 @@ fn factorise(a: &mut [f64], dims: usize) {
 }
 
 /// The inverse of a lower triangle; zeros above.
-fn inverse(l: &[f64], dims: usize) -> Vec<f64> {
+pub(super) fn inverse(l: &[f64], dims: usize) -> Vec<f64> {
     let mut out = vec![0.0; dims * dims];
     for i in 0..dims {
         let (above, rest) = out.split_at_mut(i * dims);
