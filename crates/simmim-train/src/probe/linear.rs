@@ -14,8 +14,8 @@ use simmim_engine::host::Pool;
 /// The fit has converged where no element of the gradient is larger. scikit-learn's bound too; below it, products in f32 leave
 /// the line search nothing but rounding.
 pub const TOLERANCE: f64 = 1e-4;
-/// A strength of l2 is judged this close to the minimum of the objective: accuracies are then within 0.2 points of their end.
-const NEAR: f64 = 3e-4;
+/// A strength of l2 is judged this close to the minimum of the objective: accuracies of raw pixels are then within 0.1 points of their end.
+const NEAR: f64 = 1e-4;
 /// Iterations after which a fit ends, converged or not. Most need fewer than a hundred.
 pub const MOST_ITERATIONS: u64 = 500;
 
