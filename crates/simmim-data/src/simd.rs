@@ -29,6 +29,7 @@ impl Isa {
         Self { avx2: false }
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn has_avx2(self) -> bool {
         self.avx2
     }

@@ -5,6 +5,7 @@ mod commands;
 mod device;
 mod diagnostics;
 mod meter;
+mod npy;
 mod progress;
 
 use arguments::{Arguments, BenchWhat, Command, RecipesAction};

@@ -1,7 +1,7 @@
 //! Masks given as an array file.
 
 use crate::diagnostics::Failure;
-use npyz::{NpyFile, Order};
+use crate::npy::Array;
 use simmim_data::MaskSpec;
 use simmim_models::{Mode, SimMimConfig};
 use std::path::Path;
@@ -15,23 +15,15 @@ pub(crate) fn read(path: &Path, spec: &MaskSpec, images: usize) -> Result<Vec<Ve
     let fail = |what: String| Failure::input(format!("{}: {what}", path.display()), help.clone());
     let bytes =
         std::fs::read(path).map_err(|e| Failure::input(format!("{}: {e}", path.display()), "check the path"))?;
-    let parse = || NpyFile::new(&bytes[..]).map_err(|e| fail(format!("not a .npy file: {e}")));
-    let header = parse()?;
-    let expected = [images, spec.rows, spec.cols];
-    if header.shape() != expected.map(|n| n as u64) {
-        return Err(fail(format!("its shape is {:?}", header.shape())));
+    let Array { shape, values } = Array::parse(&bytes).map_err(|e| fail(format!("not a .npy file of numbers: {e}")))?;
+    if shape != [images, spec.rows, spec.cols] {
+        return Err(fail(format!("its shape is {shape:?}")));
     }
-    let by_columns = header.order() == Order::Fortran;
-    let values = numbers(&parse).ok_or_else(|| fail("its elements are not bool, integers or floats".into()))?;
     if let Some(bad) = values.iter().find(|v| ![0.0, 1.0].contains(*v)) {
         return Err(fail(format!("it contains {bad}, which is neither 0 nor 1")));
     }
-    let place = |i: usize, cell: usize| {
-        let (row, col) = (cell / spec.cols, cell % spec.cols);
-        if by_columns { i + images * (row + spec.rows * col) } else { i * spec.cells() + cell }
-    };
     let masks: Vec<Vec<bool>> =
-        (0..images).map(|i| (0..spec.cells()).map(|cell| values[place(i, cell)] == 1.0).collect()).collect();
+        values.chunks(spec.cells().max(1)).map(|cells| cells.iter().map(|&v| v == 1.0).collect()).collect();
     let counts: Vec<usize> = masks.iter().map(|m| m.iter().filter(|&&v| v).count()).collect();
     match counts.iter().position(|&c| c != counts[0]) {
         Some(i) => {
@@ -43,22 +35,6 @@ pub(crate) fn read(path: &Path, spec: &MaskSpec, images: usize) -> Result<Vec<Ve
         }
         None => Ok(masks),
     }
-}
-
-/// The elements as numbers, whatever their type.
-fn numbers<'a>(parse: &impl Fn() -> Result<NpyFile<&'a [u8]>, Failure>) -> Option<Vec<f64>> {
-    macro_rules! first_of {
-        ($($t:ty => $convert:expr),* $(,)?) => {
-            $(if let Ok(values) = parse().ok()?.into_vec::<$t>() {
-                return Some(values.into_iter().map($convert).collect());
-            })*
-        };
-    }
-    first_of! {
-        bool => |v| f64::from(u8::from(v)), u8 => f64::from, i8 => f64::from, i16 => f64::from, u16 => f64::from,
-        i32 => f64::from, u32 => f64::from, i64 => |v| v as f64, u64 => |v| v as f64, f32 => f64::from, f64 => |v| v,
-    }
-    None
 }
 
 /// Makes the model hide as many cells as given masks do.
@@ -83,7 +59,6 @@ pub(crate) fn fit(config: &mut SimMimConfig, masks: &[Vec<bool>]) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use npyz::WriterBuilder;
     use simmim_data::MaskKind;
     use simmim_models::VitConfig;
 
@@ -91,37 +66,27 @@ mod tests {
         MaskSpec { rows: 2, cols: 3, ratio: 0.5, kind: MaskKind::Random }
     }
 
-    fn write(path: &Path, order: Order, values: &[f32]) {
-        let file = std::fs::File::create(path).unwrap();
-        let options = npyz::WriteOptions::new().default_dtype().shape(&[2, 2, 3]).order(order).writer(file);
-        let mut out = options.begin_nd().unwrap();
-        out.extend(values.iter().copied()).unwrap();
-        out.finish().unwrap();
+    fn write(path: &Path, values: &[f32]) {
+        let mut bytes = crate::npy::header(2, &[2, 3]);
+        values.iter().for_each(|v| bytes.extend(v.to_le_bytes()));
+        std::fs::write(path, bytes).unwrap();
     }
 
     #[test]
-    fn either_order_of_elements_gives_the_same_masks() {
+    fn an_array_becomes_masks_and_what_is_none_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.npy");
-        write(&path, Order::C, &[1., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
+        write(&path, &[1., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
         let masks = read(&path, &spec(), 2).unwrap();
-        assert_eq!(masks[0], [true, false, false, false, true, false]);
-        assert_eq!(masks[1], [false, false, true, true, false, false]);
-        // The same array, the first index running fastest.
-        write(&path, Order::Fortran, &[1., 0., 0., 1., 0., 0., 1., 0., 0., 1., 0., 0.]);
-        assert_eq!(read(&path, &spec(), 2).unwrap(), masks);
-    }
-
-    #[test]
-    fn what_is_no_mask_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("m.npy");
-        write(&path, Order::C, &[2., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
-        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("it contains 2"));
-        write(&path, Order::C, &[0., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
-        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("image 1 hides 2 cells"));
+        assert_eq!(masks, [[true, false, false, false, true, false], [false, false, true, true, false, false]]);
         assert!(format!("{:?}", read(&path, &spec(), 3).unwrap_err()).contains("its shape is [2, 2, 3]"));
+        write(&path, &[2., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
+        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("it contains 2"));
+        write(&path, &[0., 0., 0., 0., 1., 0., 0., 0., 1., 1., 0., 0.]);
+        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("image 1 hides 2 cells"));
         assert!(format!("{:?}", read(&folder.path().join("no.npy"), &spec(), 2).unwrap_err()).contains("no.npy"));
+        std::fs::write(&path, "text").unwrap();
+        assert!(format!("{:?}", read(&path, &spec(), 2).unwrap_err()).contains("does not begin"));
     }
 
     #[test]

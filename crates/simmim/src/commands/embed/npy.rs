@@ -3,7 +3,7 @@
 use super::{Sink, create, fail};
 use crate::commands::write_file;
 use crate::diagnostics::Failure;
-use npyz::WriterBuilder;
+use crate::npy::header;
 use simmim_files::AtomicFile;
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -14,23 +14,14 @@ pub(super) struct Npy {
     names: Vec<String>,
     /// Shape of a row.
     shape: Vec<usize>,
-    header: usize,
-}
-
-/// The header of an array, to the byte at which its numbers start.
-fn header(rows: usize, shape: &[usize]) -> Result<Vec<u8>, Failure> {
-    let shape: Vec<u64> = std::iter::once(rows).chain(shape.iter().copied()).map(|n| n as u64).collect();
-    let mut bytes = Vec::new();
-    drop(npyz::WriteOptions::<f32>::new().default_dtype().shape(&shape).writer(&mut bytes).begin_nd()?);
-    Ok(bytes)
 }
 
 impl Npy {
     pub(super) fn create(path: &Path, rows: usize, shape: Vec<usize>) -> Result<Self, Failure> {
         let mut file = BufWriter::new(create(path)?);
-        let header = header(rows, &shape)?;
+        let header = header(rows, &shape);
         file.write_all(&header).map_err(fail(path))?;
-        Ok(Self { path: path.to_owned(), file, names: Vec::new(), shape, header: header.len() })
+        Ok(Self { path: path.to_owned(), file, names: Vec::new(), shape })
     }
 
     fn names_path(&self) -> PathBuf {
@@ -45,11 +36,8 @@ impl Sink for Npy {
     }
 
     fn finish(mut self: Box<Self>) -> Result<String, Failure> {
-        // Where images were left out, the array has fewer rows than its header said; headers are padded to equal lengths.
-        let header = header(self.names.len(), &self.shape)?;
-        if header.len() != self.header {
-            return Err(Failure::running("internal: the header of the array changed its length"));
-        }
+        // Where images were left out, the array has fewer rows than its header said.
+        let header = header(self.names.len(), &self.shape);
         self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(&header)).map_err(fail(&self.path))?;
         let names = self.names_path();
         let text: String = self.names.iter().map(|n| n.replace(['\n', '\r'], " ") + "\n").collect();
