@@ -122,8 +122,11 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     text[1..].split_once(quote)
 }
 
+/// Reads the number of an element's bytes.
+type Read = fn(&[u8]) -> f64;
+
 /// Size of an element, and how it is read.
-fn reader(descr: &str) -> Option<(usize, fn(&[u8]) -> f64)> {
+fn reader(descr: &str) -> Option<(usize, Read)> {
     macro_rules! number {
         ($ty:ty, $from:ident, $convert:expr) => {
             (size_of::<$ty>(), |bytes: &[u8]| bytes.first_chunk().map_or(f64::NAN, |b| $convert(<$ty>::$from(*b))))
@@ -213,7 +216,7 @@ mod tests {
             (of("<f8", "False", "(9223372036854775807, 9)", &[0; 8]), "it holds 8 bytes"),
             (of("|u1", "Maybe", "(3,)", &[0; 3]), "is not understood"),
             (Array::parse(b"PK\x03\x04"), "does not begin"),
-            (Array::parse(&MAGIC[..]), "ends within"),
+            (Array::parse(MAGIC), "ends within"),
             (Array::parse(&[MAGIC, &[9, 0, 0, 0]].concat()), "version 9"),
         ] {
             assert!(found.as_ref().is_err_and(|e| e.contains(expected)), "{found:?}, {expected}");
