@@ -274,7 +274,8 @@ fn judge(summary: &Summary, last: f32, remedy: &str) {
             percent(near)
         );
         if is_near_mean_color(last, &t) {
-            println!("that is hardly better than filling hidden patches with one colour: {compared}; {remedy}");
+            let how = if last > mean { "worse" } else { "hardly better" };
+            println!("that is {how} than filling hidden patches with one colour: {compared}; {remedy}");
         } else if last >= t.best() {
             println!("that is {compared}; train longer");
         } else {
