@@ -12,7 +12,7 @@
 //!   floats.
 
 use crate::error::EngineError;
-use crate::graph::{DType, Graph, Node, TensorType, ValueId, ValueKind};
+use crate::graph::{DType, Graph, Node, Rewrite, TensorType, ValueId, ValueKind};
 use crate::ops::{AdamW, Cast, LayerNormGradInput, Op, Operation, Port, Precision};
 use std::collections::BTreeSet;
 
@@ -40,28 +40,23 @@ pub fn mixed_everywhere(graph: &Graph) -> Result<Graph, EngineError> {
 }
 
 fn lower(graph: &Graph, copied: &dyn Fn(&str) -> bool, everywhere: bool) -> Result<Graph, EngineError> {
-    graph.verify()?;
+    let rewrite = Rewrite::new(graph)?;
     let stored = Stored::decide(graph, everywhere);
     let mut lowering = Lowering {
-        from: graph,
-        to: Graph::new(),
-        values: vec![None; graph.values().len()],
+        rewrite,
         floats: vec![None; graph.values().len()],
         rounded: vec![None; graph.values().len()],
         copied,
         everywhere,
     };
-    for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind != ValueKind::Computed) {
-        lowering.values[at] = Some(lowering.to.take(value));
-    }
     for (node, rounds) in graph.nodes().iter().zip(&stored.products) {
         lowering.node(node, *rounds, &stored)?;
     }
     for (name, value) in graph.outputs() {
         let value = lowering.float(*value)?;
-        lowering.to.output(name.clone(), value);
+        lowering.rewrite.to.output(name.clone(), value);
     }
-    Ok(lowering.to)
+    Ok(lowering.rewrite.to)
 }
 
 /// Names of the states of which the graph reads a copy in bfloat16.
@@ -75,32 +70,21 @@ pub fn copies(graph: &Graph) -> BTreeSet<String> {
 /// # Errors
 /// As [`Graph::verify`].
 pub fn keep_copies(graph: &Graph, copies: &BTreeSet<String>) -> Result<Graph, EngineError> {
-    graph.verify()?;
-    let mut to = Graph::new();
-    let mut values: Vec<Option<ValueId>> = vec![None; graph.values().len()];
-    for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind != ValueKind::Computed) {
-        values[at] = Some(to.take(value));
-    }
+    let mut rewrite = Rewrite::new(graph)?;
     for node in graph.nodes() {
-        let mut inputs: Vec<ValueId> = node.inputs.iter().filter_map(|v| values[v.index()]).collect();
+        let mut inputs = node.inputs.iter().map(|&v| rewrite.value(v)).collect::<Result<Vec<_>, _>>()?;
         let parameter = node.inputs.first().map(|&v| graph.value(v));
         let op = match (&node.op, parameter) {
             (Op::AdamW(adamw), Some(parameter)) if copies.contains(&parameter.name) => {
                 let ty = parameter.ty.clone().with_dtype(DType::Bf16);
-                inputs.push(to.state_of(&format!("{COPY_PREFIX}{}", parameter.name), ty));
+                inputs.push(rewrite.to.state_of(&format!("{COPY_PREFIX}{}", parameter.name), ty));
                 Op::from(AdamW { copy: true, ..*adamw })
             }
             (op, _) => op.clone(),
         };
-        let outputs = to.apply(op, &inputs)?;
-        node.outputs.iter().zip(outputs).for_each(|(old, new)| values[old.index()] = Some(new));
+        rewrite.apply(node, op, &inputs, &[])?;
     }
-    for (name, value) in graph.outputs() {
-        if let Some(value) = values[value.index()] {
-            to.output(name.clone(), value);
-        }
-    }
-    Ok(to)
+    rewrite.finish()
 }
 
 /// Which nodes multiply bfloat16, and which values are stored so.
@@ -173,10 +157,8 @@ fn takes(graph: &Graph, node: &Node, rounds: bool, port: Port) -> bool {
 }
 
 struct Lowering<'a> {
-    from: &'a Graph,
-    to: Graph,
-    /// Each value of the old graph as it is stored in the new one.
-    values: Vec<Option<ValueId>>,
+    /// Each value as it is stored.
+    rewrite: Rewrite<'a>,
     /// Each value as floats, where it was asked for so.
     floats: Vec<Option<ValueId>>,
     /// Each value as bfloat16, where it was asked for so.
@@ -187,15 +169,17 @@ struct Lowering<'a> {
 
 impl Lowering<'_> {
     fn node(&mut self, node: &Node, rounds: bool, stored: &Stored) -> Result<(), EngineError> {
-        self.to.set_scope(&node.scope);
+        self.rewrite.to.set_scope(&node.scope);
         let mut inputs = Vec::with_capacity(node.inputs.len());
         for (port, &value) in node.inputs.iter().enumerate() {
-            let ty = self.from.ty(value);
+            let ty = self.rewrite.from.ty(value);
             inputs.push(match node.op.precision(Port::Input(port)) {
-                _ if !ty.dtype.is_float() => self.stored(value)?,
+                _ if !ty.dtype.is_float() => self.rewrite.value(value)?,
                 Precision::Product if rounds => self.rounded(value)?,
                 Precision::Either if self.everywhere => self.rounded(value)?,
-                Precision::Either if takes(self.from, node, rounds, Port::Input(port)) => self.stored(value)?,
+                Precision::Either if takes(self.rewrite.from, node, rounds, Port::Input(port)) => {
+                    self.rewrite.value(value)?
+                }
                 Precision::Rounded => self.rounded(value)?,
                 Precision::Float | Precision::Either | Precision::Product => self.float(value)?,
             });
@@ -205,9 +189,9 @@ impl Lowering<'_> {
         // What is modified in place stays of its type.
         let types: Vec<DType> = ports
             .map(|(port, v)| match in_place.iter().find(|(_, to)| *to == port) {
-                Some(&(from, _)) => self.to.ty(inputs[from]).dtype,
+                Some(&(from, _)) => self.rewrite.to.ty(inputs[from]).dtype,
                 None if stored.values[v.index()] => DType::Bf16,
-                None => self.from.ty(*v).dtype,
+                None => self.rewrite.from.ty(*v).dtype,
             })
             .collect();
         if let (Op::LayerNormGradInput(op), [output]) = (&node.op, &*node.outputs)
@@ -216,39 +200,30 @@ impl Lowering<'_> {
         {
             // The gradient of the residual stream is wanted as floats and as an operand: both are written while it is at hand.
             let op = LayerNormGradInput { rounded: true, ..*op };
-            let outputs = self.to.apply_as(op.into(), &inputs, &[])?;
-            self.values[output.index()] = Some(outputs[0]);
+            let outputs = self.rewrite.to.apply_as(op.into(), &inputs, &[])?;
+            self.rewrite.define(*output, outputs[0]);
             self.rounded[output.index()] = Some(outputs[1]);
             return Ok(());
         }
-        let outputs = self.to.apply_as(node.op.clone(), &inputs, &types)?;
-        node.outputs.iter().zip(outputs).for_each(|(old, new)| self.values[old.index()] = Some(new));
-        Ok(())
-    }
-
-    /// A value as it is stored.
-    fn stored(&self, value: ValueId) -> Result<ValueId, EngineError> {
-        let unknown =
-            || EngineError::Invalid(format!("`{}` is read before it is defined", self.from.value(value).name));
-        self.values[value.index()].ok_or_else(unknown)
+        self.rewrite.apply(node, node.op.clone(), &inputs, &types)
     }
 
     fn float(&mut self, value: ValueId) -> Result<ValueId, EngineError> {
-        let stored = self.stored(value)?;
-        if self.to.ty(stored).dtype != DType::Bf16 {
+        let stored = self.rewrite.value(value)?;
+        if self.rewrite.to.ty(stored).dtype != DType::Bf16 {
             return Ok(stored);
         }
         if let Some(known) = self.floats[value.index()] {
             return Ok(known);
         }
-        let cast = self.to.apply_as(Cast.into(), &[stored], &[DType::F32])?[0];
+        let cast = self.rewrite.to.apply_as(Cast.into(), &[stored], &[DType::F32])?[0];
         self.floats[value.index()] = Some(cast);
         Ok(cast)
     }
 
     fn rounded(&mut self, value: ValueId) -> Result<ValueId, EngineError> {
-        let stored = self.stored(value)?;
-        let (known, ty) = (self.from.value(value), self.to.ty(stored).clone());
+        let stored = self.rewrite.value(value)?;
+        let (known, ty) = (self.rewrite.from.value(value), self.rewrite.to.ty(stored).clone());
         if ty.dtype == DType::Bf16 {
             return Ok(stored);
         }
@@ -256,9 +231,9 @@ impl Lowering<'_> {
             return Ok(known);
         }
         let rounded = if known.kind == ValueKind::State && (self.copied)(&known.name) {
-            self.to.state_of(&format!("{COPY_PREFIX}{}", known.name), ty.with_dtype(DType::Bf16))
+            self.rewrite.to.state_of(&format!("{COPY_PREFIX}{}", known.name), ty.with_dtype(DType::Bf16))
         } else {
-            self.to.apply_as(Cast.into(), &[stored], &[DType::Bf16])?[0]
+            self.rewrite.to.apply_as(Cast.into(), &[stored], &[DType::Bf16])?[0]
         };
         self.rounded[value.index()] = Some(rounded);
         Ok(rounded)

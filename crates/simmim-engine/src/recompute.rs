@@ -7,7 +7,7 @@
 
 use crate::autodiff::GRADIENT_SCOPE;
 use crate::error::EngineError;
-use crate::graph::{Graph, Node, ValueId, ValueKind};
+use crate::graph::{Graph, Node, Rewrite, ValueId, ValueKind};
 use crate::ops::Operation;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -23,34 +23,45 @@ pub fn blocks(graph: &Graph) -> usize {
 /// # Errors
 /// As [`Graph::verify`].
 pub fn recompute(graph: &Graph, blocks: usize) -> Result<Graph, EngineError> {
-    graph.verify()?;
     let chosen: Vec<Block> = Block::all(graph).into_iter().take(blocks).collect();
-    let mut copy =
-        Rewriting { from: graph, to: Graph::new(), values: vec![None; graph.values().len()], again: Vec::new() };
-    copy.again.resize(graph.values().len(), None);
-    for (at, value) in graph.values().iter().enumerate().filter(|(_, v)| v.kind != ValueKind::Computed) {
-        copy.values[at] = Some(copy.to.take(value));
-    }
+    let mut rewrite = Rewrite::new(graph)?;
+    // What the backward reads instead of a value.
+    let mut again: Vec<Option<ValueId>> = vec![None; graph.values().len()];
     for (at, node) in graph.nodes().iter().enumerate() {
         for block in chosen.iter().filter(|block| block.first_read == at) {
-            block.nodes.iter().try_for_each(|&again| copy.node(&graph.nodes()[again], Some(&block.freed)))?;
+            for node in block.nodes.iter().map(|&at| &graph.nodes()[at]) {
+                let outputs = append(&mut rewrite, node, &format!("again.{}", node.scope), &again)?;
+                let wanted = node.outputs.iter().zip(outputs).filter(|(old, _)| block.wanted.contains(old));
+                wanted.for_each(|(old, new)| again[old.index()] = Some(new));
+            }
         }
-        copy.node(node, None)?;
+        let outputs = append(&mut rewrite, node, &node.scope, &again)?;
+        node.outputs.iter().zip(outputs).for_each(|(&old, new)| rewrite.define(old, new));
     }
-    for (name, value) in graph.outputs() {
-        let value = copy.values[value.index()].ok_or_else(|| undefined(graph, *value))?;
-        copy.to.output(name.clone(), value);
-    }
-    Ok(copy.to)
+    rewrite.finish()
+}
+
+/// Appends a node once more, on what was computed again where there is such.
+fn append(
+    rewrite: &mut Rewrite<'_>,
+    node: &Node,
+    scope: &str,
+    again: &[Option<ValueId>],
+) -> Result<Vec<ValueId>, EngineError> {
+    let input = |&v: &ValueId| again[v.index()].map_or_else(|| rewrite.value(v), Ok);
+    let inputs = node.inputs.iter().map(input).collect::<Result<Vec<_>, _>>()?;
+    let dtypes: Vec<_> = node.outputs.iter().map(|&v| rewrite.from.ty(v).dtype).collect();
+    rewrite.to.set_scope(scope);
+    rewrite.to.apply_as(node.op.clone(), &inputs, &dtypes)
 }
 
 /// What is to be computed again of a block.
 struct Block {
     /// The nodes that the backward needs once more, in order.
     nodes: Vec<usize>,
-    /// What they make that is no longer kept for the backward.
-    freed: BTreeSet<ValueId>,
-    /// The node that first reads any of it.
+    /// What of it is read: by the backward, which no longer finds it kept, or by another of these nodes.
+    wanted: BTreeSet<ValueId>,
+    /// The node of the backward that first reads any of it.
     first_read: usize,
 }
 
@@ -97,43 +108,8 @@ impl Block {
             }
         }
         again.reverse();
-        Some(Self { nodes: again, freed: wanted, first_read })
+        Some(Self { nodes: again, wanted, first_read })
     }
-}
-
-/// A graph while it is rewritten.
-struct Rewriting<'a> {
-    from: &'a Graph,
-    to: Graph,
-    /// Each value of the old graph in the new one.
-    values: Vec<Option<ValueId>>,
-    /// Each value that was computed once more.
-    again: Vec<Option<ValueId>>,
-}
-
-impl Rewriting<'_> {
-    /// Copies a node, or, where it is to be computed once more, those of its values that are asked for.
-    fn node(&mut self, node: &Node, again: Option<&BTreeSet<ValueId>>) -> Result<(), EngineError> {
-        let known =
-            |v: &ValueId| self.again[v.index()].or(self.values[v.index()]).ok_or_else(|| undefined(self.from, *v));
-        let inputs = node.inputs.iter().map(known).collect::<Result<Vec<_>, _>>()?;
-        let types: Vec<_> = node.outputs.iter().map(|&v| self.from.ty(v).dtype).collect();
-        let scope = if again.is_some() { format!("again.{}", node.scope) } else { node.scope.clone() };
-        self.to.set_scope(scope);
-        let outputs = self.to.apply_as(node.op.clone(), &inputs, &types)?;
-        for (old, new) in node.outputs.iter().zip(outputs) {
-            match again {
-                None => self.values[old.index()] = Some(new),
-                Some(asked) if asked.contains(old) => self.again[old.index()] = Some(new),
-                Some(_) => (),
-            }
-        }
-        Ok(())
-    }
-}
-
-fn undefined(graph: &Graph, value: ValueId) -> EngineError {
-    EngineError::Invalid(format!("`{}` is read before it is defined", graph.value(value).name))
 }
 
 #[cfg(test)]

@@ -6,9 +6,11 @@
 
 mod bf16;
 mod display;
+mod rewrite;
 mod types;
 
 pub use bf16::Bf16;
+pub(crate) use rewrite::Rewrite;
 pub use types::{DType, Element, Number, TensorType, columns, elements};
 
 use crate::error::EngineError;
