@@ -1,7 +1,7 @@
 //! The task of fine-tuning: labelled images, mixed and softened labels, top-1 on the validation images.
 
 use super::classifier::{Classifier, finetuning_graph, finetuning_update};
-use super::memory::{fewest_parts, fit};
+use super::memory::settle_parts;
 use super::{Device, Event, Measured, StepResult, Task};
 use crate::classify::{ClassifierFile, Scores};
 use crate::error::TrainError;
@@ -63,14 +63,7 @@ pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData) -> Result<(),
     recipe.fix_statistics(&data.train)?;
     let config = recipe.classifier_config(data.train.class_names().len())?;
     let update = finetuning_update(&config.parameters(), &recipe.adamw(), recipe.finetuning()?.0.ema)?;
-    let graph = |micro: usize, parts: usize| finetuning_graph(&config, micro, parts);
-    let (batch, budget) = (recipe.train.batch_size, recipe.budget());
-    if recipe.train.accumulation == 0 {
-        recipe.train.accumulation = fewest_parts(batch, budget, &update, graph)?;
-    }
-    let parts = recipe.train.accumulation;
-    fit(&graph(batch / parts, parts)?, &update, budget)?;
-    Ok(())
+    settle_parts(recipe, &update, |micro, parts| finetuning_graph(&config, micro, parts))
 }
 
 /// Fine-tuning by a recipe.

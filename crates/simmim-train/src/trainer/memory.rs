@@ -119,6 +119,26 @@ fn too_little(budget: Budget, least: StepMemory) -> TrainError {
     }
 }
 
+/// Settles the parts of a recipe's step where it leaves them open, and makes sure that the step fits into the memory that is given.
+///
+/// # Errors
+/// As [`fit`].
+pub(super) fn settle_parts(
+    recipe: &mut Recipe,
+    update: &Graph,
+    graph: impl Fn(usize, usize) -> Result<Graph, TrainError>,
+) -> Result<(), TrainError> {
+    let (batch, budget) = (recipe.train.batch_size, recipe.budget());
+    if recipe.train.accumulation == 0 {
+        recipe.train.accumulation = fewest_parts(batch, budget, update, &graph)?;
+    }
+    if budget.memory > 0 {
+        let parts = recipe.train.accumulation;
+        fit(&graph(batch / parts, parts)?, update, budget)?;
+    }
+    Ok(())
+}
+
 /// An arena of this size is always taken.
 const ARENA_BYTES: usize = 256 << 20;
 

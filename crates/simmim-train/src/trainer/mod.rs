@@ -34,11 +34,12 @@ use crate::run_folder::RunFolder;
 use crate::schedule::LearningRate;
 use crate::trivial::TrivialLosses;
 use log::Log;
-use session::step_memory;
+use memory::settle_parts;
 use simmim_data::{Loader, LoaderConfig, Position, Source, Transparency};
 use simmim_engine::Executor;
 use simmim_engine::executor::Machine;
 use simmim_models::Precision;
+use simmim_models::optimizer::update_graph;
 use simmim_models::weights::{self, Weights};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -146,12 +147,9 @@ pub struct Trainer<T = Pretraining> {
 /// Images that cannot be measured, impossible sizes, a step that does not fit into `train.memory`.
 pub fn settle(recipe: &mut Recipe, data: &Data) -> Result<(), TrainError> {
     recipe.fix_statistics(&*data.train)?;
-    let (config, batch) = (recipe.simmim_config()?, recipe.train.batch_size);
-    if recipe.train.accumulation == 0 {
-        recipe.train.accumulation = choose_accumulation(&config, batch, recipe.budget())?;
-    }
-    step_memory(&config, batch, recipe.train.accumulation, recipe.budget())?;
-    Ok(())
+    let config = recipe.simmim_config()?;
+    let update = update_graph(&config.parameters(), &recipe.adamw())?;
+    settle_parts(recipe, &update, |micro, parts| training_graph(&config, micro, parts))
 }
 
 impl Trainer {

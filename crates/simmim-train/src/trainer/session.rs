@@ -1,7 +1,7 @@
 //! A model on a device: the compiled programs of training and evaluation over one set of parameters.
 
 use super::device::{Device, DropPath, Parts, Update};
-use super::memory::{Budget, StepMemory, fewest_parts, fit};
+use super::memory::{Budget, fewest_parts};
 use crate::error::TrainError;
 use crate::features::{EncoderProgram, Layer};
 use simmim_engine::autodiff::differentiate;
@@ -105,24 +105,8 @@ pub fn training_graph(config: &SimMimConfig, micro: usize, accumulation: usize) 
 /// # Errors
 /// As [`training_graph`].
 pub fn choose_accumulation(config: &SimMimConfig, batch: usize, budget: Budget) -> Result<usize, TrainError> {
-    fewest_parts(batch, budget, &adamw_graph(config)?, |micro, parts| training_graph(config, micro, parts))
-}
-
-/// What a step of a batch in so many parts takes.
-///
-/// # Errors
-/// [`TrainError::Input`] where it does not fit into the budget; as [`training_graph`].
-pub(super) fn step_memory(
-    config: &SimMimConfig,
-    batch: usize,
-    parts: usize,
-    budget: Budget,
-) -> Result<StepMemory, TrainError> {
-    Ok(fit(&training_graph(config, batch / parts, parts)?, &adamw_graph(config)?, budget)?.1)
-}
-
-fn adamw_graph(config: &SimMimConfig) -> Result<Graph, TrainError> {
-    Ok(update_graph(&config.parameters(), &AdamWConfig::default())?)
+    let update = update_graph(&config.parameters(), &AdamWConfig::default())?;
+    fewest_parts(batch, budget, &update, |micro, parts| training_graph(config, micro, parts))
 }
 
 impl Session {
