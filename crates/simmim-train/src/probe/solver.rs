@@ -92,14 +92,18 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 impl Problem<'_> {
+    /// Rows of a part.
+    fn rows_of_part(&self) -> usize {
+        self.x.rows.div_ceil(PARTS).next_multiple_of(BLOCK).max(1)
+    }
+
     fn part(&self, part: usize) -> Range<usize> {
-        let step = self.x.rows.div_ceil(PARTS).next_multiple_of(BLOCK);
+        let step = self.rows_of_part();
         (part * step).min(self.x.rows)..((part + 1) * step).min(self.x.rows)
     }
 
     fn over_parts<T: Send>(&self, f: impl Fn(Range<usize>) -> T + Sync) -> Vec<T> {
-        let step = self.x.rows.div_ceil(PARTS).next_multiple_of(BLOCK);
-        parallel_map(self.pool, self.x.rows.div_ceil(step.max(1)), |part| f(self.part(part)))
+        parallel_map(self.pool, self.x.rows.div_ceil(self.rows_of_part()), |part| f(self.part(part)))
     }
 
     /// `x W^T + b`, or the change of it along a direction.
