@@ -546,7 +546,7 @@ fn adamw(s: &mut Stream) -> Graph {
         b.input("grad", &shape),
         b.input("m", &shape),
         b.input("positive v", &shape),
-        b.input("positive step", &[3]),
+        b.input("positive step", &[4]),
         b.input("clip", &[1]),
     ];
     b.finish(AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.05, lr_scale: 0.5, copy: false }, &inputs)

@@ -10,11 +10,11 @@ struct AdamWTensor {
     float beta1, beta2, eps, weight_decay, lr_scale, unused;
 };
 
-// step = (learning rate, 1 - beta1^t, sqrt(1 - beta2^t)). A clip that is not finite leaves all but the gradients as they are.
+// step = (learning rate, 1 - beta1^t, sqrt(1 - beta2^t), floor). A clip that is not finite leaves all but the gradients as they are.
 extern "C" __global__ void __launch_bounds__(256) adamw(const AdamWTensor* __restrict__ tensors, const Chunk* __restrict__ chunks, const float* __restrict__ step, const float* __restrict__ clip) {
     Chunk chunk = chunks[blockIdx.x];
     AdamWTensor t = tensors[chunk.tensor];
-    float factor = clip[0], lr = step[0] * t.lr_scale;
+    float factor = clip[0], lr = step[0] * t.lr_scale + step[3] * (1.0f - t.lr_scale);
     bool finite = fabsf(factor) <= 3.4028235e38f;
     float keep = 1.0f - lr * t.weight_decay, rate = lr / step[1], root = 1.0f / step[2];
     Index end = min(t.count, chunk.start + CHUNK);

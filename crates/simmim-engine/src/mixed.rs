@@ -272,7 +272,7 @@ mod tests {
 
     fn update() -> Graph {
         let mut g = Graph::new();
-        let step = g.input("step", TensorType::f32([3]));
+        let step = g.input("step", TensorType::f32([4]));
         let gradient = g.state("grad.first", &[DIM, DIM]);
         let norm = g.apply(GlobalNorm { max_norm: None }, &[gradient]).unwrap();
         let [first, m, v] = ["first", "m.first", "v.first"].map(|name| g.state(name, &[DIM, DIM]));
@@ -354,7 +354,7 @@ mod tests {
         }
         executor.run(step).unwrap();
         let slot = executor.input(update, "step").unwrap();
-        executor.write(slot, &[0.1, 0.1, 0.1]).unwrap();
+        executor.write(slot, &[0.1, 0.1, 0.1, 0.0]).unwrap();
         executor.run(update).unwrap();
         let mut updated = vec![0.0; DIM * DIM];
         executor.read_state("first", &mut updated).unwrap();

@@ -228,6 +228,11 @@ impl Encoder {
         Init::TruncatedNormal { std: 0.02, cut, scale: 1.0 }
     }
 
+    /// Whether the official code lets the mask token decay: its ViT lists positions and class token alone, its Swin the mask token too.
+    pub(crate) fn mask_token_decays(&self) -> bool {
+        matches!(self, Self::Vit(_))
+    }
+
     /// What the output of the final norm holds: as the last block's.
     #[must_use]
     pub fn output_layer(&self) -> Layer {

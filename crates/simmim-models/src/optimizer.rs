@@ -28,13 +28,30 @@ impl Default for AdamWConfig {
     }
 }
 
+/// Learning rate of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// Rate of a parameter whose factor is 1.
+    pub lr: f64,
+    /// The part of it that the factors of layer-wise decay leave alone: a parameter of factor `s` has the rate `s lr + (1 - s) floor`.
+    pub floor: f64,
+}
+
+impl From<f64> for Rate {
+    /// A rate without a floor.
+    fn from(lr: f64) -> Self {
+        Self { lr, floor: 0.0 }
+    }
+}
+
 impl AdamWConfig {
-    /// The input `step` of the update for step `t`, counted from 1: learning rate and both bias corrections.
+    /// The input `step` of the update for step `t`, counted from 1: learning rate, both bias corrections, and the rate's floor.
     #[must_use]
-    pub fn step_input(&self, lr: f64, t: u64) -> [f32; 3] {
+    pub fn step_input(&self, rate: impl Into<Rate>, t: u64) -> [f32; 4] {
+        let Rate { lr, floor } = rate.into();
         let t = t.min(i32::MAX as u64) as i32;
         let correction = |beta: f32| 1.0 - f64::from(beta).powi(t);
-        [lr as f32, correction(self.betas.0) as f32, correction(self.betas.1).sqrt() as f32]
+        [lr as f32, correction(self.betas.0) as f32, correction(self.betas.1).sqrt() as f32, floor as f32]
     }
 }
 
@@ -48,7 +65,7 @@ pub fn sum_loss(graph: &mut Graph, loss: ValueId) -> Result<(), EngineError> {
     graph.apply(Add, &[sum, loss]).map(drop)
 }
 
-/// Global norm, clipping and AdamW for all used parameters. Input `step [3]` (see [`AdamWConfig::step_input`]); outputs `norm [1]`
+/// Global norm, clipping and AdamW for all used parameters. Input `step [4]` (see [`AdamWConfig::step_input`]); outputs `norm [1]`
 /// and `loss [1]`, what [`sum_loss`] has summed. Gradients and that sum are zeroed; parameters are left alone where the norm is not
 /// finite.
 ///
@@ -69,7 +86,7 @@ pub fn averaging_update_graph(parameters: &[ParameterSpec], config: &AdamWConfig
 fn update(parameters: &[ParameterSpec], config: &AdamWConfig, average: bool) -> Result<Graph, EngineError> {
     let mut graph = Graph::new();
     let decay = average.then(|| graph.input(AVERAGE_DECAY, TensorType::f32([1])));
-    let step = graph.input(STEP, TensorType::f32([3]));
+    let step = graph.input(STEP, TensorType::f32([4]));
     let used: Vec<&ParameterSpec> = parameters.iter().filter(|p| p.used).collect();
     let gradients: Vec<_> =
         used.iter().map(|p| graph.state(&format!("{GRADIENT_PREFIX}{}", p.name), &p.graph_shape())).collect();

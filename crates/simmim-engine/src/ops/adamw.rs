@@ -1,12 +1,13 @@
 //! One AdamW update of one parameter.
 //!
 //! # Shapes
-//! `param [...]`, `grad [...]`, `m [...]`, `v [...]` of equal shape, `step [3]` = (learning rate, `1 - beta1^t`,
-//! `sqrt(1 - beta2^t)`), `clip [1]` -> the updated `param`, a zeroed `grad`, the updated `m` and `v`, all in place. With a `copy [...]`
-//! in bfloat16, the updated `param` rounded to it, in place too.
+//! `param [...]`, `grad [...]`, `m [...]`, `v [...]` of equal shape, `step [4]` = (learning rate, `1 - beta1^t`,
+//! `sqrt(1 - beta2^t)`, floor), `clip [1]` -> the updated `param`, a zeroed `grad`, the updated `m` and `v`, all in place. With a
+//! `copy [...]` in bfloat16, the updated `param` rounded to it, in place too.
 //!
 //! # Mathematics
-//! `g = clip grad`, `param *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
+//! `lr = lr_scale rate + (1 - lr_scale) floor`: the floor is the part of the rate that layer-wise decay leaves alone. `g = clip grad`,
+//! `param *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
 //! `param -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps)` (Loshchilov and Hutter, arXiv 1711.05101,
 //! algorithm 2; `lr` multiplies the decay as in PyTorch). A `clip` that is not finite leaves `param`, `m` and `v` as they are.
 //!
@@ -44,7 +45,7 @@ impl Operation for AdamW {
         for (at, role) in [(1, "grad"), (2, "m"), (3, "v")] {
             check.shape(at, role, &inputs[0].shape)?;
         }
-        check.len(4, "step", 3)?;
+        check.len(4, "step", 4)?;
         check.len(5, "clip", 1)?;
         let mut outputs = inputs[..4].to_vec();
         if self.copy {
@@ -67,8 +68,9 @@ impl Operation for AdamW {
     }
 
     fn reference(&self, inputs: &[Tensor], outputs: &mut [Vec<f64>]) {
-        let [lr, correction1, correction2] = [0, 1, 2].map(|i| inputs[4].f64()[i]);
-        let lr = lr * f64::from(self.lr_scale);
+        let [lr, correction1, correction2, floor] = [0, 1, 2, 3].map(|i| inputs[4].f64()[i]);
+        let scale = f64::from(self.lr_scale);
+        let lr = lr * scale + floor * (1.0 - scale);
         let clip = inputs[5].f64()[0];
         let (beta1, beta2) = (f64::from(self.beta1), f64::from(self.beta2));
         for i in 0..outputs[0].len() {

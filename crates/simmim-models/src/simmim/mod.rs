@@ -216,7 +216,8 @@ impl SimMimConfig {
         let mask_init = if tutorial { Init::Normal { std: 1.0 } } else { self.encoder.mask_token_init() };
         let head = Init::Uniform { bound: 1.0 / (dim as f32).sqrt() };
         let mut list = self.encoder.specs("encoder.", style);
-        list.push(ParameterSpec::new("encoder.mask_token", &[1, 1, embedded], mask_init).in_layer(0));
+        let mask_token = ParameterSpec::new("encoder.mask_token", &[1, 1, embedded], mask_init).in_layer(0);
+        list.push(ParameterSpec { decay: self.encoder.mask_token_decays(), ..mask_token });
         let layers: &[(&str, usize)] = match self.head {
             Head::Linear => &[("decoder.0", values)],
             Head::Mlp => &[("decoder.0", dim), ("decoder.2", values)],

@@ -279,7 +279,7 @@ impl Recipe {
             warmup_steps: if s.warmup_steps > 0 { s.warmup_steps } else { steps(s.warmup_epochs).min(longest) },
             total_steps: self.total_steps(steps_per_epoch),
             decay: match s.kind {
-                ScheduleKind::Cosine => Decay::Cosine,
+                ScheduleKind::Cosine => Decay::Cosine { after_warmup: s.warmup_prefix },
                 ScheduleKind::Linear => Decay::Linear,
                 ScheduleKind::Constant => Decay::Constant,
                 ScheduleKind::MultiStep => {

@@ -87,6 +87,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("schedule.warmup_epochs", "linear warm-up in epochs; at most a fifth of a length given in steps"),
     ("schedule.warmup_steps", "linear warm-up in steps; 0: schedule.warmup_epochs applies"),
     ("schedule.warmup_lr", "learning rate at the start of the warm-up"),
+    ("schedule.warmup_prefix", "the cosine begins after the warm-up (timm's warmup_prefix) instead of under it"),
     ("schedule.min_lr", "final learning rate (cosine, linear)"),
     ("schedule.milestones", "epochs after which multi_step multiplies the learning rate by gamma"),
     ("schedule.gamma", "decay factor of multi_step"),

@@ -91,7 +91,8 @@ section!(
 section!(
     /// Length and learning rate.
     Schedule {
-        epochs: u64, steps: u64, kind: ScheduleKind, warmup_epochs: f64, warmup_steps: u64, warmup_lr: f64, min_lr: f64,
+        epochs: u64, steps: u64, kind: ScheduleKind, warmup_epochs: f64, warmup_steps: u64, warmup_lr: f64,
+        warmup_prefix: bool, min_lr: f64,
         milestones: Vec<f64>, gamma: f64,
     }
 );

@@ -10,7 +10,7 @@ use simmim_engine::autodiff::differentiate_states;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, ProgramId};
 use simmim_models::classifier::{ClassifierBuild, classifier_graph};
 use simmim_models::names::{IMAGES, LOGITS, TARGETS};
-use simmim_models::optimizer::{AdamWConfig, averaging_update_graph, sum_loss, update_graph};
+use simmim_models::optimizer::{AdamWConfig, Rate, averaging_update_graph, sum_loss, update_graph};
 use simmim_models::weights::Weights;
 use simmim_models::{ClassifierConfig, ModelError, ParameterSpec, Precision};
 use std::sync::mpsc::sync_channel;
@@ -173,11 +173,11 @@ impl Classifier {
     ///
     /// # Errors
     /// Faults of the device. Call [`Classifier::prepare_training`] first.
-    pub fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+    pub fn update(&mut self, step: u64, rate: impl Into<Rate>) -> Result<StepResult, TrainError> {
         let Some(t) = &self.training else { return Err(unprepared()) };
         // The average forgets the start quickly while there is little to average.
         let decay = self.ema.min((1.0 + step as f64) / (10.0 + step as f64));
-        self.device.update(&t.update, step, lr, decay)
+        self.device.update(&t.update, step, rate.into(), decay)
     }
 
     /// Logits `[count, classes]` of up to [`PREDICTED`] images; of the averaged weights where they are kept.

@@ -8,7 +8,7 @@ use simmim_models::encoder::Branch;
 use simmim_models::names::{
     AVERAGE_DECAY, AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, GRADIENT_NORM, LOSS, SECOND_MOMENT_PREFIX, STEP,
 };
-use simmim_models::optimizer::AdamWConfig;
+use simmim_models::optimizer::{AdamWConfig, Rate};
 use simmim_models::weights::{Tensor, Weights};
 use simmim_models::{ModelError, ParameterSpec, Precision};
 use simmim_random::{Purpose, Stream};
@@ -215,8 +215,8 @@ impl Device {
 
     /// Moves the parameters by the gradients so far, and their averages, where there are any, with `decay`; `step` counts from 0.
     /// Waits for the device.
-    pub(super) fn update(&mut self, u: &Update, step: u64, lr: f64, decay: f64) -> Result<StepResult, TrainError> {
-        self.executor.write(u.step, &u.adamw.step_input(lr, step + 1))?;
+    pub(super) fn update(&mut self, u: &Update, step: u64, rate: Rate, decay: f64) -> Result<StepResult, TrainError> {
+        self.executor.write(u.step, &u.adamw.step_input(rate, step + 1))?;
         if let Some(slot) = u.decay {
             self.executor.write(slot, &[decay as f32])?;
         }

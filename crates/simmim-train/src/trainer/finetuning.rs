@@ -9,6 +9,7 @@ use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use simmim_data::{Batch, LabelledSource, Mix, Source, Transform, demo, demo_held_out, source};
 use simmim_engine::Executor;
+use simmim_models::optimizer::Rate;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -146,8 +147,8 @@ impl Task for FineTuning {
         self.classifier.accumulate(&batch.images, &targets, seed, step)
     }
 
-    fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
-        self.classifier.update(step, lr)
+    fn update(&mut self, step: u64, rate: Rate) -> Result<StepResult, TrainError> {
+        self.classifier.update(step, rate)
     }
 
     fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {

@@ -398,10 +398,10 @@ impl<T: Task> Trainer<T> {
     fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
         let mut batch = self.loader.next_batch()?;
         self.tell_transparency(COUNTED.min(self.images), tell);
-        let lr = self.schedule.at(self.step);
+        let rate = self.schedule.at(self.step);
         self.task.accumulate(&mut batch, self.step)?;
         self.loader.recycle(batch);
-        let result = self.task.update(self.step, lr)?;
+        let result = self.task.update(self.step, rate)?;
         self.step += 1;
         if self.judge(result, tell)? {
             return Ok(None);
@@ -420,7 +420,7 @@ impl<T: Task> Trainer<T> {
         if measure || probe || due(self.recipe.log.every_steps) {
             let epoch = self.step as f64 / self.loader.batches_per_epoch() as f64;
             let window = self.log.record(self.loader.wait_seconds());
-            let mut record = Record { step, epoch, lr, grad_norm: result.grad_norm, ..window };
+            let mut record = Record { step, epoch, lr: rate.lr, grad_norm: result.grad_norm, ..window };
             if measure {
                 measured = self.measure(tell)?;
             }

@@ -8,6 +8,7 @@ use crate::run_folder::RunFolder;
 use crate::trivial::TrivialLosses;
 use simmim_data::{Batch, MaskSpec, mask};
 use simmim_engine::Executor;
+use simmim_models::optimizer::Rate;
 use simmim_models::weights;
 
 /// Pre-training by a recipe.
@@ -58,8 +59,8 @@ impl Task for Pretraining {
         self.session.accumulate(&batch.images, &masks, self.recipe.train.seed, step)
     }
 
-    fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
-        self.session.update(step, lr)
+    fn update(&mut self, step: u64, rate: Rate) -> Result<StepResult, TrainError> {
+        self.session.update(step, rate)
     }
 
     fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {

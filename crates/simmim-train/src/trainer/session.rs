@@ -7,7 +7,7 @@ use crate::features::{EncoderProgram, Layer};
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, ProgramId};
 use simmim_models::names::{IMAGES, LOSS, PREDICTION, TARGET};
-use simmim_models::optimizer::{AdamWConfig, sum_loss, update_graph};
+use simmim_models::optimizer::{AdamWConfig, Rate, sum_loss, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::weights::Weights;
 use simmim_models::{ModelError, Precision, SimMimConfig};
@@ -192,10 +192,10 @@ impl Session {
         masks: &[Vec<bool>],
         seed: u64,
         step: u64,
-        lr: f64,
+        rate: impl Into<Rate>,
     ) -> Result<StepResult, TrainError> {
         self.accumulate(images, masks, seed, step)?;
-        self.update(step, lr)
+        self.update(step, rate)
     }
 
     /// Adds the gradients of a batch to those so far, and its loss. Does not wait for the device.
@@ -223,9 +223,9 @@ impl Session {
     ///
     /// # Errors
     /// Faults of the device. Call [`Session::prepare_training`] first.
-    pub fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError> {
+    pub fn update(&mut self, step: u64, rate: impl Into<Rate>) -> Result<StepResult, TrainError> {
         let Some(t) = &self.training else { return Err(unprepared()) };
-        self.device.update(&t.update, step, lr, 0.0)
+        self.device.update(&t.update, step, rate.into(), 0.0)
     }
 
     /// Loss, predictions and targets of images under given masks; nothing is changed.

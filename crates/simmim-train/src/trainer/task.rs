@@ -5,6 +5,7 @@ use crate::error::TrainError;
 use crate::run_folder::RunFolder;
 use crate::trivial::TrivialLosses;
 use simmim_data::Batch;
+use simmim_models::optimizer::Rate;
 
 /// What was measured on held-out images.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -34,7 +35,7 @@ pub trait Task {
     ///
     /// # Errors
     /// Faults of the device.
-    fn update(&mut self, step: u64, lr: f64) -> Result<StepResult, TrainError>;
+    fn update(&mut self, step: u64, rate: Rate) -> Result<StepResult, TrainError>;
 
     /// Measures on the held-out images; nothing is changed. None where no image could be read.
     ///

@@ -6,7 +6,7 @@ use clap::Args;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MemoryArguments {
     /// Memory for parameters, gradients, moments and activations, such as 8GiB. A step is cut into more parts, then activations are computed
-    /// twice (train.recompute), as far as it takes; the results do not change by that.
+    /// twice (train.recompute), as far as it takes. The second keeps every bit of the result, the first keeps it to rounding.
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub(crate) memory: Option<u64>,
 }

@@ -16,7 +16,7 @@ pub(crate) fn adamw(cpu: &Cpu, op: &AdamW, args: &mut Args<'_>) {
         grad.fill(0.0);
         return;
     }
-    let lr = step[0] * op.lr_scale;
+    let lr = step[0] * op.lr_scale + step[3] * (1.0 - op.lr_scale);
     let factors = Factors {
         clip,
         beta1: op.beta1,
