@@ -60,21 +60,32 @@ fn a_probe_rates_every_layer_and_the_baselines_and_keeps_the_features() {
     let (again, told) = good(place.path(), arguments);
     assert_eq!(again, table);
     assert_eq!(told.matches("from the cache").count(), 4, "{told}");
+    // Each layer is kept for itself, so a narrower set is there and a wider one is completed.
+    let (_, told) = good(place.path(), &format!("{arguments} --layers 1 --no-baselines"));
+    assert_eq!((told.matches("images, from the cache").count(), told.matches("images/s").count()), (2, 0), "{told}");
+    let norms = std::fs::read_dir(run.join("features")).unwrap().map(|e| e.unwrap().path());
+    let norms: Vec<_> = norms.filter(|p| p.to_string_lossy().contains("-norm-")).collect();
+    assert_eq!(norms.len(), 4, "training and validation images, trained and random weights");
+    norms.iter().for_each(|p| std::fs::remove_file(p).unwrap());
+    let (again, told) = good(place.path(), arguments);
+    assert_eq!(again, table);
+    assert_eq!(told.matches("2 of 3 layers from the cache").count(), 4, "{told}");
     let kept = std::fs::read_dir(run.join("features")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&kept).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&kept, bytes).unwrap();
     let (again, told) = good(place.path(), arguments);
-    assert_eq!((again, told.matches("from the cache").count()), (table, 3), "{told}");
+    assert_eq!((again, told.matches("images, from the cache").count()), (table, 3), "{told}");
 
-    // A changed image is new data.
+    // A changed image is new data; the training images are the same.
     squares(&place.path().join("val"), &[("light", 215)], 5);
     let (json, told) = good(place.path(), &format!("{arguments} --method knn --layers 1,-1 --json"));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["rows"].as_array().unwrap().len(), 5);
     assert!(json["best"]["linear"].is_null() && json["best"]["knn"]["layer"].is_number(), "{json}");
-    assert!(!told.contains("from the cache") && told.contains("are now in run/probe-1.json"), "{told}");
+    assert!(told.matches("from the cache").count() == 2 && told.matches("VAL: 10 of 10").count() == 2, "{told}");
+    assert!(told.contains("are now in run/probe-1.json"), "{told}");
 
     // A narrower look keeps the wider one's rows, and an unreadable image is told once.
     std::fs::write(place.path().join("train/dark/0.png"), "torn").unwrap();
@@ -254,6 +265,12 @@ fn the_nearest_images_are_listed_and_drawn() {
     assert!(lines[0].starts_with("1\t1.0000") && lines[0].ends_with("light/2.png\tlight"), "{list}");
     let sheet = image::open(place.path().join("sheet.png")).unwrap();
     assert_eq!((sheet.width(), sheet.height()), (4 * 128 + 8, 142 + 8));
+    for own in ["data/light/2.png", "./data/../data/light/2.png"] {
+        let query = format!("neighbors --weights run --data data --query {own} --out sheet.png -k 99");
+        let (list, told) = good(place.path(), &query);
+        assert!(told.contains("the query is image #6 of the data, and is left out"), "{told}");
+        assert!(list.lines().count() == 8 && !list.contains("light/2.png"), "{list}");
+    }
     let (list, told) = good(place.path(), "neighbors --weights run --data data --query #6 --out sheet.png -k 99");
     assert_eq!(list.lines().count(), 8, "all but the image itself, and the picture: {list}");
     assert!(!list.contains("light/2.png") && told.contains("from the cache"), "{list}{told}");

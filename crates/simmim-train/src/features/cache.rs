@@ -1,10 +1,10 @@
 //! Features kept in the folder of a run.
 //!
-//! A file is named after what its contents follow from: the images (names, labels, and size and time of change of their files, or
-//! the pixels where an image has no file of its own), the transform, model, layers and pooling, and the weights. It carries a hash
-//! of its contents; a damaged one is passed over and made again.
+//! A file holds the features of one layer and is named after what they follow from: the images (names, labels, and size and time of
+//! change of their files, or the pixels where an image has no file of its own), the transform, model and pooling, the layer, and the
+//! weights. It carries a hash of its contents; a damaged one is passed over and made again.
 
-use super::{Features, Matrix, Plan};
+use super::{Features, Layer, Matrix, Plan};
 use crate::error::TrainError;
 use serde::{Deserialize, Serialize};
 use simmim_data::{Channels, DataError, Pixels, Source, Transform};
@@ -14,17 +14,16 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// First line of a file; the number changes with its layout.
-const MAGIC: &[u8] = b"simmim features 1\n";
+const MAGIC: &[u8] = b"simmim features 2\n";
 /// Longest header that is read.
 const LONGEST_HEADER: usize = 1 << 28;
 
-/// What features follow from.
+/// What features of any layer follow from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    data: String,
-    weights: String,
-    /// `data` without the layers.
+    /// Images, transform, model and pooling.
     images: String,
+    weights: String,
 }
 
 impl Key {
@@ -57,18 +56,16 @@ impl Key {
         if plan.precision != Precision::Float32 {
             data.update(plan.precision.name().as_bytes());
         }
-        let images = data.clone();
-        data.update(format!(" {:?}", plan.layers).as_bytes());
         let mut all = blake3::Hasher::new();
         for (name, values) in weights {
             all.update(name.as_bytes()).update(&(values.len() as u64).to_le_bytes());
             all.update(bytemuck::cast_slice(values));
         }
         let short = |hash: &blake3::Hasher| hash.finalize().to_hex()[..32].to_owned();
-        Ok(Self { data: short(&data), weights: short(&all), images: short(&images) })
+        Ok(Self { images: short(&data), weights: short(&all) })
     }
 
-    /// What features of any layer follow from: images, transform, model, pooling, weights.
+    /// The key as text.
     #[must_use]
     pub fn conditions(&self) -> String {
         format!("{}-{}", self.images, self.weights)
@@ -99,7 +96,7 @@ fn hash_pixels<'a>(
 struct Header {
     images: Vec<usize>,
     unreadable: Vec<(usize, String)>,
-    cols: Vec<usize>,
+    cols: usize,
 }
 
 /// Features in a folder; without a folder nothing is kept.
@@ -115,57 +112,67 @@ impl FeatureCache {
         Self { folder: run.map(|run| run.join("features")) }
     }
 
-    fn path(&self, role: &str, key: &Key) -> Option<PathBuf> {
-        Some(self.folder.as_ref()?.join(format!("{role}-{}-{}", key.data, key.weights)))
+    fn path(&self, role: &str, key: &Key, layer: Layer) -> Option<PathBuf> {
+        let layer = match layer {
+            Layer::Block(k) => format!("block{k}"),
+            Layer::Norm => "norm".to_owned(),
+        };
+        Some(self.folder.as_ref()?.join(format!("{role}-{}-{layer}-{}", key.images, key.weights)))
     }
 
-    /// What was kept under a key, if it is whole. `role` tells features of trained weights from those of others.
+    /// The features of one layer that were kept under a key, if they are whole. `role` tells features of trained weights from those of
+    /// others.
     #[must_use]
-    pub fn load(&self, role: &str, key: &Key) -> Option<Features> {
-        parse(&std::fs::read(self.path(role, key)?).ok()?)
+    pub fn load(&self, role: &str, key: &Key, layer: Layer) -> Option<Features> {
+        parse(&std::fs::read(self.path(role, key, layer)?).ok()?)
     }
 
-    /// Keeps features; those of the same images and role under other weights go.
+    /// Keeps features of these layers; those of the same images and role under other weights go.
     ///
     /// # Errors
     /// [`TrainError::Io`].
-    pub fn store(&self, role: &str, key: &Key, features: &Features) -> Result<(), TrainError> {
-        let (Some(folder), Some(path)) = (&self.folder, self.path(role, key)) else { return Ok(()) };
+    pub fn store(&self, role: &str, key: &Key, layers: &[Layer], features: &Features) -> Result<(), TrainError> {
+        let Some(folder) = &self.folder else { return Ok(()) };
         std::fs::create_dir_all(folder).map_err(TrainError::io(folder))?;
-        let header = Header {
-            images: features.images.clone(),
-            unreadable: features.unreadable.clone(),
-            cols: features.layers.iter().map(|m| m.cols).collect(),
-        };
-        let header = serde_json::to_vec(&header).map_err(|e| TrainError::Internal { what: e.to_string() })?;
-        let length = (header.len() as u64).to_le_bytes();
-        let mut parts: Vec<&[u8]> = vec![&length, &header];
-        parts.extend(features.layers.iter().map(|m| bytemuck::cast_slice::<f32, u8>(&m.data)));
-        let mut hash = blake3::Hasher::new();
-        parts.iter().for_each(|part| {
-            hash.update(part);
-        });
-        let write = || {
-            let mut file = BufWriter::new(AtomicFile::create(&path)?);
-            file.write_all(MAGIC)?;
-            file.write_all(hash.finalize().as_bytes())?;
-            parts.iter().try_for_each(|part| file.write_all(part))?;
-            file.into_inner().map_err(std::io::IntoInnerError::into_error)?.commit()
-        };
-        write().map_err(TrainError::io(&path))?;
-        remove_others(folder, &format!("{role}-{}-", key.data), &path);
+        for (&layer, matrix) in layers.iter().zip(&features.layers) {
+            if let Some(path) = self.path(role, key, layer) {
+                write(&path, features, matrix)?;
+            }
+        }
+        remove_others(folder, &format!("{role}-{}-", key.images), &format!("-{}", key.weights));
         simmim_files::remove_abandoned(folder);
         Ok(())
     }
 }
 
-/// Removes other files whose name starts alike, but none that another process is writing. Failing to is no fault: they are only in
-/// the way.
-fn remove_others(folder: &Path, prefix: &str, keep: &Path) {
+/// Writes the features of one layer.
+fn write(path: &Path, features: &Features, matrix: &Matrix) -> Result<(), TrainError> {
+    let header = Header { images: features.images.clone(), unreadable: features.unreadable.clone(), cols: matrix.cols };
+    let header = serde_json::to_vec(&header).map_err(|e| TrainError::Internal { what: e.to_string() })?;
+    let length = (header.len() as u64).to_le_bytes();
+    let parts: [&[u8]; 3] = [&length, &header, bytemuck::cast_slice(&matrix.data)];
+    let mut hash = blake3::Hasher::new();
+    parts.iter().for_each(|part| {
+        hash.update(part);
+    });
+    let write = || {
+        let mut file = BufWriter::new(AtomicFile::create(path)?);
+        file.write_all(MAGIC)?;
+        file.write_all(hash.finalize().as_bytes())?;
+        parts.iter().try_for_each(|part| file.write_all(part))?;
+        file.into_inner().map_err(std::io::IntoInnerError::into_error)?.commit()
+    };
+    write().map_err(TrainError::io(path))
+}
+
+/// Removes files whose name starts with `prefix` and does not end with `keep`, but none that another process is writing. Failing to is
+/// no fault: they are only in the way.
+fn remove_others(folder: &Path, prefix: &str, keep: &str) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let (name, path) = (entry.file_name(), entry.path());
-        if name.to_string_lossy().starts_with(prefix) && path != keep && !simmim_files::is_unfinished(&path) {
-            let _ = std::fs::remove_file(entry.path());
+        let name = name.to_string_lossy();
+        if name.starts_with(prefix) && !name.ends_with(keep) && !simmim_files::is_unfinished(&path) {
+            let _ = std::fs::remove_file(&path);
         }
     }
 }
@@ -178,36 +185,33 @@ fn parse(bytes: &[u8]) -> Option<Features> {
     let (length, rest) = rest.split_first_chunk::<8>()?;
     let length =
         usize::try_from(u64::from_le_bytes(*length)).ok().filter(|&l| l <= LONGEST_HEADER && l <= rest.len())?;
-    let (header, mut body) = rest.split_at(length);
+    let (header, body) = rest.split_at(length);
     let header: Header = serde_json::from_slice(header).ok()?;
-    let rows = header.images.len();
-    let mut layers = Vec::new();
-    for cols in header.cols {
-        let size = rows.checked_mul(cols)?.checked_mul(4).filter(|&s| s <= body.len())?;
-        let (here, after) = body.split_at(size);
-        layers.push(Matrix { rows, cols, data: bytemuck::pod_collect_to_vec(here) });
-        body = after;
-    }
-    body.is_empty().then_some(Features { images: header.images, layers, unreadable: header.unreadable })
+    let (rows, cols) = (header.images.len(), header.cols);
+    rows.checked_mul(cols)?.checked_mul(4).filter(|&size| size == body.len())?;
+    let layer = Matrix { rows, cols, data: bytemuck::pod_collect_to_vec(body) };
+    Some(Features { images: header.images, layers: vec![layer], unreadable: header.unreadable })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::features::{Layer, Pooling};
+    use crate::features::Pooling;
     use simmim_data::{demo_held_out, source::Subset};
     use std::sync::Arc;
+
+    const LAYERS: [Layer; 2] = [Layer::Block(1), Layer::Norm];
 
     fn features() -> Features {
         let matrix = |cols: usize| Matrix { rows: 2, cols, data: (0..2 * cols).map(|i| i as f32 - 1.5).collect() };
         Features { images: vec![0, 2], layers: vec![matrix(3), matrix(1)], unreadable: vec![(1, "broken".into())] }
     }
 
-    fn key(images: &[usize], weight: f32, layer: Layer) -> Key {
+    fn key(images: &[usize], weight: f32, layers: &[Layer]) -> Key {
         let source = Subset::new(Arc::new(demo_held_out().unwrap()), images.to_vec()).unwrap();
         let transform = Transform::new((28, 28), 1);
         let plan = Plan {
-            layers: vec![layer],
+            layers: layers.to_vec(),
             pooling: Pooling::Mean,
             transform,
             batch: 2,
@@ -220,16 +224,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_comes_back_and_damage_is_passed_over() {
+    fn each_layer_that_is_kept_comes_back_and_damage_is_passed_over() {
         let run = tempfile::tempdir().unwrap();
         let cache = FeatureCache::new(Some(run.path()));
-        let key = key(&[0, 1], 1.0, Layer::Norm);
-        assert_eq!(cache.load("trained", &key), None);
-        cache.store("trained", &key, &features()).unwrap();
-        assert_eq!(cache.load("trained", &key), Some(features()));
-        assert_eq!(cache.load("random", &key), None);
-        let path = cache.path("trained", &key).unwrap();
-        let whole = std::fs::read(&path).unwrap();
+        let key = key(&[0, 1], 1.0, &LAYERS);
+        assert_eq!(cache.load("trained", &key, Layer::Norm), None);
+        cache.store("trained", &key, &LAYERS, &features()).unwrap();
+        for (layer, matrix) in LAYERS.into_iter().zip(features().layers) {
+            let expected = Features { layers: vec![matrix], ..features() };
+            assert_eq!(cache.load("trained", &key, layer), Some(expected));
+        }
+        assert_eq!(cache.load("trained", &key, Layer::Block(2)), None);
+        assert_eq!(cache.load("random", &key, Layer::Norm), None);
+        let whole = std::fs::read(cache.path("trained", &key, Layer::Norm).unwrap()).unwrap();
         for at in 0..whole.len() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x10;
@@ -255,19 +262,20 @@ mod tests {
     }
 
     #[test]
-    fn the_key_follows_images_weights_and_layer_and_old_weights_go() {
-        let first = key(&[0, 1], 1.0, Layer::Norm);
-        assert_eq!(first, key(&[0, 1], 1.0, Layer::Norm));
-        for other in
-            [key(&[0, 2], 1.0, Layer::Norm), key(&[0, 1], 2.0, Layer::Norm), key(&[0, 1], 1.0, Layer::Block(1))]
-        {
+    fn the_key_follows_images_and_weights_not_the_layers_asked_for_and_old_weights_go() {
+        let first = key(&[0, 1], 1.0, &LAYERS);
+        assert_eq!(first, key(&[0, 1], 1.0, &[Layer::Norm]));
+        for other in [key(&[0, 2], 1.0, &LAYERS), key(&[0, 1], 2.0, &LAYERS)] {
             assert_ne!(first, other);
         }
         let run = tempfile::tempdir().unwrap();
         let cache = FeatureCache::new(Some(run.path()));
-        cache.store("trained", &first, &features()).unwrap();
-        cache.store("trained", &key(&[0, 1], 2.0, Layer::Norm), &features()).unwrap();
-        assert_eq!(cache.load("trained", &first), None);
-        assert_eq!(std::fs::read_dir(run.path().join("features")).unwrap().count(), 1);
+        let (one, other) = (&LAYERS[..1], &LAYERS[1..]);
+        cache.store("trained", &first, one, &features()).unwrap();
+        cache.store("trained", &first, other, &features()).unwrap();
+        let files = || std::fs::read_dir(run.path().join("features")).unwrap().count();
+        assert_eq!(files(), 2, "a layer does not replace another");
+        cache.store("trained", &key(&[0, 1], 2.0, &LAYERS), other, &features()).unwrap();
+        assert_eq!((cache.load("trained", &first, LAYERS[0]), files()), (None, 1));
     }
 }

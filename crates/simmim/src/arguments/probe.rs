@@ -72,7 +72,7 @@ pub(crate) struct Neighbors {
     /// Images to search.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: PathBuf,
-    /// Query image: a file, or #N for image N of the data (from 0), which is then excluded from the results.
+    /// Query image: a file, or #N for image N of the data (from 0). An image of the data is left out of the results.
     #[arg(long, value_name = "FILE|#N")]
     pub(crate) query: String,
     /// Picture to write: the query and its neighbours, nearest first, with their cosine similarity.

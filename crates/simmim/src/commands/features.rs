@@ -22,7 +22,8 @@ pub(crate) struct Maker<'a> {
     plan: Plan,
     device: &'a DeviceArguments,
     cache: FeatureCache,
-    extractor: Option<Extractor>,
+    /// The last encoder, with the layers that it gives.
+    extractor: Option<(Vec<Layer>, Extractor)>,
     format: LogFormat,
     /// Keys of the features made so far that are kept.
     keys: Vec<Key>,
@@ -48,22 +49,8 @@ impl<'a> Maker<'a> {
             None => None,
         };
         let title = format!("{} features of {what}", self.role);
-        let features = if let Some(known) = key.as_ref().and_then(|key| self.cache.load(self.role, key)) {
-            say(self.format, "message", &format!("{title}: {} images, from the cache", known.images.len()));
-            known
-        } else {
-            let mut meter = Meter::new(self.format, title, source.len());
-            let extractor = self.extractor()?;
-            let all: Vec<usize> = (0..source.len()).collect();
-            let made = extractor.collect(source, &all, &mut |done| meter.at(done))?;
-            meter.finish(made.images.len());
-            if let Some(key) = &key
-                && let Err(e) = self.cache.store(self.role, key, &made)
-            {
-                say(self.format, "warning", &format!("the features could not be cached: {e}"));
-            }
-            made
-        };
+        let known = self.plan.layers.iter().map(|&layer| self.cache.load(self.role, key.as_ref()?, layer)).collect();
+        let features = self.complete(source, key.as_ref(), known, &title)?;
         self.keys.extend(key);
         // The same images are unreadable for any weights: those of the trained ones tell.
         if self.role == TRAINED {
@@ -71,6 +58,62 @@ impl<'a> Maker<'a> {
             warn_unreadable(self.format, features.unreadable.len(), reasons);
         }
         Ok(features)
+    }
+
+    /// The features of all layers, of which some are `known`; the others are made and kept.
+    fn complete(
+        &mut self,
+        source: &dyn Source,
+        key: Option<&Key>,
+        mut known: Vec<Option<Features>>,
+        title: &str,
+    ) -> Result<Features, Failure> {
+        let missing = |known: &[Option<Features>]| -> Vec<Layer> {
+            let layers = self.plan.layers.iter().zip(known);
+            layers.filter(|(_, known)| known.is_none()).map(|(layer, _)| *layer).collect()
+        };
+        let mut wanted = missing(&known);
+        let mut made = Features::default();
+        if !wanted.is_empty() {
+            made = self.make(source, &wanted, title)?;
+            let same = |f: &Features| f.images == made.images;
+            if !known.iter().flatten().all(same) {
+                // An image could be read then and not now, or the other way round.
+                known.fill(None);
+                wanted = self.plan.layers.clone();
+                made = self.make(source, &wanted, title)?;
+            }
+            if let Some(key) = key
+                && let Err(e) = self.cache.store(self.role, key, &wanted, &made)
+            {
+                say(self.format, "warning", &format!("the features could not be cached: {e}"));
+            }
+        }
+        let cached = known.iter().flatten().count();
+        let (mut new, mut layers) = (std::mem::take(&mut made.layers).into_iter(), Vec::new());
+        for known in known {
+            match known {
+                Some(one) => {
+                    layers.extend(one.layers);
+                    (made.images, made.unreadable) = (one.images, one.unreadable);
+                }
+                None => layers.extend(new.next()),
+            }
+        }
+        if cached > 0 {
+            let what = if wanted.is_empty() { String::new() } else { format!("{cached} of {} layers ", layers.len()) };
+            say(self.format, "message", &format!("{title}: {} images, {what}from the cache", made.images.len()));
+        }
+        Ok(Features { layers, ..made })
+    }
+
+    /// Makes the features of these layers.
+    fn make(&mut self, source: &dyn Source, layers: &[Layer], title: &str) -> Result<Features, Failure> {
+        let mut meter = Meter::new(self.format, title, source.len());
+        let all: Vec<usize> = (0..source.len()).collect();
+        let made = self.extractor(layers)?.collect(source, &all, &mut |done| meter.at(done))?;
+        meter.finish(made.images.len());
+        Ok(made)
     }
 
     /// What the features made so far follow from; empty for weights that belong to no run.
@@ -84,18 +127,20 @@ impl<'a> Maker<'a> {
     /// An image that cannot be read.
     pub(crate) fn of_unkept(&mut self, source: &dyn Source) -> Result<Features, Failure> {
         let all: Vec<usize> = (0..source.len()).collect();
-        Ok(self.extractor()?.collect(source, &all, &mut |_| {})?)
+        let layers = self.plan.layers.clone();
+        Ok(self.extractor(&layers)?.collect(source, &all, &mut |_| {})?)
     }
 
-    fn extractor(&mut self) -> Result<&mut Extractor, Failure> {
+    /// The encoder for these layers: the one before where it gives the same.
+    fn extractor(&mut self, layers: &[Layer]) -> Result<&mut Extractor, Failure> {
         let made = match self.extractor.take() {
-            Some(known) => known,
-            None => {
-                let executor = device::open(self.device)?;
-                Extractor::new(executor, &self.encoder.encoder, self.weights, self.plan.clone())?
+            Some((known, extractor)) if known == layers => extractor,
+            _ => {
+                let plan = Plan { layers: layers.to_vec(), ..self.plan.clone() };
+                Extractor::new(device::open(self.device)?, &self.encoder.encoder, self.weights, plan)?
             }
         };
-        Ok(self.extractor.insert(made))
+        Ok(&mut self.extractor.insert((layers.to_vec(), made)).1)
     }
 }
 

@@ -6,12 +6,13 @@ use crate::arguments::{LogFormat, Neighbors};
 use crate::commands::features::{Maker, TRAINED, check_pooling};
 use crate::commands::{check_output, open_images, weights};
 use crate::diagnostics::Failure;
+use crate::meter::say;
 use simmim_data::{Source, source};
 use simmim_engine::host::Pool;
 use simmim_train::contact_sheet::{self, Tile};
 use simmim_train::features::{Features, Layer, Matrix};
 use simmim_train::probe::knn::{nearest, normalised};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure> {
@@ -33,7 +34,14 @@ pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure>
             };
             (first(&bank)?.select(&[row]), Some(row))
         }
-        Query::File(file) => (first(&maker.of_unkept(&**file)?)?.clone(), None),
+        Query::File(file) => {
+            let own = place_of(&**file, &*images)?;
+            if let Some(own) = own {
+                say(format, "message", &format!("the query is image #{own} of the data, and is left out"));
+            }
+            let row = own.and_then(|own| bank.images.binary_search(&own).ok());
+            (first(&maker.of_unkept(&**file)?)?.clone(), row)
+        }
     };
     let k = a.k.max(1) + usize::from(own.is_some());
     let pool = Pool::new(a.weights.device.host_threads());
@@ -59,6 +67,22 @@ pub(crate) fn run(a: &Neighbors, format: LogFormat) -> Result<ExitCode, Failure>
 
 fn first(features: &Features) -> Result<&Matrix, Failure> {
     features.layers.first().ok_or_else(|| Failure::running("internal: no layer was asked for"))
+}
+
+/// The number of the image whose file is that of the query, whatever ways lead to it. A copy of the file is another image.
+fn place_of(query: &dyn Source, images: &dyn Source) -> Result<Option<usize>, Failure> {
+    let mut path = PathBuf::new();
+    let mut real = |source: &dyn Source, index: usize| -> Result<Option<PathBuf>, Failure> {
+        // A file that is gone is nobody's; that it is gone is said where it is read.
+        Ok(if source.file(index, &mut path)? { path.canonicalize().ok() } else { None })
+    };
+    let Some(own) = real(query, 0)? else { return Ok(None) };
+    for index in 0..images.len() {
+        if real(images, index)?.as_ref() == Some(&own) {
+            return Ok(Some(index));
+        }
+    }
+    Ok(None)
 }
 
 /// What is searched for.
