@@ -8,7 +8,7 @@ use simmim_data::{Loader, LoaderConfig, MaskKind, MaskSpec, Position, Transform,
 use simmim_engine::cpu::CpuExecutor;
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::{SimMimConfig, VitConfig};
-use simmim_train::{Session, write_encoder};
+use simmim_train::{Preprocessing, Session, write_encoder};
 use std::{error::Error, path::Path, sync::Arc};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -21,7 +21,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut session = Session::new(Box::new(CpuExecutor::new(0)?), simmim, seed)?;
     session.prepare_training(batch, 1, AdamWConfig { weight_decay: 5e-2, ..AdamWConfig::default() })?;
     let images: Arc<dyn simmim_data::Source> = source::open(Path::new(&folder))?.into();
-    let config = LoaderConfig::new(batch, seed, Transform::new((224, 224), 3));
+    let transform = Transform::new((224, 224), 3);
+    let config = LoaderConfig::new(batch, seed, transform.clone());
     let mut loader = Loader::new(images, config, Position::default())?;
     for step in 0..100 {
         let batch = loader.next_batch()?;
@@ -30,6 +31,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("step {step}: loss {:.5}", result.loss);
         loader.recycle(batch);
     }
-    write_encoder(Path::new("encoder.safetensors"), session.weights()?)?;
+    write_encoder(Path::new("encoder.safetensors"), session.weights()?, &Preprocessing::of(&transform))?;
     Ok(())
 }

@@ -40,6 +40,7 @@ pub mod overfitting;
 pub mod pace;
 pub mod picture;
 pub mod plateau;
+mod preprocessing;
 pub mod probe;
 pub mod recipe;
 mod run_folder;
@@ -48,6 +49,7 @@ mod trainer;
 mod trivial;
 
 pub use error::TrainError;
+pub use preprocessing::Preprocessing;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{

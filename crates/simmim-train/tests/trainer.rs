@@ -196,6 +196,22 @@ fn stop_and_resume(precision: &str) {
 }
 
 #[test]
+fn curves_are_drawn_from_the_first_measurement_on() {
+    let place = tempfile::tempdir().unwrap();
+    let curves = place.path().join("curves.svg");
+    let seen = std::cell::RefCell::new(Vec::new());
+    let look = |event: &Event| {
+        if let Event::Step { step, .. } = event {
+            let drawn = std::fs::read_to_string(&curves).ok();
+            seen.borrow_mut().push((*step, drawn.is_some_and(|svg| svg.contains("held-out loss"))));
+        }
+        false
+    };
+    pretrain(place.path(), recipe("demo", &["schedule.steps=4"]), Stripes::new(10), look);
+    assert_eq!(seen.into_inner(), [(1, false), (2, false), (3, true), (4, true)]);
+}
+
+#[test]
 fn precision_changes_the_weights_and_threads_do_not() {
     let place = tempfile::tempdir().unwrap();
     let train = |precision: &str, threads: usize| {

@@ -42,6 +42,14 @@ fn a_run_leaves_what_the_readme_says_and_its_loss_falls() {
     ] {
         assert!(run.join(name).is_file(), "{name}");
     }
+    let said = String::from_utf8_lossy(&out.stdout);
+    let call = "its images: timm.data.create_transform(input_size=(1, 28, 28), interpolation='bilinear', mean=(0.";
+    assert!(said.contains(call), "{said}");
+    let (_, text) = simmim_models::weights::read_described(&run.join("encoder.safetensors")).unwrap();
+    let images = serde_json::from_str::<serde_json::Value>(&text.unwrap()).unwrap()["images"].take();
+    assert_eq!((images["input_size"].to_string(), &images["interpolation"]), ("[1,28,28]".into(), &"bilinear".into()));
+    let mean = images["mean"][0].as_f64().unwrap();
+    assert!((0.2..0.4).contains(&mean) && images["std"][0].is_number(), "{images}");
     let metrics = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let lines: Vec<serde_json::Value> = metrics.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let loss = |i: usize| lines[i]["loss"].as_f64().unwrap();

@@ -36,6 +36,7 @@ fn a_classifier_is_trained_measured_and_used() {
     pretrained(here);
     let said = good(here, &format!("finetune --weights pre --out ft --steps 20 {TINY} --set validate.every_steps=5"));
     assert!(said.contains("validation top-1") && said.contains("best.safetensors"), "{said}");
+    assert!(said.contains(", selected on these validation images)"), "{said}");
     let metrics = std::fs::read_to_string(here.join("ft/metrics.jsonl")).unwrap();
     let last: serde_json::Value = serde_json::from_str(metrics.lines().last().unwrap()).unwrap();
     assert!(last["val_top1"].is_number() && metrics.matches("val_top1").count() == 4, "{metrics}");
@@ -343,7 +344,7 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("finetune --weights pre --out x --data good-images-idx3-ubyte".into(), "--val"),
         (format!("finetune --weights pre --out x {}", data("good", "nowhere")), "nowhere"),
         ("finetune --weights missing.safetensors --out x".into(), "missing"),
-        ("finetune --weights none --out x".into(), "model.name is missing"),
+        ("finetune --weights none --out x".into(), "a run of which it takes the architecture (--model runs/photos)"),
         ("finetune --weights pre --out x --recipe demo".into(), "recipe for pre-training"),
         ("pretrain --out x --recipe finetune_official_vit_base_patch16".into(), "recipe for fine-tuning"),
         ("finetune --weights pre --out x --set model.embed_dim=64".into(), "in the file"),
@@ -353,7 +354,8 @@ fn wrong_input_is_refused_before_anything_is_written() {
         ("finetune --weights pre --out x --image-size 30".into(), "do not divide images of 30x30"),
         ("finetune --out pre --resume".into(), "recipe for pre-training"),
         ("evaluate --weights pre".into(), "not a classifier"),
-        ("evaluate --weights pre/encoder.safetensors".into(), "is not a classifier written by simmim"),
+        ("evaluate --weights pre/encoder.safetensors".into(), "this file is an encoder without a classifier"),
+        ("evaluate --weights pre/model.safetensors".into(), "is not a classifier written by simmim"),
         (
             "evaluate --weights ft --data good-images-idx3-ubyte".into(),
             "there are no classes `0`, `1`, `2` among the 10",

@@ -77,8 +77,12 @@ impl ClassifierFile {
         let (weights, description) = weights::read_described(path)?;
         let description =
             description.ok_or_else(|| no_classifier(path, "this file is not a classifier written by simmim"))?;
-        let known: Description = serde_json::from_str(&description)
-            .map_err(|e| no_classifier(path, &format!("its description cannot be read: {e}")))?;
+        let unreadable = |e| no_classifier(path, &format!("its description cannot be read: {e}"));
+        let known: serde_json::Value = serde_json::from_str(&description).map_err(unreadable)?;
+        if known.get("classes").is_none() {
+            return Err(no_classifier(path, "this file is an encoder without a classifier"));
+        }
+        let known: Description = serde_json::from_value(known).map_err(unreadable)?;
         Ok(Self { recipe: known.recipe, classes: known.classes, weights })
     }
 

@@ -59,6 +59,16 @@ fn wrong(origin: &str, what: impl Into<String>, help: impl Into<String>) -> Trai
     TrainError::Recipe { origin: origin.to_owned(), what: what.into(), help: help.into() }
 }
 
+/// Whether a recipe, by name or file and with single values `KEY=VALUE` on top, says which model it is for.
+///
+/// # Errors
+/// As [`Recipe::resolve`], for what cannot be read.
+pub fn names_model(name_or_file: &str, set: &[String]) -> Result<bool, TrainError> {
+    let mut table = read(name_or_file, 0)?;
+    assign(&mut table, set)?;
+    Ok(lookup(&table, "model.name").is_some())
+}
+
 impl Recipe {
     /// Resolves a recipe by name or file, and single values `KEY=VALUE` on top.
     ///

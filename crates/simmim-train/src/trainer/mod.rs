@@ -29,6 +29,7 @@ use crate::guard::{Guard, Verdict};
 use crate::metrics::{self, Record};
 use crate::overfitting::{Curve, Overfitting};
 use crate::plateau::Plateau;
+use crate::preprocessing::Preprocessing;
 use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::RunFolder;
 use crate::schedule::LearningRate;
@@ -339,8 +340,12 @@ impl<T: Task> Trainer<T> {
         }
         self.write_skipped()?;
         let records = metrics::read(&self.run.metrics())?;
-        curves::draw(&self.run.curves(), &records, self.trivial.as_ref())?;
+        self.draw_curves(&records)?;
         Ok(self.summary(finished, measured, &records))
+    }
+
+    fn draw_curves(&self, records: &[Record]) -> Result<(), TrainError> {
+        curves::draw(&self.run.curves(), records, self.trivial.as_ref())
     }
 
     fn summary(&self, finished: bool, measured: Option<Measured>, records: &[Record]) -> Summary {
@@ -435,6 +440,9 @@ impl<T: Task> Trainer<T> {
             self.log.restart(self.loader.wait_seconds());
         }
         let pause = Instant::now();
+        if measure {
+            self.draw_curves(&metrics::read(&self.run.metrics())?)?;
+        }
         if draw {
             self.task.draw(&self.run, self.step, tell)?;
         }
@@ -583,10 +591,12 @@ impl<T: Task> Trainer<T> {
     }
 }
 
-/// Writes the encoder of a full model in timm's names.
+/// Writes the encoder of a full model in timm's names, with what it needs to know of its images in the metadata ([`Preprocessing`]).
 ///
 /// # Errors
 /// [`TrainError::Model`].
-pub fn write_encoder(path: &Path, weights: Weights) -> Result<(), TrainError> {
-    Ok(weights::write(path, &weights::encoder_to_timm(weights))?)
+pub fn write_encoder(path: &Path, weights: Weights, images: &Preprocessing) -> Result<(), TrainError> {
+    let text =
+        serde_json::to_string(&images.description()).map_err(|e| TrainError::Internal { what: e.to_string() })?;
+    Ok(weights::write_described(path, &weights::encoder_to_timm(weights), Some(text))?)
 }

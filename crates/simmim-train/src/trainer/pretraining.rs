@@ -3,6 +3,7 @@
 use super::held_out::HeldOut;
 use super::{Data, Device, Event, LiveProbe, Measured, Session, StepResult, Task, write_encoder};
 use crate::error::TrainError;
+use crate::preprocessing::Preprocessing;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use crate::trivial::TrivialLosses;
@@ -33,6 +34,12 @@ impl Pretraining {
 
     pub(super) fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// What the encoder needs to know of its images.
+    #[must_use]
+    pub fn preprocessing(&self) -> Preprocessing {
+        Preprocessing::of(&self.recipe.transform())
     }
 
     fn draw_masks(&self, batch: &Batch) -> Vec<Vec<bool>> {
@@ -100,6 +107,6 @@ impl Task for Pretraining {
         let device = self.session.device_mut();
         let shapes = device.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
         weights::write_streamed::<TrainError>(&run.model(), shapes, |name| device.read_tensor(name))?;
-        write_encoder(&run.encoder(), self.session.weights()?)
+        write_encoder(&run.encoder(), self.session.weights()?, &self.preprocessing())
     }
 }

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 pub(crate) struct StartOf {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
-    /// Architecture, when the weights do not name it (a bare file, or none): a timm name or a run folder.
-    #[arg(long, value_name = "NAME|RUN")]
+    /// Architecture, when the weights do not name it (a bare file, or none): a run folder or a timm name.
+    #[arg(long, value_name = "RUN|NAME")]
     pub(crate) model: Option<String>,
     /// Height and width of the input; default: as in pre-training. Position embeddings are interpolated.
     #[arg(long, value_name = "N|HxW")]
@@ -46,7 +46,7 @@ pub(crate) struct Finetune {
     #[command(flatten)]
     pub(crate) start: StartOf,
     /// Pre-trained weights: a run folder, a checkpoint, a safetensors file, a PyTorch checkpoint, or a folder of Hugging Face or timm;
-    /// `none` trains from scratch.
+    /// `none` trains from scratch the model that `--model` names.
     #[arg(long, value_name = "W|none", required_unless_present = "resume")]
     pub(crate) weights: Option<PathBuf>,
     /// Labelled images to train on.

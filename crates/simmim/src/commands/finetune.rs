@@ -62,6 +62,16 @@ pub(crate) fn recipe_for(
             flags.0.splice(0..0, std::iter::once(format!("model.name={model}")).chain(shown));
             architecture = None;
         }
+    } else if architecture.is_none() && !simmim_train::recipe::names_model(&name, &flags.0)? {
+        return Err(Failure::input(
+            if weights.is_some() {
+                "the weights do not name their model"
+            } else {
+                "nothing names the model to train from scratch"
+            },
+            "name it by --model: a run of which it takes the architecture (--model runs/photos), or a timm name (--model \
+             vit_small_patch16_224)",
+        ));
     }
     let recipe = Recipe::resolve_for(&name, &flags.0, architecture.as_ref())?;
     recipe.for_finetuning()?;
@@ -136,7 +146,9 @@ fn conclude(trainer: &Trainer<FineTuning>, summary: &Summary, progress: &Progres
         Outcome::Finished => {
             let percent = |v: f32| format!("{:.2} %", 100.0 * v);
             let last = summary.val_top1.map_or_else(|| "not measured".into(), percent);
-            let best = summary.best.map(|b| format!(" (best {} after step {})", percent(b.top1), b.step));
+            let best = summary.best.map(|b| {
+                format!(" (best {} after step {}, selected on these validation images)", percent(b.top1), b.step)
+            });
             println!("validation top-1 {last} after step {}{}", summary.step, best.unwrap_or_default());
             println!("weights (timm names, with class names): {root}/best.safetensors, {root}/last.safetensors");
             println!("next: simmim evaluate --weights {root} --data VAL --out report");

@@ -253,6 +253,7 @@ fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: boo
                     )
                 }
             }
+            println!("its images: {}", trainer.task().preprocessing().timm_call());
             println!("curves: {root}/curves.svg");
             // The demo set has labels; only the owner knows whether other images have.
             println!("next: simmim probe --weights {root}{}", if demo { "" } else { " --data TRAIN --val VAL" });
