@@ -35,12 +35,17 @@ impl Pace {
         if done == 0 || left == 0 {
             return None;
         }
-        let seconds = elapsed.as_secs_f64() * left as f64 / done as f64;
-        Some(match seconds {
-            s if s < 90.0 => format!("{s:.0} s left"),
-            s if s < 5400.0 => format!("{:.0} min left", s / 60.0),
-            s => format!("{:.1} h left", s / 3600.0),
-        })
+        Some(format!("{} left", duration(elapsed.as_secs_f64() * left as f64 / done as f64)))
+    }
+}
+
+/// A time in the unit that people would take.
+pub(crate) fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.0} days", s / 86_400.0),
     }
 }
 

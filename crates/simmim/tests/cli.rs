@@ -319,6 +319,10 @@ fn a_step_fits_into_the_memory_that_is_given_and_its_bits_stay() {
     let settings = format!("{SHORT} --set model.depth=4 --set train.accumulation=1");
     let inspected = simmim(place.path(), &format!("inspect --json {settings}"));
     let found: serde_json::Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert!(found["seconds_per_step"].as_f64() > Some(0.0), "{found}");
+    let told = simmim(place.path(), &format!("inspect {settings}")).stdout;
+    let told = String::from_utf8_lossy(&told);
+    assert!(told.contains("a step on this machine") && told.contains("; 1800 steps take about "), "{told}");
     let [states, arena] = ["state_bytes", "arena_bytes"].map(|key| found[key].as_u64().unwrap());
     assert_eq!((&found["recomputed_blocks"], found["blocks"].as_u64() >= Some(4)), (&0.into(), true), "{found}");
     let enough = states + arena / 4 * 3;
@@ -376,6 +380,7 @@ fn images_choose_the_recipe_where_none_is_named() {
     assert!(told.contains("recipe small_images_32: 1000 images, median of the shorter sides 28 px, gray"), "{told}");
     let config = std::fs::read_to_string(place.path().join("runs/small_images_32-1/config.toml")).unwrap();
     // The warm-up of the recipe is meant for its own length.
+    assert!(told.contains(" 20 steps, about ") && told.contains(" each, on "), "{told}");
     for line in ["channels = 1 ", "steps = 20 ", "warmup_steps = 2 ", "embed_dim = 24 "] {
         assert!(config.contains(line), "{line}: {config}");
     }

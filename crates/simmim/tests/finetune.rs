@@ -30,6 +30,38 @@ fn pretrained(folder: &Path) {
 }
 
 #[test]
+fn a_fine_tuning_takes_the_minutes_that_it_is_given_and_its_warm_up_a_tenth() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    pretrained(here);
+    let out = simmim(here, &format!("finetune --weights pre --out ft --minutes 0.05 {TINY}"));
+    let told = errors(&out);
+    assert!(out.status.success() && told.contains("steps fit into 0.05 minutes"), "{told}");
+    let fitted: u64 = told.split(" steps fit into").next().unwrap().split_whitespace().last().unwrap().parse().unwrap();
+    assert!(told.contains(&format!(", {fitted} steps, about ")), "{told}");
+    let config = || std::fs::read_to_string(here.join("ft/config.toml")).unwrap();
+    let schedule = |config: &str| {
+        let value = |key: &str| {
+            let value = config.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")));
+            value.unwrap().split_whitespace().next().unwrap().parse::<u64>().unwrap()
+        };
+        ["steps", "epochs", "warmup_steps"].map(value)
+    };
+    let [steps, epochs, warmup] = schedule(&config());
+    assert!((steps, epochs) == (fitted, 0) && warmup <= steps / 10, "{steps} {epochs} {warmup}");
+    // A resumed run is as long as it was said to be.
+    std::fs::remove_file(here.join("ft/last.safetensors")).unwrap();
+    good(here, "finetune --out ft --resume");
+    assert_eq!(schedule(&config())[0], steps);
+
+    // Three epochs of warm-up are meant for thirty, and stay where they are asked for.
+    good(here, &format!("finetune --weights pre --out short --steps 20 {TINY}"));
+    good(here, &format!("finetune --weights pre --out asked --steps 9 {TINY} --set schedule.warmup_epochs=0.02"));
+    let of = |run: &str| schedule(&std::fs::read_to_string(here.join(run).join("config.toml")).unwrap())[2];
+    assert_eq!((of("short"), of("asked")), (2, 8), "0.02 epochs of 375 steps");
+}
+
+#[test]
 fn a_classifier_is_trained_measured_and_used() {
     let place = tempfile::tempdir().unwrap();
     let here = place.path();
@@ -345,6 +377,8 @@ fn wrong_input_is_refused_before_anything_is_written() {
         (format!("finetune --weights pre --out x {}", data("good", "nowhere")), "nowhere"),
         ("finetune --weights missing.safetensors --out x".into(), "missing"),
         ("finetune --weights none --out x".into(), "a run of which it takes the architecture (--model runs/photos)"),
+        ("finetune --weights pre --out x --minutes 1e-9".into(), "do not suffice for one step"),
+        ("finetune --weights pre --out x --minutes 1 --steps 3".into(), "cannot be used with"),
         ("finetune --weights pre --out x --recipe demo".into(), "recipe for pre-training"),
         ("pretrain --out x --recipe finetune_official_vit_base_patch16".into(), "recipe for fine-tuning"),
         ("finetune --weights pre --out x --set model.embed_dim=64".into(), "in the file"),

@@ -23,8 +23,8 @@ const EPOCH: u64 = u64::MAX;
 pub(super) enum HeldOut {
     Loading(JoinHandle<Result<(Images, Vec<String>), TrainError>>),
     Ready(Box<Images>),
-    /// Loading has failed; its error was given out.
-    Failed,
+    /// Loading has failed, and its error was given out; or there are no images, where only steps are taken.
+    Absent,
 }
 
 /// The images that can be read, with their masks. Pixels are read anew for each measurement: kept ones would take more memory than
@@ -68,7 +68,7 @@ impl HeldOut {
     }
 
     fn ready(&mut self, tell: &mut dyn FnMut(Event)) -> Result<&Images, TrainError> {
-        *self = match std::mem::replace(self, Self::Failed) {
+        *self = match std::mem::replace(self, Self::Absent) {
             Self::Loading(thread) => {
                 let (images, warnings) = thread
                     .join()

@@ -23,13 +23,19 @@ pub struct Pretraining {
 
 impl Pretraining {
     pub(super) fn new(recipe: &Recipe, data: &Data, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
+        let mut task = Self::steps_only(recipe, executor)?;
+        task.held_out = HeldOut::start(recipe, data, task.session.config(), &task.masks);
+        Ok(task)
+    }
+
+    /// A task that can take steps, and measures nothing.
+    pub(crate) fn steps_only(recipe: &Recipe, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
         let config = recipe.simmim_config()?;
         let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
         let masks = recipe.mask_spec(&config);
-        let held_out = HeldOut::start(recipe, data, &config, &masks);
         let mut session = Session::new(executor, config, recipe.train.seed)?.within(recipe.budget());
         session.prepare_training(batch / accumulation, accumulation, recipe.adamw())?;
-        Ok(Self { recipe: recipe.clone(), session, masks, held_out, probe: None })
+        Ok(Self { recipe: recipe.clone(), session, masks, held_out: HeldOut::Absent, probe: None })
     }
 
     pub(super) fn session(&self) -> &Session {

@@ -1,6 +1,7 @@
 //! Arguments of the commands around classifiers.
 
 use super::{MemoryArguments, RecipeArguments};
+use crate::commands::length::minutes;
 use crate::device::DeviceArguments;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ Examples:
   simmim finetune --weights runs/photos --data photos/train --val photos/val --out runs/classes
   simmim finetune --weights none --model runs/photos --data photos/train --val photos/val     from scratch
   simmim finetune --weights runs/photos --data photos/train --val photos/val --freeze         head only
+  simmim finetune --weights runs/photos --data photos/train --val photos/val --minutes 15     as long as fits
   simmim finetune --recipe finetune_official_vit_base_patch16 --weights runs/vitb --data imagenet/train --val imagenet/val
   simmim finetune --out runs/classes --resume                                                 after an interruption")]
 pub(crate) struct Finetune {
@@ -64,6 +66,9 @@ pub(crate) struct Finetune {
     /// Replace the run in `--out`.
     #[arg(long, requires = "out")]
     pub(crate) overwrite: bool,
+    /// Training length in minutes: a few steps are timed first, and the number of steps follows from them.
+    #[arg(long, value_name = "M", conflicts_with_all = ["steps", "epochs", "resume"], value_parser = minutes)]
+    pub(crate) minutes: Option<f64>,
     /// Freeze the encoder: train the norm and head only.
     #[arg(long)]
     pub(crate) freeze: bool,

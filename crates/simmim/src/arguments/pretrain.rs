@@ -1,6 +1,7 @@
 //! Arguments of `simmim pretrain`.
 
 use super::{MemoryArguments, RecipeArguments};
+use crate::commands::length::minutes;
 use crate::device::DeviceArguments;
 use clap::Args;
 use std::ffi::OsString;
@@ -62,12 +63,4 @@ pub(crate) struct Pretrain {
     /// Number of checkpoints to keep.
     #[arg(long, value_name = "N")]
     pub(crate) keep: Option<usize>,
-}
-
-/// A positive number of minutes.
-fn minutes(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(m) if m > 0.0 && m.is_finite() => Ok(m),
-        _ => Err("give a positive number of minutes".to_owned()),
-    }
 }

@@ -3,12 +3,14 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{Finetune, LogFormat, StartOf};
+use crate::commands::length::Length;
 use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt};
 use crate::commands::weights::{self, Pretrained};
 use crate::commands::{parse_size, said_of_runs};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
+use simmim_train::pace::seconds_of_finetuning;
 use simmim_train::{Event, FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, Trainer, settle_finetuning};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -84,14 +86,18 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
         Some(w) if w == Path::new("none") => None,
         Some(w) => Some(Pretrained::read(w, a.start.resize_patch)?),
     };
-    let (mut recipe, out) = resolve(a, weights.as_ref())?;
+    let (mut recipe, out, length) = resolve(a, weights.as_ref())?;
     weights.iter().for_each(|w| w.announce(format));
     let data = LabelledData::open(&recipe)?;
     settle_finetuning(&mut recipe, &data)?;
     let classes = simmim_data::Source::class_names(&data.train).len();
     let start = weights.map(|w| w.encoder(&recipe, classes)).transpose()?;
-    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
     let mut early = Progress::new(format, 0, 0);
+    let seconds = seconds_of_finetuning(&recipe, &data, device::open(&a.start.device)?, length.care())?;
+    if !a.resume {
+        length.settle(&mut recipe, simmim_data::Source::len(&data.train), seconds, &early)?;
+    }
+    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
     let after = |e| Failure::from(e).after_start();
     let task = FineTuning::new(&recipe, &data, device::open(&a.start.device)?).map_err(after)?;
     let images = task.images();
@@ -104,7 +110,7 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
     progress.say(&format!("{classes} classes, {} validation images", simmim_data::Source::len(&data.val)));
     said_of_runs(&[&data.train, &data.val]).into_iter().for_each(|w| progress.show(&Event::Warning(w)));
     summary.iter().for_each(|line| progress.say(line));
-    announce(&trainer, &progress);
+    announce(&trainer, seconds, &progress);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(after)?;
     progress.finish();
@@ -112,24 +118,25 @@ pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> 
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
-/// The recipe with the flags on top, and the run folder.
-fn resolve(a: &Finetune, weights: Option<&Pretrained>) -> Result<(Recipe, PathBuf), Failure> {
+/// The recipe with the flags on top, the run folder, and what the flags say of the length.
+fn resolve(a: &Finetune, weights: Option<&Pretrained>) -> Result<(Recipe, PathBuf, Length), Failure> {
     let mut flags = Flags::of(&a.start)?;
     flags.set("train.seed", a.seed);
     flags.set("finetune.ema", a.ema);
     flags.set("finetune.freeze", a.freeze.then_some(true));
     flags.path("data.path", a.data.as_deref())?;
     flags.path("data.val_path", a.val.as_deref())?;
+    let length = Length::of(&flags.0, a.minutes);
     if let (true, Some(out)) = (a.resume, &a.out) {
         if !RunFolder::is_run(out) {
             return Err(RunFolder::open(out).err().map_or_else(|| Failure::running("no run"), Failure::from));
         }
         let recipe = Recipe::resolve(&out.join("config.toml").display().to_string(), &flags.0)?;
         recipe.for_finetuning()?;
-        return Ok((recipe, out.clone()));
+        return Ok((recipe, out.clone(), length));
     }
     let (name, recipe) = recipe_for(&a.start, weights, flags)?;
-    Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(&name))))
+    Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(&name)), length))
 }
 
 fn conclude(trainer: &Trainer<FineTuning>, summary: &Summary, progress: &Progress) {

@@ -4,14 +4,18 @@
 
 use crate::arguments::Inspect;
 use crate::commands::inspect_weights;
+use crate::commands::length::each;
 use crate::commands::roofline;
+use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
 use crate::meter::plural;
+use crate::progress::duration;
 use simmim_engine::Program;
 use simmim_engine::autodiff::differentiate;
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, Variant, simmim_graph};
-use simmim_train::{Recipe, choose_accumulation, fit, training_graph};
+use simmim_train::pace::{Care, seconds_of_pretraining};
+use simmim_train::{Recipe, StepMemory, choose_accumulation, fit, training_graph};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
@@ -42,12 +46,14 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     let (mut plain, loss) = simmim_graph(&config, build)?;
     differentiate(&mut plain, loss)?;
     let parameters: usize = specs.iter().map(simmim_models::ParameterSpec::len).sum();
+    (recipe.train.batch_size, recipe.train.accumulation) = (batch, parts);
     if a.json {
         println!(
             "{}",
             serde_json::json!({
                 "parameters": parameters, "batch": batch, "arena_bytes": program.arena_bytes(),
                 "state_bytes": memory.states, "recomputed_blocks": memory.recomputed, "blocks": memory.blocks, "parts": parts, "precision": recipe.train.precision, "flops_per_step": flops, "model_flops_per_step": plain.flops(),
+                "seconds_per_step": seconds(&recipe, memory)?,
             })
         );
         return Ok(ExitCode::SUCCESS);
@@ -102,5 +108,38 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
         let update = Program::compile(&update)?;
         roofline::print(card, &program, parts, &update, batch);
     }
+    println!("time         {}", time(&recipe, memory)?);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Seconds of a step on this machine; none where it takes more memory than is free.
+fn seconds(recipe: &Recipe, memory: StepMemory) -> Result<Option<f64>, Failure> {
+    let free = available_memory().is_none_or(|bytes| memory.bytes() as u64 <= bytes);
+    let executor = || device::open(&DeviceArguments::processor(0));
+    Ok(if free { Some(seconds_of_pretraining(recipe, executor()?, Care::Rough)?) } else { None })
+}
+
+/// What a training of the recipe's length takes on this machine.
+fn time(recipe: &Recipe, memory: StepMemory) -> Result<String, Failure> {
+    let Some(seconds) = seconds(recipe, memory)? else {
+        return Ok("not measured: a step takes more memory than is free on this machine".into());
+    };
+    let (steps, epochs) = (recipe.schedule.steps, recipe.schedule.epochs);
+    let step = format!("{} a step on this machine, without reading images", each(seconds));
+    let images = 1e3 / recipe.train.batch_size as f64;
+    Ok(match (steps, epochs) {
+        (0, 0) => step,
+        (0, _) => format!(
+            "{step}; {epochs} epochs take {} for every 1,000 images",
+            duration(epochs as f64 * images * seconds)
+        ),
+        _ => format!("{step}; {steps} steps take about {}", duration(steps as f64 * seconds)),
+    })
+}
+
+/// Bytes that a process can still have, where the system tells (Linux).
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }

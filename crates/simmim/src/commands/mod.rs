@@ -9,6 +9,7 @@ pub(crate) mod features;
 pub(crate) mod finetune;
 pub(crate) mod inspect;
 pub(crate) mod inspect_weights;
+pub(crate) mod length;
 pub(crate) mod mask_file;
 pub(crate) mod neighbors;
 pub(crate) mod predict;

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{LogFormat, Pretrain};
+use crate::commands::length::{Length, expected, long_warning};
 use crate::commands::weights::{self, Given};
 use crate::commands::{quoted, said_of_runs};
 use crate::device;
@@ -12,7 +13,7 @@ use crate::progress::Progress;
 use simmim_engine::executor::Machine;
 use simmim_models::Precision;
 use simmim_models::weights::timm_call;
-use simmim_train::pace::seconds_per_step;
+use simmim_train::pace::seconds_of_pretraining;
 use simmim_train::plateau::is_near_mean_color;
 use simmim_train::recipe::Choice;
 use simmim_train::{
@@ -27,15 +28,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> {
     let mut early = Progress::new(format, 0, 0);
     let given = a.weights.as_deref().map(Given::read).transpose()?;
-    let (mut recipe, out) = resolve(a, given.as_ref(), &early)?;
+    let (mut recipe, out, length) = resolve(a, given.as_ref(), &early)?;
     recipe.for_pretraining()?;
     let data = open_data(&recipe)?;
     settle(&mut recipe, &data)?;
-    if let Some(minutes) = a.minutes {
-        let seconds = seconds_per_step(&recipe, device::open(&a.device)?)?;
-        recipe.fit_into(minutes, seconds)?;
-        let (steps, took) = (recipe.schedule.steps, seconds * 1e3);
-        early.say(&format!("{steps} steps fit into {minutes} minutes, at {took:.0} ms each"));
+    let seconds = seconds_of_pretraining(&recipe, device::open(&a.device)?, length.care())?;
+    if !a.resume {
+        length.settle(&mut recipe, data.train.len(), seconds, &early)?;
     }
     let config = recipe.simmim_config()?;
     let demo = recipe.data.path.is_empty();
@@ -58,7 +57,7 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let warnings = probe.iter().flat_map(|p| p.warnings().to_vec()).collect::<Vec<_>>();
     warnings.into_iter().chain(runs).for_each(|w| progress.show(&Event::Warning(w)));
     trainer.set_probe(probe);
-    announce(&trainer, &progress);
+    announce(&trainer, seconds, &progress);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
     progress.finish();
@@ -89,9 +88,9 @@ fn say_what_changes(out: &Path, recipe: &Recipe, progress: &Progress) -> Result<
     Ok(())
 }
 
-/// The recipe with the flags on top, for the architecture of the weights where it starts from some, and the run folder. Where the images
-/// chose the recipe, says why.
-fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(Recipe, PathBuf), Failure> {
+/// The recipe with the flags on top, for the architecture of the weights where it starts from some, the run folder, and what the flags
+/// say of the length. Where the images chose the recipe, says why.
+fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(Recipe, PathBuf, Length), Failure> {
     let mut set = a.recipe.set.clone();
     let mut flag = |key: &str, value: Option<String>| set.extend(value.map(|v| format!("{key}={v}")));
     flag("schedule.steps", a.steps.map(|v| v.to_string()));
@@ -106,11 +105,12 @@ fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(
         flag("probe.train_path", Some(serde_json::Value::from(absolute(&train)?).to_string()));
         flag("probe.val_path", Some(serde_json::Value::from(absolute(&val)?).to_string()));
     }
+    let length = Length::of(&set, a.minutes);
     if let (true, Some(out)) = (a.resume, &a.out) {
         if !RunFolder::is_run(out) {
             return Err(RunFolder::open(out).err().map_or_else(|| Failure::running("no run"), Failure::from));
         }
-        return Ok((Recipe::resolve(&out.join("config.toml").display().to_string(), &set)?, out.clone()));
+        return Ok((Recipe::resolve(&out.join("config.toml").display().to_string(), &set)?, out.clone(), length));
     }
     let (mut recipe, name) = match (a.recipe.recipe.as_deref(), &a.data) {
         (None | Some("auto"), Some(path)) => {
@@ -124,11 +124,7 @@ fn resolve(a: &Pretrain, given: Option<&Given>, progress: &Progress) -> Result<(
     if let Some(given) = given {
         recipe = weights::recipe_for(recipe, &set, given, a.resize_patch)?;
     }
-    // A recipe's warm-up is meant for its own length.
-    if a.steps.is_some() && !a.recipe.set.iter().any(|v| v.trim_start().starts_with("schedule.warmup")) {
-        recipe.shorten_warmup();
-    }
-    Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(name))))
+    Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(name)), length))
 }
 
 /// Splits `TRAIN:VAL` at the colon that leaves two paths that exist: a path may hold colons of its own (`C:\photos`).
@@ -197,7 +193,8 @@ fn recomputed(step: StepMemory) -> String {
     }
 }
 
-pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress) {
+/// The first line of a training, of which a step takes so many seconds on this machine, and warnings about its length.
+pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, seconds: f64, progress: &Progress) {
     let device = trainer.task().device();
     let (machine, memory) = (device.executor().machine(), device.executor().memory());
     let parameters: usize = device.parameters().iter().map(simmim_models::ParameterSpec::len).sum();
@@ -212,10 +209,14 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, progress: &Progress) {
         progress.say(&warning);
     }
     let left = total.saturating_sub(trainer.step());
+    if let Some(warning) = long_warning(left, seconds) {
+        progress.say(&warning);
+    }
     progress.say(&format!(
-        "{} images, {parameters} parameters, {left} steps on {} thread{} ({}); memory: {:.0} MiB (parameters, gradients, moments) + \
+        "{} images, {parameters} parameters, {left} steps, {}, on {} thread{} ({}); memory: {:.0} MiB (parameters, gradients, moments) + \
          {:.0} MiB (activations{}); run folder {}",
         trainer.images(),
+        expected(left, seconds),
         machine.threads,
         plural(machine.threads),
         numbers(device.precision(), &machine),

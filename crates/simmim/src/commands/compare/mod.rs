@@ -7,6 +7,7 @@ mod report;
 
 use crate::arguments::{Compare, CompareMethod, LogFormat};
 use crate::commands::finetune::{Flags, recipe_for};
+use crate::commands::length::Length;
 use crate::commands::pretrain::{free_folder, on_interrupt, warmup_warning};
 use crate::commands::weights::Pretrained;
 use crate::commands::write_file;
@@ -46,6 +47,7 @@ struct Settings {
 /// Everything that the trainings share.
 struct Bench {
     recipe: Recipe,
+    length: Length,
     weights: Pretrained,
     data: LabelledData,
     out: PathBuf,
@@ -168,6 +170,7 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     flags.path("data.path", a.data.as_deref())?;
     flags.path("data.val_path", a.val.as_deref())?;
     flags.set("validate.images", a.val_images);
+    let length = Length::of(&flags.0, None);
     let (_, mut recipe) = recipe_for(&a.start, Some(&weights), flags)?;
     let data = LabelledData::open(&recipe)?;
     settle_finetuning(&mut recipe, &data)?;
@@ -195,7 +198,7 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     let (lr, scratch_lr) = (rates("--lr", &a.lr)?, rates("--scratch-lr", &a.scratch_lr)?);
     let out = a.out.clone().unwrap_or_else(|| free_folder("compare"));
     let (device, stop) = (a.start.device.clone(), on_interrupt());
-    Ok(Bench { recipe, weights, data, out, device, lr, scratch_lr, format, stop })
+    Ok(Bench { recipe, length, weights, data, out, device, lr, scratch_lr, format, stop })
 }
 
 /// The images of every share and seed.
@@ -274,7 +277,9 @@ impl Bench {
     /// Says once when most of the shortest training is warm-up.
     fn warn_of_warmup(&self, subsamples: &[Subsample], progress: &Progress) {
         let smallest = subsamples.iter().map(|s| s.images.len()).min().unwrap_or(0);
-        let schedule = self.recipe.learning_rate((smallest / self.recipe.train.batch_size).max(1) as u64);
+        let mut recipe = self.recipe.clone();
+        self.length.settle_warmup(&mut recipe, smallest);
+        let schedule = recipe.learning_rate(recipe.steps_per_epoch(smallest));
         if let Some(warning) = warmup_warning(schedule.warmup_steps, schedule.total_steps) {
             progress.say(&warning);
         }
@@ -373,6 +378,7 @@ impl Bench {
             data.val = self.subset(aside)?;
             recipe.validate.images = aside.len();
         }
+        self.length.settle_warmup(&mut recipe, images.len());
         let root = self.out.join(name);
         let run = RunFolder::create(&root, &recipe.to_toml(), true).map_err(after)?;
         let task = FineTuning::new(&recipe, &data, device::open(&self.device)?).map_err(after)?;
