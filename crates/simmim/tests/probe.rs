@@ -98,6 +98,70 @@ fn a_probe_rates_every_layer_and_the_baselines_and_keeps_the_features() {
     assert!(rows.len() == 7 && rows.iter().all(|r| r["knn"]["space"].is_string() && r["linear"].is_object()), "{json}");
 }
 
+/// Images of two classes in groups of four alike: each group has a pattern of its own, which says nothing of its class.
+fn twins(folder: &Path, groups: std::ops::Range<u32>) {
+    for group in groups {
+        let class = folder.join(["even", "odd"][group as usize % 2]);
+        std::fs::create_dir_all(&class).unwrap();
+        for twin in 0..4 {
+            let value = |p: u32| (((p + 1) * (group * 7919 + 13)) >> 3) as u8 & 0xf0 | (p * (twin + 3)) as u8 & 0x07;
+            let image = image::GrayImage::from_raw(28, 28, (0..28 * 28).map(value).collect()).unwrap();
+            image.save(class.join(format!("object{group:03}_view{twin}.png"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn near_duplicates_on_both_sides_of_the_split_are_doubted_and_groups_part_them() {
+    let place = tempfile::tempdir().unwrap();
+    good(place.path(), &format!("pretrain --out run --steps 1 {SHORT}"));
+    twins(&place.path().join("train"), 0..40);
+    twins(&place.path().join("val"), 100..140);
+    let arguments = "probe --weights run --data train --val val --layers 2 --no-baselines";
+    let split = |json: &str| {
+        let json: serde_json::Value = serde_json::from_str(json).unwrap();
+        json["rows"][0]["knn"]["split_accuracy"].as_f64().unwrap()
+    };
+    let (json, told) = good(place.path(), &format!("{arguments} --json"));
+    assert!(split(&json) > 0.9, "every image has its twins among those it is compared with: {json}");
+    assert!(told.contains("warning: kNN: ") && told.contains("--groups keeps what belongs together"), "{told}");
+    for (groups, said) in [("^(object[0-9]+)_", "40 groups of"), ("groups.csv", "40 groups of")] {
+        let line = |group: u32, twin: u32| {
+            format!("{}/object{group:03}_view{twin}.png,{group}\n", ["even", "odd"][group as usize % 2])
+        };
+        let lines: String = (0..40).flat_map(|group| (0..4).map(move |twin| line(group, twin))).collect();
+        std::fs::write(place.path().join("groups.csv"), lines).unwrap();
+        let (json, told) = good(place.path(), &format!("{arguments} --json --groups {groups}"));
+        assert!(split(&json) < 0.8, "{json}");
+        assert!(told.contains(said) && !told.contains("--groups keeps"), "{told}");
+    }
+    // Other groups are other conditions, and the folders are the classes here.
+    let (_, told) = good(place.path(), arguments);
+    assert!(told.contains("are now in run/probe-2.json"), "{told}");
+    for (groups, message) in [
+        ("^(bird)", "none of the 160 training images belongs to a group, such as even/object000_view0.png"),
+        ("folder", "all training images of each class are of one group"),
+        ("nowhere.csv", "there is no such file"),
+    ] {
+        let out = simmim(place.path(), &format!("{arguments} --groups {groups}"));
+        let told = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && told.contains(message) && told.contains("help: "), "{groups}: {told}");
+    }
+}
+
+#[test]
+fn a_fit_that_is_cut_short_is_told() {
+    let place = tempfile::tempdir().unwrap();
+    good(place.path(), &format!("pretrain --out run --steps 1 {SHORT}"));
+    squares(&place.path().join("train"), &[("dark", 10), ("light", 200), ("middle", 100)], 10);
+    let arguments = "probe --weights run --data train --val train --method linear --layers 1 --no-baselines";
+    let (table, told) = good(place.path(), &format!("{arguments} --max-iterations 1"));
+    assert!(told.contains("ended after 1 iteration, before the minimum"), "{told}");
+    assert!(told.contains("--max-iterations allows more") && table.contains("not converged"), "{told}{table}");
+    let (table, told) = good(place.path(), arguments);
+    assert!(!told.contains("before the minimum") && !table.contains("not converged"), "{told}{table}");
+}
+
 #[test]
 fn what_cannot_be_probed_is_refused_in_clear_words() {
     let place = tempfile::tempdir().unwrap();

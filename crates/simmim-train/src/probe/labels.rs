@@ -34,7 +34,7 @@ fn named(source: &dyn Source) -> Vec<(usize, &str)> {
     (0..source.len()).filter_map(|i| Some((i, names.get(source.label(i)?)?.as_str()))).collect()
 }
 
-fn input(what: String, help: &str) -> TrainError {
+pub(super) fn input(what: String, help: &str) -> TrainError {
     TrainError::Input { what, help: help.into() }
 }
 
@@ -153,7 +153,7 @@ pub struct Split {
 }
 
 /// Most images to choose by: more would only cost time.
-const CHECKED: usize = 10_000;
+pub(super) const CHECKED: usize = 10_000;
 
 /// Puts a fifth of each class aside to choose by, at random: a pure function of labels and seed.
 ///
@@ -184,9 +184,9 @@ pub fn split(labels: &[usize], classes: usize, seed: u64) -> Result<Split, Train
 }
 
 /// Number of held-out images from which one split is stable enough to select by.
-const STEADY: usize = 500;
+pub(super) const STEADY: usize = 500;
 /// Splits of fewer images.
-const FOLDS: usize = 5;
+pub(super) const FOLDS: usize = 5;
 
 /// Splits to choose by: one ([`split`]) where it puts 500 images aside, otherwise five, in which every image of a class of two or more
 /// is held out once. A pure function of labels and seed.

@@ -16,7 +16,7 @@ use simmim_engine::host::Pool;
 pub const TOLERANCE: f64 = 1e-4;
 /// A strength of l2 is judged this close to the minimum of the objective: accuracies of raw pixels are then within 0.1 points of their end.
 const NEAR: f64 = 1e-4;
-/// Iterations after which a fit ends, converged or not. Most need fewer than a hundred.
+/// Iterations after which a fit usually ends, converged or not. Most need fewer than a hundred.
 pub const MOST_ITERATIONS: u64 = 500;
 
 /// Mean and deviation of each column.
@@ -80,6 +80,8 @@ pub struct Fit {
     pub gradient: f64,
     /// Iterations it took.
     pub iterations: u64,
+    /// Whether it ended because it had taken as many as it may.
+    pub capped: bool,
 }
 
 impl Fit {
@@ -130,6 +132,7 @@ impl LinearClassifier {
 /// Fits classifiers to one matrix of standardised features, under any strength of l2.
 pub struct Fitter<'a> {
     problem: Problem<'a>,
+    most: u64,
 }
 
 impl std::fmt::Debug for Fitter<'_> {
@@ -140,10 +143,10 @@ impl std::fmt::Debug for Fitter<'_> {
 }
 
 impl<'a> Fitter<'a> {
-    /// Measures the features.
+    /// Measures the features. A fit takes `most` iterations at most, usually [`MOST_ITERATIONS`].
     #[must_use]
-    pub fn new(pool: &'a Pool, x: &'a Matrix, labels: &'a [usize], classes: usize) -> Self {
-        Self { problem: Problem { pool, x, labels, classes, sketch: Sketch::of(pool, x) } }
+    pub fn new(pool: &'a Pool, x: &'a Matrix, labels: &'a [usize], classes: usize, most: u64) -> Self {
+        Self { problem: Problem { pool, x, labels, classes, sketch: Sketch::of(pool, x) }, most }
     }
 
     /// The minimum. `watch` is called after every iteration with their number.
@@ -169,7 +172,7 @@ impl<'a> Fitter<'a> {
         start: LinearClassifier,
         watch: &mut dyn FnMut(u64),
     ) -> Result<Fit, TrainError> {
-        let (end, iterations) = self.problem.minimise(start.values, l2, until, MOST_ITERATIONS, watch);
+        let (end, iterations) = self.problem.minimise(start.values, l2, until, self.most, watch);
         if !end.value.is_finite() {
             return Err(TrainError::Input {
                 what: "the features are not finite".into(),
@@ -178,7 +181,9 @@ impl<'a> Fitter<'a> {
         }
         let gradient = end.largest();
         let classifier = LinearClassifier { values: end.at, ..start };
-        Ok(Fit { objective: end.value, gradient, iterations, classifier })
+        let ended = matches!(until, Until::Gradient(bound) if gradient <= bound);
+        let capped = iterations >= self.most && !ended;
+        Ok(Fit { objective: end.value, gradient, iterations, capped, classifier })
     }
 }
 
@@ -188,7 +193,7 @@ mod tests {
     use simmim_random::{Purpose, Stream};
 
     fn fit(pool: &Pool, x: &Matrix, labels: &[usize], l2: f64, start: LinearClassifier) -> Result<Fit, TrainError> {
-        Fitter::new(pool, x, labels, start.classes).fit(l2, start, &mut |_| {})
+        Fitter::new(pool, x, labels, start.classes, MOST_ITERATIONS).fit(l2, start, &mut |_| {})
     }
 
     fn data(rows: usize, cols: usize, classes: usize) -> (Matrix, Vec<usize>) {
@@ -231,7 +236,10 @@ mod tests {
         let x = Standardiser::of(&x).apply(&x);
         let zero = LinearClassifier::zeros(4, 12);
         let first = fit(&Pool::new(1), &x, &labels, 1e-2, zero.clone()).unwrap();
-        assert!(first.converged(), "gradient {} after {}", first.gradient, first.iterations);
+        assert!(first.converged() && !first.capped, "gradient {} after {}", first.gradient, first.iterations);
+        let pool = Pool::new(1);
+        let short = Fitter::new(&pool, &x, &labels, 4, 2).fit(1e-2, zero.clone(), &mut |_| {}).unwrap();
+        assert!(short.capped && !short.converged() && short.iterations == 2, "{short:?}");
         assert_eq!(first, fit(&Pool::new(3), &x, &labels, 1e-2, zero).unwrap());
         let mut elsewhere = LinearClassifier::zeros(4, 12);
         elsewhere.values[..48].iter_mut().enumerate().for_each(|(i, v)| *v = (i as f64).sin());
@@ -299,7 +307,7 @@ mod tests {
         }
         let x = Standardiser::of(&x).apply(&x);
         let pool = Pool::new(2);
-        let fitter = Fitter::new(&pool, &x, &labels, 4);
+        let fitter = Fitter::new(&pool, &x, &labels, 4, MOST_ITERATIONS);
         let (mut start, mut iterations) = (LinearClassifier::zeros(4, 600), 0);
         for l2 in [1e-1, 1e-2, 1e-3, 1e-4] {
             let mut seen = 0;

@@ -2,8 +2,9 @@
 //!
 //! [`Prober`] rates one matrix of features at a time, by k nearest neighbours ([`knn`]) and by logistic regression ([`linear`]).
 //! Everything selected (k, the [`Space`] of the neighbours, the l2 strength, the layer) is selected on held-out training images
-//! ([`folds`]); validation images are used for measurement only. [`Report`] holds the ratings of a sweep and says which is best.
+//! ([`folds`], or [`groups::group_folds`] where images belong together); validation images are used for measurement only. [`Report`] holds the ratings of a sweep and says which is best.
 
+pub mod groups;
 pub mod knn;
 pub mod labels;
 pub mod linear;
@@ -18,7 +19,7 @@ pub use space::Space;
 
 use crate::error::TrainError;
 use crate::features::{Layer, Matrix};
-use linear::{Fitter, LinearClassifier, Standardiser};
+use linear::{Fit, Fitter, LinearClassifier, MOST_ITERATIONS, Standardiser};
 use simmim_data::Transform;
 use simmim_engine::host::Pool;
 use space::Change;
@@ -44,6 +45,16 @@ pub struct Methods {
     pub linear: bool,
 }
 
+/// What features are, for people.
+#[must_use]
+pub fn features_of(kind: Kind, layer: Option<Layer>) -> String {
+    match (kind, layer) {
+        (Kind::Pixels, _) => "raw pixels".to_owned(),
+        (Kind::Random, Some(layer)) => format!("random weights, {layer}"),
+        (_, layer) => layer.map(|l| l.to_string()).unwrap_or_default(),
+    }
+}
+
 /// Calls `f` for every task on the pool; the results are in the order of the tasks.
 pub(crate) fn parallel_map<T: Send>(pool: &Pool, tasks: usize, f: impl Fn(usize) -> T + Sync) -> Vec<T> {
     let places: Vec<Mutex<Option<T>>> = (0..tasks).map(|_| Mutex::new(None)).collect();
@@ -65,6 +76,54 @@ pub fn pixel_transform(transform: &Transform) -> Transform {
         out.size = (side(transform.size.0), side(transform.size.1));
     }
     out
+}
+
+/// How far a rating has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stage {
+    /// `kNN` or `linear`.
+    pub method: &'static str,
+    /// Fits that are done; of neighbours, searches.
+    pub done: usize,
+    /// Most fits that the rating may take.
+    pub most: usize,
+    /// Iterations of the fit under way.
+    pub iterations: u64,
+}
+
+/// Counts the fits of a rating.
+struct Counter<'a> {
+    watch: &'a mut dyn FnMut(Stage),
+    stage: Stage,
+    /// Iterations of all fits.
+    iterations: u64,
+    /// Fits that ended because they had taken as many as they may.
+    capped: usize,
+}
+
+impl<'a> Counter<'a> {
+    fn new(method: &'static str, most: usize, watch: &'a mut dyn FnMut(Stage)) -> Self {
+        Self { watch, stage: Stage { method, done: 0, most, iterations: 0 }, iterations: 0, capped: 0 }
+    }
+
+    /// Tells that the fit under way has taken so many iterations.
+    fn at(&mut self, iterations: u64) {
+        self.stage.iterations = iterations;
+        (self.watch)(self.stage);
+    }
+
+    /// Tells that so many fits are done.
+    fn done(&mut self, fits: usize) {
+        self.stage.done = fits;
+        self.at(0);
+    }
+
+    /// A fit is done.
+    fn ended(&mut self, fit: &Fit) {
+        self.iterations += fit.iterations;
+        self.capped += usize::from(fit.capped);
+        self.done(self.stage.done + 1);
+    }
 }
 
 /// Held-out training images, and those left to fit on, with their classes.
@@ -91,68 +150,62 @@ pub struct Prober {
     train: Vec<usize>,
     val: Vec<usize>,
     parts: Vec<Part>,
+    most_iterations: u64,
 }
 
 impl Prober {
-    /// A prober for rows of features with these classes. `threads` 0: one for each core.
-    ///
-    /// # Errors
-    /// As [`folds`].
+    /// A prober for rows of features with these classes, which chooses on the held-out images of `parts` ([`folds`]). Without parts it
+    /// chooses nothing: l2 is [`FIXED_L2`], and there is no accuracy to choose a layer by (it is not a number). `threads` 0: one for each
+    /// core.
+    #[must_use]
     pub fn new(
         threads: usize,
         methods: Methods,
         classes: usize,
         train: Vec<usize>,
         val: Vec<usize>,
-        seed: u64,
-    ) -> Result<Self, TrainError> {
-        let parts = folds(&train, classes, seed)?;
-        let mut prober = Self::without_choice(threads, methods, classes, train, val);
-        let part = |split: Split| {
-            let of = |places: &[usize]| places.iter().map(|&p| prober.train[p]).collect();
-            Part { fit: of(&split.fit), check: of(&split.check), split }
-        };
-        prober.parts = parts.into_iter().map(part).collect();
-        Ok(prober)
-    }
-
-    /// A prober that puts nothing aside and so chooses nothing: l2 is [`FIXED_L2`], and there is no accuracy to choose a layer by
-    /// (it is not a number).
-    #[must_use]
-    pub fn without_choice(
-        threads: usize,
-        methods: Methods,
-        classes: usize,
-        train: Vec<usize>,
-        val: Vec<usize>,
+        parts: Vec<Split>,
     ) -> Self {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let pool = Pool::new(if threads == 0 { cores() } else { threads });
-        Self { pool, methods, classes, train, val, parts: Vec::new() }
+        let part = |split: Split| {
+            let of = |places: &[usize]| places.iter().map(|&p| train[p]).collect();
+            Part { fit: of(&split.fit), check: of(&split.check), split }
+        };
+        let parts = parts.into_iter().map(part).collect();
+        Self { pool, methods, classes, train, val, parts, most_iterations: MOST_ITERATIONS }
     }
 
-    /// Rates features of the training and validation images.
+    /// The same, with fits of so many iterations at most.
+    #[must_use]
+    pub fn at_most(self, iterations: u64) -> Self {
+        Self { most_iterations: iterations, ..self }
+    }
+
+    /// Rates features of the training and validation images; `watch` is told how far it is after every iteration of a fit.
     ///
     /// # Errors
     /// Features that are not finite.
-    pub fn rate(&self, kind: Kind, layer: Option<Layer>, train: &Matrix, val: &Matrix) -> Result<Row, TrainError> {
-        let features = match (kind, layer) {
-            (Kind::Pixels, _) => "raw pixels".to_owned(),
-            (Kind::Random, Some(layer)) => format!("random weights, {layer}"),
-            (_, layer) => layer.map(|l| l.to_string()).unwrap_or_default(),
-        };
+    pub fn rate(
+        &self,
+        (kind, layer): (Kind, Option<Layer>),
+        train: &Matrix,
+        val: &Matrix,
+        watch: &mut dyn FnMut(Stage),
+    ) -> Result<Row, TrainError> {
         Ok(Row {
             kind,
             layer: layer.map(Layer::number),
-            features,
+            features: features_of(kind, layer),
             dims: train.cols,
-            knn: self.methods.knn.then(|| self.knn(train, val)),
-            linear: if self.methods.linear { Some(self.linear(train, val)?) } else { None },
+            knn: self.methods.knn.then(|| self.knn(train, val, watch)),
+            linear: if self.methods.linear { Some(self.linear(train, val, watch)?) } else { None },
         })
     }
 
     /// The candidate (training and validation features) whose linear probe is best on the held-out images, and its rating; the
-    /// others are not measured on the validation images. Of equals the first wins; `fallback` if nothing is held out.
+    /// others are not measured on the validation images. Of equals the first wins; `fallback` if nothing is held out. `watch` as for
+    /// [`Prober::rate`].
     ///
     /// # Errors
     /// Features that are not finite, no candidates.
@@ -160,17 +213,19 @@ impl Prober {
         &self,
         candidates: &[(Matrix, &Matrix)],
         fallback: usize,
+        watch: &mut dyn FnMut(Stage),
     ) -> Result<(usize, LinearScore), TrainError> {
+        let mut counter = Counter::new("linear", candidates.len() * self.fits() + 1, watch);
         let mut best: Option<(usize, Chosen)> = None;
         for (i, (train, _)) in candidates.iter().enumerate().filter(|(i, _)| !self.parts.is_empty() || *i == fallback) {
-            let chosen = self.choose_l2(train)?;
+            let chosen = self.choose_l2(train, &mut counter)?;
             if best.as_ref().is_none_or(|(_, known)| chosen.accuracy > known.accuracy) {
                 best = Some((i, chosen));
             }
         }
         let (i, chosen) = best.ok_or_else(|| TrainError::Internal { what: "no features to choose among".into() })?;
         let (train, val) = &candidates[i];
-        Ok((i, self.measure(chosen, train, val)?))
+        Ok((i, self.measure(chosen, train, val, &mut counter)?))
     }
 
     /// Shares over all parts of what was found in each, given as a share of its held-out images.
@@ -180,7 +235,13 @@ impl Prober {
         found / self.parts.iter().map(images).sum::<f64>()
     }
 
-    fn knn(&self, train: &Matrix, val: &Matrix) -> KnnScore {
+    /// Most fits by which l2 is chosen.
+    fn fits(&self) -> usize {
+        L2.len() * self.parts.len()
+    }
+
+    fn knn(&self, train: &Matrix, val: &Matrix, watch: &mut dyn FnMut(Stage)) -> KnnScore {
+        let mut counter = Counter::new("kNN", Space::ALL.len() * self.parts.len() + 1, watch);
         let smallest = self.parts.iter().map(|p| p.fit.len()).min().unwrap_or(0);
         let ks: Vec<usize> = KS.into_iter().filter(|&k| k == 1 || k <= smallest).collect();
         let near = |change: &Change, bank: &Matrix, queries: &Matrix, k: usize| {
@@ -189,12 +250,13 @@ impl Prober {
         };
         let mut best = (Space::Plain, 1, f64::NAN);
         for space in Space::ALL {
-            let sweep = |part: &Part| {
+            let mut sweep = |part: &Part| {
                 let (fit, check) = (train.select(&part.split.fit), train.select(&part.split.check));
                 let near = near(&space.fit(&self.pool, &fit)?, &fit, &check, ks.last().copied().unwrap_or(1));
+                counter.done(counter.stage.done + 1);
                 Some(knn::accuracies(&near, &part.fit, &part.check, self.classes, &ks))
             };
-            let Some(sweeps) = self.parts.iter().map(sweep).collect::<Option<Vec<_>>>() else { continue };
+            let Some(sweeps) = self.parts.iter().map(&mut sweep).collect::<Option<Vec<_>>>() else { continue };
             for (i, &k) in ks.iter().enumerate() {
                 let accuracy = self.pooled(sweeps.iter().map(|s| s[i]));
                 if best.2.is_nan() || accuracy > best.2 {
@@ -210,12 +272,14 @@ impl Prober {
         KnnScore { k, space, split_accuracy, val_accuracy }
     }
 
-    fn linear(&self, train: &Matrix, val: &Matrix) -> Result<LinearScore, TrainError> {
-        self.measure(self.choose_l2(train)?, train, val)
+    fn linear(&self, train: &Matrix, val: &Matrix, watch: &mut dyn FnMut(Stage)) -> Result<LinearScore, TrainError> {
+        let mut counter = Counter::new("linear", self.fits() + 1, watch);
+        self.measure(self.choose_l2(train, &mut counter)?, train, val, &mut counter)
     }
 
     /// The strength of l2 that is best on the held-out images.
-    fn choose_l2(&self, train: &Matrix) -> Result<Chosen, TrainError> {
+    fn choose_l2(&self, train: &Matrix, counter: &mut Counter<'_>) -> Result<Chosen, TrainError> {
+        let first = counter.stage.done;
         let zeros = LinearClassifier::zeros(self.classes, train.cols);
         if self.parts.is_empty() {
             return Ok(Chosen { l2: FIXED_L2, accuracy: f64::NAN, start: zeros });
@@ -227,7 +291,7 @@ impl Prober {
         };
         let features: Vec<(Matrix, Matrix)> = self.parts.iter().map(standardised).collect();
         let fitters: Vec<Fitter<'_>> = (self.parts.iter().zip(&features))
-            .map(|(part, (fit, _))| Fitter::new(&self.pool, fit, &part.fit, self.classes))
+            .map(|(part, (fit, _))| Fitter::new(&self.pool, fit, &part.fit, self.classes, self.most_iterations))
             .collect();
         let mut starts = vec![zeros; self.parts.len()];
         let mut best: Option<Chosen> = None;
@@ -236,7 +300,9 @@ impl Prober {
             let mut shares = Vec::new();
             for (((part, (_, check)), fitter), start) in self.parts.iter().zip(&features).zip(&fitters).zip(&mut starts)
             {
-                *start = fitter.near(l2, start.clone(), &mut |_| {})?.classifier;
+                let near = fitter.near(l2, start.clone(), &mut |i| counter.at(i))?;
+                counter.ended(&near);
+                *start = near.classifier;
                 shares.push(start.accuracy(&self.pool, check, &part.check));
             }
             let accuracy = self.pooled(shares.into_iter());
@@ -250,18 +316,29 @@ impl Prober {
                 }
             }
         }
+        // Strengths that were not worth trying are done.
+        counter.done(first + self.fits());
         best.ok_or_else(|| TrainError::Internal { what: "no strength of l2 was tried".into() })
     }
 
     /// Fits all training images and measures on the validation images.
-    fn measure(&self, chosen: Chosen, train: &Matrix, val: &Matrix) -> Result<LinearScore, TrainError> {
+    fn measure(
+        &self,
+        chosen: Chosen,
+        train: &Matrix,
+        val: &Matrix,
+        counter: &mut Counter<'_>,
+    ) -> Result<LinearScore, TrainError> {
         let scale = Standardiser::of(train);
         let x = scale.apply(train);
-        let fitter = Fitter::new(&self.pool, &x, &self.train, self.classes);
-        let whole = fitter.fit(chosen.l2, chosen.start, &mut |_| {})?;
+        let fitter = Fitter::new(&self.pool, &x, &self.train, self.classes, self.most_iterations);
+        let whole = fitter.fit(chosen.l2, chosen.start, &mut |i| counter.at(i))?;
+        counter.ended(&whole);
         let val_accuracy = whole.classifier.accuracy(&self.pool, &scale.apply(val), &self.val);
         let (converged, gradient) = (whole.converged(), whole.gradient);
-        Ok(LinearScore { l2: chosen.l2, split_accuracy: chosen.accuracy, val_accuracy, converged, gradient })
+        let (l2, split_accuracy) = (chosen.l2, chosen.accuracy);
+        let (iterations, capped) = (counter.iterations, counter.capped);
+        Ok(LinearScore { l2, split_accuracy, val_accuracy, converged, gradient, iterations, capped })
     }
 }
 
@@ -280,13 +357,28 @@ mod tests {
         (Matrix { rows, cols: 6, data: data.collect() }, labels)
     }
 
+    /// A rating tells how far it is: never back, to the end, every iteration.
+    fn told(stages: &[Stage], score: &LinearScore) {
+        let linear: Vec<&Stage> = stages.iter().filter(|s| s.method == "linear").collect();
+        assert!(linear.windows(2).all(|w| w[0].done <= w[1].done), "{linear:?}");
+        let last = linear.last().unwrap();
+        assert_eq!((last.done, last.most), (36, 36), "7 strengths, 5 folds, the whole");
+        let iterations = linear.iter().filter(|s| s.iterations > 0).count();
+        assert_eq!((iterations as u64, score.capped), (score.iterations, 0));
+        assert_eq!(stages.iter().filter(|s| s.method == "kNN").count(), 15, "three spaces, five folds");
+    }
+
     #[test]
     fn clusters_are_told_apart_noise_is_not_and_threads_change_nothing() {
         let ((train, labels), (val, val_labels)) = (data(300, 0.2, 1), data(200, 0.2, 2));
         let both = Methods { knn: true, linear: true };
         let row = |threads: usize, train: &Matrix, val: &Matrix| {
-            let prober = Prober::new(threads, both, 3, labels.clone(), val_labels.clone(), 5).unwrap();
-            prober.rate(Kind::Trained, Some(Layer::Block(2)), train, val).unwrap()
+            let parts = folds(&labels, 3, 5).unwrap();
+            let prober = Prober::new(threads, both, 3, labels.clone(), val_labels.clone(), parts);
+            let mut stages = Vec::new();
+            let row = prober.rate((Kind::Trained, Some(Layer::Block(2))), train, val, &mut |s| stages.push(s)).unwrap();
+            told(&stages, row.linear.as_ref().unwrap());
+            row
         };
         let good = row(1, &train, &val);
         assert_eq!(good, row(3, &train, &val));
@@ -352,8 +444,8 @@ mod tests {
         };
         let (train, val) = (hidden(&train, 7), hidden(&val, 8));
         let knn = Methods { knn: true, linear: false };
-        let prober = Prober::new(2, knn, 3, labels.clone(), val_labels, 5).unwrap();
-        let score = prober.rate(Kind::Trained, None, &train, &val).unwrap().knn.unwrap();
+        let prober = Prober::new(2, knn, 3, labels.clone(), val_labels, folds(&labels, 3, 5).unwrap());
+        let score = prober.rate((Kind::Trained, None), &train, &val, &mut |_| {}).unwrap().knn.unwrap();
         let found = brute(&train, &labels, 3, 5);
         let best = found.iter().fold(found[0], |best, f| if f.2 > best.2 { *f } else { best });
         assert_eq!((score.space, score.k), (best.0, best.1), "{score:?} {found:?}");
@@ -368,17 +460,22 @@ mod tests {
         let (bad, _) = data(60, 30.0, 3);
         let (bad_val, _) = data(200, 30.0, 4);
         let linear = Methods { knn: false, linear: true };
-        let prober = Prober::new(1, linear, 3, labels, val_labels.clone(), 0).unwrap();
+        let parts = folds(&labels, 3, 0).unwrap();
+        let prober = Prober::new(1, linear, 3, labels, val_labels.clone(), parts);
         let candidates = [(bad.clone(), &bad_val), (good.clone(), &good_val)];
-        let (chosen, score) = prober.best_linear(&candidates, 0).unwrap();
+        let (chosen, score) = prober.best_linear(&candidates, 0, &mut |_| {}).unwrap();
         assert_eq!(chosen, 1);
-        assert_eq!(Some(score), prober.rate(Kind::Trained, None, &good, &good_val).unwrap().linear);
+        let alone = prober.rate((Kind::Trained, None), &good, &good_val, &mut |_| {}).unwrap().linear.unwrap();
+        assert!(score.iterations > alone.iterations, "those of both candidates count");
+        assert_eq!(LinearScore { iterations: alone.iterations, ..score }, alone);
+        let capped = prober.at_most(1).rate((Kind::Trained, None), &good, &good_val, &mut |_| {}).unwrap();
+        let capped = capped.linear.unwrap();
+        assert!(capped.capped > 0 && !capped.converged, "{capped:?}");
         // One image of each class: nothing can be held out.
         let few = [bad.select(&[0, 1, 2]), good.select(&[0, 1, 2])];
-        assert!(Prober::new(1, linear, 3, vec![0, 1, 2], val_labels.clone(), 0).is_err());
-        let prober = Prober::without_choice(1, linear, 3, vec![0, 1, 2], val_labels);
-        let (chosen, score) =
-            prober.best_linear(&[(few[0].clone(), &bad_val), (few[1].clone(), &good_val)], 1).unwrap();
+        let prober = Prober::new(1, linear, 3, vec![0, 1, 2], val_labels, Vec::new());
+        let candidates = [(few[0].clone(), &bad_val), (few[1].clone(), &good_val)];
+        let (chosen, score) = prober.best_linear(&candidates, 1, &mut |_| {}).unwrap();
         assert_eq!((chosen, score.l2), (1, FIXED_L2));
         assert!(score.val_accuracy > 0.4 && score.split_accuracy.is_nan(), "{score:?}");
     }

@@ -1,6 +1,7 @@
 //! What a probe found: a table for people, JSON and CSV for programs.
 
 use super::Space;
+use super::labels::{FOLDS, STEADY};
 use crate::error::TrainError;
 use crate::run_folder::lock_probe;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,12 @@ pub struct LinearScore {
     pub converged: bool,
     /// Largest element of its gradient.
     pub gradient: f64,
+    /// Iterations of all fits, those by which l2 was chosen too.
+    #[serde(default)]
+    pub iterations: u64,
+    /// Fits that ended because they had taken as many iterations as they may.
+    #[serde(default)]
+    pub capped: usize,
 }
 
 /// Ratings of one kind of features.
@@ -79,12 +86,16 @@ pub struct Report {
     pub val_images: usize,
     /// Side of the raw pixels, height and width.
     pub pixel_size: (usize, usize),
-    /// A hash of what rows must have in common to stand in one table: images, labels, weights, pooling, seed.
+    /// A hash of what rows must have in common to stand in one table: images, labels, weights, pooling, seed, groups, cap on
+    /// iterations.
     #[serde(default)]
     pub conditions: String,
     /// The ratings.
     pub rows: Vec<Row>,
 }
+
+/// Accuracies that differ by more are far apart.
+const FAR: f64 = 0.1;
 
 /// Accuracy on the part to choose by, and on the validation images.
 type Accuracies = fn(&Row) -> Option<(f64, f64)>;
@@ -152,6 +163,34 @@ impl Report {
     #[must_use]
     pub fn verdict(&self) -> Vec<String> {
         METHODS.iter().filter_map(|(name, of)| self.sentence(name, *of)).collect()
+    }
+
+    /// What should make one doubt the choices: accuracies on the held-out training images far above those on the validation images.
+    /// `grouped` where the former were held out by groups.
+    #[must_use]
+    pub fn doubts(&self, grouped: bool) -> Vec<String> {
+        let doubt = |(name, of): &(&str, Accuracies)| {
+            let (split, val) = of(self.best(Kind::Trained, *of)?.0)?;
+            // Of few images each is held out once, of many a fifth.
+            let held_out =
+                if self.train_images < FOLDS * STEADY { self.train_images } else { self.train_images / FOLDS };
+            let variance = |images: usize| val * (1.0 - val) / images.max(1) as f64;
+            let error = (variance(self.val_images) + variance(held_out)).sqrt();
+            (split - val > FAR.max(3.0 * error)).then(|| {
+                let why = if grouped {
+                    "the validation images differ from the training images by more than their groups"
+                } else {
+                    "near-duplicates (crops, frames or copies of one object) may be on both sides of the split; --groups keeps what belongs \
+                     together on one side. Otherwise the validation images are of another kind"
+                };
+                format!(
+                    "{name}: {:.1} % on held-out training images and {:.1} % on VAL: what was selected may be the wrong choice. {why}",
+                    split * 100.0,
+                    val * 100.0
+                )
+            })
+        };
+        METHODS.iter().filter_map(doubt).collect()
     }
 
     fn sentence(&self, name: &str, of: Accuracies) -> Option<String> {
@@ -350,7 +389,15 @@ mod tests {
         let mut narrow = report(0.5);
         narrow.rows.truncate(3);
         narrow.rows.remove(0);
-        let linear = LinearScore { l2: 0.1, split_accuracy: 0.5, val_accuracy: 0.6, converged: true, gradient: 0.0 };
+        let linear = LinearScore {
+            l2: 0.1,
+            split_accuracy: 0.5,
+            val_accuracy: 0.6,
+            converged: true,
+            gradient: 0.0,
+            iterations: 9,
+            capped: 0,
+        };
         narrow.rows[1] = Row { knn: None, linear: Some(linear), ..narrow.rows[1].clone() };
         assert_eq!(narrow.write(folder.path()).unwrap(), Written::Merged(3));
         let read = |name: &str| -> Report {
@@ -382,6 +429,17 @@ mod tests {
         let merged: Report = serde_json::from_slice(&std::fs::read(folder.path().join("probe.json")).unwrap()).unwrap();
         assert_eq!(merged.rows.iter().filter_map(|r| r.layer).collect::<Vec<_>>(), (0..16).collect::<Vec<_>>());
         assert_eq!(std::fs::read_to_string(folder.path().join("probe.csv")).unwrap(), merged.csv());
+    }
+
+    #[test]
+    fn accuracies_that_are_far_apart_are_doubted() {
+        assert_eq!(report(0.72).doubts(false), Vec::<String>::new());
+        let doubts = report(0.54).doubts(false);
+        assert!(doubts[0].starts_with("kNN: 81.0 % on held-out training images and 54.0 % on VAL"), "{doubts:?}");
+        assert!(doubts[0].contains("--groups") && !report(0.54).doubts(true)[0].contains("--groups"));
+        // On a few images that much is chance.
+        let few = Report { val_images: 12, ..report(0.65) };
+        assert_eq!(few.doubts(false), Vec::<String>::new());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{Pool, WeightsOf};
 use crate::arguments::use_weights::batch_size;
 use clap::{Args, ValueEnum};
+use simmim_train::probe::linear::MOST_ITERATIONS;
 use std::path::PathBuf;
 
 /// Probe to run.
@@ -19,13 +20,15 @@ pub(crate) enum Method {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 k, the feature space of the neighbours (plain, standardised or whitened), the l2 strength and the layer are selected on a held-out
-fifth of the training images (with fewer than 2,500 images: by five-fold cross-validation). VAL is used for measurement only.
+fifth of the training images (with fewer than 2,500 images: by five-fold cross-validation). VAL is used for measurement only. Where images
+belong together, name their groups with --groups: near-duplicates on both sides of the split select the wrong layer.
 Classes are matched by name; in folders, the first level below TRAIN and VAL names the class. The run folder caches the features and
 collects the results in probe.json and probe.csv: a narrower probe of the same images, weights and seed keeps the rows it does not
 measure; results under other conditions are renamed to probe-N.
 
 Examples:
   simmim probe --weights runs/photos --data photos/train --val photos/val
+  simmim probe --weights runs/photos --data photos/train --val photos/val --groups '^(.+)_crop'    IMG_17_crop3.jpg belongs to IMG_17
   simmim probe --weights runs/fashion --data fashion-mnist --val fashion-mnist/t10k-images-idx3-ubyte.gz --layers 2,3
   simmim probe --weights vit.safetensors --model vit_small_patch16_224 --data train --val val --method linear --json")]
 pub(crate) struct Probe {
@@ -50,6 +53,14 @@ pub(crate) struct Probe {
     /// Skip the baselines: raw pixels and the same encoder with random weights.
     #[arg(long)]
     pub(crate) no_baselines: bool,
+    /// Which training images belong together (crops of a photograph, images of an object or a patient): they stay on one side of the
+    /// split. `folder`: those of a folder; a CSV or text file with a path, relative to TRAIN, and a group on each line; or a pattern with
+    /// a capture for the names of the files, such as '^([a-z]+)_'.
+    #[arg(long, value_name = "folder|FILE|PATTERN")]
+    pub(crate) groups: Option<String>,
+    /// Iterations after which a linear fit ends; a warning says where that happened.
+    #[arg(long, value_name = "N", default_value_t = MOST_ITERATIONS, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_iterations: u64,
     /// Images per forward pass.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = batch_size)]
     pub(crate) batch: usize,

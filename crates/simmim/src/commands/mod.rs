@@ -7,6 +7,8 @@ pub(crate) mod evaluate;
 pub(crate) mod export;
 pub(crate) mod features;
 pub(crate) mod finetune;
+pub(crate) mod fits;
+pub(crate) mod groups;
 pub(crate) mod inspect;
 pub(crate) mod inspect_weights;
 pub(crate) mod length;

@@ -4,6 +4,8 @@
 
 use crate::arguments::{LogFormat, Method, Probe};
 use crate::commands::features::{Maker, RANDOM, TRAINED, check_pooling};
+use crate::commands::fits::{Fits, warn_of_cap};
+use crate::commands::groups::{Grouped, Groups};
 use crate::commands::open_images;
 use crate::commands::weights::{self, Encoder};
 use crate::diagnostics::Failure;
@@ -11,19 +13,30 @@ use crate::meter::say;
 use simmim_data::{Source, demo, demo_held_out};
 use simmim_models::ParameterSpec;
 use simmim_train::features::{Features, Layer, Matrix, Pooling, pixels};
-use simmim_train::probe::{Kind, LabelledSet, LabelledSets, Methods, Prober, Report, Written, pixel_transform};
+use simmim_train::probe::groups::{fingerprint, group_folds};
+use simmim_train::probe::linear::MOST_ITERATIONS;
+use simmim_train::probe::{
+    Kind, LabelledSet, LabelledSets, Methods, Prober, Report, Split, Written, features_of, folds, pixel_transform,
+};
 use std::process::ExitCode;
 
 pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
     weights::recipe(&a.weights)?;
     let (train, val) = open(a)?;
+    let groups = a.groups.as_deref().map(Groups::open).transpose()?;
     let sets = LabelledSets::new(&*train, &*val, (a.data.as_deref(), a.val.as_deref()))?;
+    if let (Some(groups), Some(argument)) = (&groups, &a.groups) {
+        // Refused before features are made.
+        let found = groups.find(&*train, &sets.train.images, argument)?;
+        group_folds(&sets.train.labels, &found.groups, sets.classes.len(), a.seed)?;
+    }
     sets.warnings.iter().for_each(|w| say(format, "warning", w));
     let model = weights::encoder(&a.weights, &*train)?;
     model.announce(format);
     let layers = layers(&a.layers, &model)?;
     check_pooling(&model, a.pool.pooling(), format)?;
-    let sweep = Sweep { a, format, model: &model, layers: &layers, train: &*train, val: &*val };
+    let sweep =
+        Sweep { a, format, model: &model, layers: &layers, groups: groups.as_ref(), train: &*train, val: &*val };
     let report = sweep.report(sets)?;
     if let Some(run) = &model.run {
         match report.write(run)? {
@@ -49,6 +62,7 @@ pub(crate) fn run(a: &Probe, format: LogFormat) -> Result<ExitCode, Failure> {
         println!("* the best layer on `split`, the held-out training images; VAL was not used to select it");
         report.verdict().iter().for_each(|sentence| println!("{sentence}"));
     }
+    report.doubts(a.groups.is_some()).iter().for_each(|doubt| say(format, "warning", doubt));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -92,6 +106,7 @@ struct Sweep<'a> {
     format: LogFormat,
     model: &'a Encoder,
     layers: &'a [Layer],
+    groups: Option<&'a Groups>,
     train: &'a dyn Source,
     val: &'a dyn Source,
 }
@@ -104,8 +119,10 @@ impl Sweep<'_> {
         let (val, val_rows) = readable(&sets.val, &trained.1);
         let methods = Methods { knn: a.method != Method::Linear, linear: a.method != Method::Knn };
         let classes = sets.classes.len();
-        let prober =
-            Prober::new(a.weights.device.threads, methods, classes, train.labels.clone(), val.labels.clone(), a.seed)?;
+        let (parts, grouped) = self.parts(&train, classes)?;
+        let labels = |set: &LabelledSet| set.labels.clone();
+        let prober = Prober::new(a.weights.device.threads, methods, classes, labels(&train), labels(&val), parts)
+            .at_most(a.max_iterations);
         let pixel_transform = pixel_transform(&self.model.recipe.transform());
         let mut report = Report {
             weights: a.weights.weights.display().to_string(),
@@ -114,11 +131,14 @@ impl Sweep<'_> {
             train_images: train.images.len(),
             val_images: val.images.len(),
             pixel_size: pixel_transform.size,
-            conditions: format!("{} seed {}", trained.2, a.seed),
+            conditions: format!("{} seed {}{grouped}{}", trained.2, a.seed, self.cap()),
             rows: Vec::new(),
         };
-        let rate = |report: &mut Report, kind: Kind, layer: Option<Layer>, train: &Matrix, val: &Matrix| {
-            let row = prober.rate(kind, layer, train, val)?;
+        let mut fits = self.fits(methods, pixel_transform.values());
+        let mut rate = |report: &mut Report, kind: Kind, layer: Option<Layer>, train: &Matrix, val: &Matrix| {
+            let what = features_of(kind, layer);
+            let row = fits.rate(&what, train.cols as f64, |watch| prober.rate((kind, layer), train, val, watch))?;
+            row.linear.iter().for_each(|score| warn_of_cap(self.format, &what, score, a.max_iterations));
             let of = |split: f64, val: f64| format!("{:.2} % (split), {:.2} % (VAL)", split * 100.0, val * 100.0);
             let knn = row.knn.as_ref().map(|s| format!(", kNN {}", of(s.split_accuracy, s.val_accuracy)));
             let linear = row.linear.as_ref().map(|s| format!(", linear {}", of(s.split_accuracy, s.val_accuracy)));
@@ -150,6 +170,34 @@ impl Sweep<'_> {
             rate(&mut report, Kind::Trained, Some(layer), &train, &val)?;
         }
         Ok(report)
+    }
+
+    /// The parts of the training images to choose by, and what the conditions say of them.
+    fn parts(&self, train: &LabelledSet, classes: usize) -> Result<(Vec<Split>, String), Failure> {
+        let (Some(groups), Some(argument)) = (self.groups, &self.a.groups) else {
+            return Ok((folds(&train.labels, classes, self.a.seed)?, String::new()));
+        };
+        let Grouped { groups, count, alone } = groups.find(self.train, &train.images, argument)?;
+        say(self.format, "message", &format!("{count} groups of training images stay together"));
+        if alone > 0 {
+            let text = format!("{alone} of {} training images belong to no group: each stands alone", groups.len());
+            say(self.format, "warning", &text);
+        }
+        let parts = group_folds(&train.labels, &groups, classes, self.a.seed)?;
+        Ok((parts, format!(" groups {}", fingerprint(&groups))))
+    }
+
+    /// What the conditions say of the cap on iterations, where it is not the usual one.
+    fn cap(&self) -> String {
+        let most = self.a.max_iterations;
+        if most == MOST_ITERATIONS { String::new() } else { format!(" at most {most} iterations") }
+    }
+
+    /// The work of all rows, by the numbers of a feature.
+    fn fits(&self, methods: Methods, pixels: usize) -> Fits {
+        let layers: usize = self.layers.iter().map(|layer| layer.shape(&self.model.encoder).width).sum();
+        let work = if self.a.no_baselines { layers } else { pixels + 2 * layers };
+        Fits::new(self.format, methods.knn && methods.linear, work as f64)
     }
 
     /// Features of training and validation images, and what they follow from.

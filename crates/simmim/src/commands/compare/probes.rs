@@ -2,13 +2,16 @@
 
 use crate::arguments::{Compare, LogFormat, WeightsOf};
 use crate::commands::features::{Maker, RANDOM, TRAINED};
+use crate::commands::fits::Fits;
 use crate::commands::probe::layers;
 use crate::commands::weights;
 use crate::diagnostics::Failure;
+use crate::meter::say;
 use simmim_data::Source;
 use simmim_train::classify::{Arm, ArmResult, Method};
 use simmim_train::features::{Features, Layer, Matrix, Pooling, pixels};
-use simmim_train::probe::{Methods, Prober, pixel_transform};
+use simmim_train::probe::linear::MOST_ITERATIONS;
+use simmim_train::probe::{Methods, Prober, folds, pixel_transform};
 use simmim_train::{LabelledData, RunFolder};
 use std::path::Path;
 use std::time::Instant;
@@ -35,6 +38,7 @@ pub(super) struct Probes {
     val_labels: Vec<usize>,
     classes: usize,
     threads: usize,
+    format: LogFormat,
 }
 
 /// The arms that are probed.
@@ -113,6 +117,7 @@ impl Probes {
             images,
             classes: data.train.class_names().len(),
             threads: a.start.device.threads,
+            format,
         })
     }
 
@@ -127,13 +132,21 @@ impl Probes {
         let (train, val) = (labels.clone(), self.val_labels.clone());
         let mut counts = vec![0; self.classes];
         labels.iter().for_each(|&l| counts[l] += 1);
-        let prober = if counts.iter().any(|&n| n > 1) {
-            Prober::new(self.threads, linear, self.classes, train, val, seed)?
-        } else {
-            Prober::without_choice(self.threads, linear, self.classes, train, val)
-        };
+        let several = counts.iter().any(|&n| n > 1);
+        let parts = if several { folds(&labels, self.classes, seed)? } else { Vec::new() };
+        let prober = Prober::new(self.threads, linear, self.classes, train, val, parts);
         let candidates: Vec<(Matrix, &Matrix)> = bank.train.iter().map(|m| m.select(&rows)).zip(&bank.val).collect();
-        let (chosen, score) = prober.best_linear(&candidates, bank.fallback)?;
+        let mut fits = Fits::new(self.format, false, 1.0);
+        let (chosen, score) =
+            fits.rate(arm.title(), 1.0, |watch| prober.best_linear(&candidates, bank.fallback, watch))?;
+        if score.capped > 0 {
+            let text = format!(
+                "{}: {} fits ended after {MOST_ITERATIONS} iterations, before the minimum",
+                arm.title(),
+                score.capped
+            );
+            say(self.format, "warning", &text);
+        }
         Ok(ArmResult {
             share,
             images: images.len(),
