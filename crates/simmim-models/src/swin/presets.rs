@@ -26,12 +26,20 @@ pub(super) fn parse(name: &str) -> Result<SwinConfig, ModelError> {
         return Err(unknown());
     }
     let number = |text: Option<&str>| text.and_then(|t| t.parse::<usize>().ok()).filter(|&n| n > 0);
-    let window = number(parts.next().and_then(|p| p.strip_prefix("window"))).ok_or_else(unknown)?;
-    let image = number(parts.next()).ok_or_else(unknown)?;
-    if parts.next().is_some() {
+    // A model that went on with larger windows and images has both in its name: `window12to16_192to256`.
+    let change = |text: Option<&str>| {
+        let (before, now) = match text?.split_once("to").filter(|_| version == Version::V2) {
+            Some((before, now)) => (Some(number(Some(before))?), now),
+            None => (None, text?),
+        };
+        Some((before, number(Some(now))?))
+    };
+    let (window_before, window) = change(parts.next().and_then(|p| p.strip_prefix("window"))).ok_or_else(unknown)?;
+    let (image_before, image) = change(parts.next()).ok_or_else(unknown)?;
+    if parts.next().is_some() || window_before.is_some() != image_before.is_some() {
         return Err(unknown());
     }
-    let config = SwinConfig {
+    let mut config = SwinConfig {
         version,
         image_size: (image, image),
         patch_size: (4, 4),
@@ -48,6 +56,10 @@ pub(super) fn parse(name: &str) -> Result<SwinConfig, ModelError> {
         final_norm: true,
         eps: 1e-5,
     };
+    if let (Some(window), Some(image)) = (window_before, image_before) {
+        let before = SwinConfig { image_size: (image, image), window_size: window, ..config.clone() };
+        config.pretrained_windows = before.stages().iter().map(|s| s.window.0).collect();
+    }
     config.validate()?;
     Ok(config)
 }
@@ -79,6 +91,11 @@ mod tests {
         assert_eq!((b.window_size, b.image_size, b.version), (6, (192, 192), Version::V1));
         let l = parse("swinv2_large_window12_192").unwrap();
         assert_eq!((l.embed_dim, l.window_size, l.version), (192, 12, Version::V2));
+        let larger = parse("swinv2_base_window12to16_192to256").unwrap();
+        assert_eq!(
+            (larger.window_size, larger.image_size.0, larger.pretrained_windows),
+            (16, 256, vec![12, 12, 12, 6])
+        );
     }
 
     #[test]
@@ -88,6 +105,8 @@ mod tests {
             "swin_huge_patch4_window7_224",
             "swin_tiny_patch8_window7_224",
             "swinv2_tiny_patch4_window8_256",
+            "swinv2_tiny_window8to16_256",
+            "swin_tiny_patch4_window7to14_224to448",
         ] {
             assert!(matches!(parse(bad).unwrap_err(), ModelError::UnknownModel { .. }), "{bad}");
         }

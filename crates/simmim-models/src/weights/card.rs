@@ -15,6 +15,21 @@ pub enum Resample {
     Bicubic,
 }
 
+/// Sizes of a Swin transformer's stages; those that are not told are empty.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stages {
+    /// Blocks.
+    pub depths: Vec<usize>,
+    /// Attention heads.
+    pub num_heads: Vec<usize>,
+    /// Side of a window, in tokens.
+    pub window_size: Option<usize>,
+    /// Sides of the windows that weights of version 2 were trained with; 0 for those of the stage.
+    pub pretrained_windows: Vec<usize>,
+    /// Width of the MLP as a multiple of the stage's width.
+    pub mlp_ratio: Option<f64>,
+}
+
 /// What is known about a model besides its tensors.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Card {
@@ -24,8 +39,10 @@ pub struct Card {
     pub name: Option<String>,
     /// Class of the model, such as `ViTForMaskedImageModeling`.
     pub class: Option<String>,
-    /// Attention heads.
+    /// Attention heads of a vision transformer.
     pub num_heads: Option<usize>,
+    /// What a Swin transformer has for each stage.
+    pub stages: Stages,
     /// Width of the tokens.
     pub embed_dim: Option<usize>,
     /// Number of blocks.
@@ -48,6 +65,8 @@ pub struct Card {
     pub resample: Option<Resample>,
     /// Names of the classes, in order.
     pub classes: Vec<String>,
+    /// Share of the shorter side that the centre crop takes.
+    pub crop: Option<f64>,
     /// Whether pooled patch tokens, not the class token, are classified.
     pub mean_pool: Option<bool>,
     /// How the weights were trained, in words.
@@ -74,6 +93,13 @@ fn sides(v: &Value) -> Option<(usize, usize)> {
 
 fn floats(v: Option<&Value>) -> Option<Vec<f64>> {
     v?.as_array()?.iter().map(Value::as_f64).collect()
+}
+
+fn list(v: &Value, key: &str) -> Vec<usize> {
+    let numbers = v.get(key).and_then(Value::as_array).map(|values| {
+        values.iter().map(|v| v.as_u64().and_then(|v| usize::try_from(v).ok())).collect::<Option<Vec<_>>>()
+    });
+    numbers.flatten().unwrap_or_default()
 }
 
 fn text(v: &Value, key: &str) -> Option<String> {
@@ -106,10 +132,10 @@ impl Card {
         let path = folder.join("config.json");
         let mut card = match json(&path)? {
             Some(config) if config.get("model_type").is_some() => Self::hugging_face(&path, &config)?,
-            Some(config) if config.get("architecture").is_some() => Self::timm(&config),
+            Some(config) if config.get("architecture").is_some() => Self::timm(&path, &config)?,
             _ => Self::notes(&stored.notes),
         };
-        if card.class.is_some() || card.name.is_some() || card.num_heads.is_some() {
+        if card.class.is_some() || card.name.is_some() || card.num_heads.is_some() || !card.stages.depths.is_empty() {
             let beside = card.class.is_some() || folder.join("config.json").is_file();
             card.source = Some(if beside { path } else { stored.path.clone() });
         }
@@ -122,24 +148,43 @@ impl Card {
     fn hugging_face(path: &Path, c: &Value) -> Result<Self, ModelError> {
         let kind = text(c, "model_type").unwrap_or_default();
         let refuse = |what: String| {
-            let help = "this program knows vit, vit_mae, dinov2, dinov2_with_registers and beit with exact GELU";
+            let help =
+                "this program knows vit, vit_mae, dinov2, dinov2_with_registers, beit, swin and swinv2 with exact GELU";
             Err(ModelError::Format { path: path.to_owned(), what, help: help.to_owned() })
         };
-        if !["vit", "vit_mae", "dinov2", "dinov2_with_registers", "beit", "data2vec-vision"].contains(&&*kind) {
+        const KNOWN: [&str; 8] =
+            ["vit", "vit_mae", "dinov2", "dinov2_with_registers", "beit", "data2vec-vision", "swin", "swinv2"];
+        if !KNOWN.contains(&&*kind) {
             return refuse(format!("it describes a model of type `{kind}`"));
         }
         let activation = text(c, "hidden_act").unwrap_or_else(|| "gelu".into());
         if activation != "gelu" || c.get("use_swiglu_ffn") == Some(&Value::Bool(true)) {
             return refuse(format!("its MLP has another activation than GELU (`{activation}`, SwiGLU)"));
         }
+        let swin = kind.starts_with("swin");
+        if swin && c.get("use_absolute_embeddings") == Some(&Value::Bool(true)) {
+            return refuse("its positions are absolute, with a row more than there are patches".into());
+        }
+        // The norms of patches and reductions have 1e-5 there, whatever is said of the others.
+        if swin && c.get("layer_norm_eps").and_then(Value::as_f64).is_some_and(|eps| (eps / 1e-5 - 1.0).abs() > 1e-3) {
+            return refuse("its norms add another number than 1e-5 to the variance".into());
+        }
         let class = c.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str).map(str::to_owned);
-        let embed_dim = number(c, "hidden_size");
+        let embed_dim = number(c, if swin { "embed_dim" } else { "hidden_size" });
         let ratio = c.get("mlp_ratio").and_then(Value::as_f64);
+        let stages = Stages {
+            depths: list(c, "depths"),
+            num_heads: list(c, "num_heads"),
+            window_size: number(c, "window_size"),
+            pretrained_windows: list(c, "pretrained_window_sizes"),
+            mlp_ratio: ratio,
+        };
         let mut card = Self {
             class: Some(class.unwrap_or_else(|| kind.clone())),
             num_heads: number(c, "num_attention_heads"),
+            stages: if swin { stages } else { Stages::default() },
             embed_dim,
-            depth: number(c, "num_hidden_layers"),
+            depth: number(c, "num_hidden_layers").filter(|_| !swin),
             mlp_dim: if kind.starts_with("dinov2") {
                 embed_dim.zip(ratio).map(|(dim, ratio)| (dim as f64 * ratio) as usize)
             } else {
@@ -160,7 +205,7 @@ impl Card {
         Ok(card)
     }
 
-    fn timm(c: &Value) -> Self {
+    fn timm(path: &Path, c: &Value) -> Result<Self, ModelError> {
         let empty = Value::Null;
         let (pretrained, arguments) =
             (c.get("pretrained_cfg").unwrap_or(&empty), c.get("model_args").unwrap_or(&empty));
@@ -168,10 +213,31 @@ impl Card {
         let axis = |i: usize| size.and_then(|s| s.get(i)?.as_u64()).and_then(|v| usize::try_from(v).ok());
         let pool = text(arguments, "global_pool").or_else(|| text(c, "global_pool"));
         let labels = c.get("label_names").or_else(|| pretrained.get("label_names")).and_then(Value::as_array);
+        let name = text(c, "architecture").unwrap_or_default();
+        for family in ["swin_s3_", "swinv2_cr_"] {
+            if name.starts_with(family) {
+                return Err(ModelError::Format {
+                    path: path.to_owned(),
+                    what: format!("it describes {name}, a model that differs from the Swin transformers of the papers"),
+                    help: "this program knows timm's swin_SIZE_patch4_* and swinv2_SIZE_*".into(),
+                });
+            }
+        }
+        let swin = name.starts_with("swin");
+        let stages = Stages {
+            depths: list(arguments, "depths"),
+            num_heads: list(arguments, "num_heads"),
+            window_size: arguments.get("window_size").and_then(sides).filter(|(h, w)| h == w).map(|(side, _)| side),
+            pretrained_windows: list(arguments, "pretrained_window_sizes"),
+            mlp_ratio: arguments.get("mlp_ratio").and_then(Value::as_f64),
+        };
+        // A Swin transformer's features are wider than its first tokens.
+        let features = || number(c, "num_features").filter(|_| !swin);
         let mut card = Self {
-            name: text(c, "architecture"),
+            name: Some(name),
             num_heads: number(arguments, "num_heads"),
-            embed_dim: number(arguments, "embed_dim").or_else(|| number(c, "num_features")),
+            stages: if swin { stages } else { Stages::default() },
+            embed_dim: number(arguments, "embed_dim").or_else(features),
             depth: number(arguments, "depth"),
             image_size: arguments.get("img_size").and_then(sides).or_else(|| axis(1).zip(axis(2))),
             patch_size: arguments.get("patch_size").and_then(sides),
@@ -179,6 +245,7 @@ impl Card {
             mean: floats(pretrained.get("mean")),
             std: floats(pretrained.get("std")),
             resample: text(pretrained, "interpolation").and_then(|name| resample(&name)),
+            crop: pretrained.get("crop_pct").and_then(Value::as_f64),
             mean_pool: pool.map(|pool| pool == "avg"),
             classes: labels.into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect(),
             ..Self::default()
@@ -187,7 +254,7 @@ impl Card {
         if let Some(tag) = text(pretrained, "tag").filter(|tag| !tag.is_empty()) {
             card.training.push(tag);
         }
-        card
+        Ok(card)
     }
 
     /// Options of microsoft/SimMIM (`config`, a yacs node), of MAE, DINO and timm (`args`).
@@ -216,17 +283,33 @@ impl Card {
         let model = &config["MODEL"];
         let (data, vit) = (&config["DATA"], &model["VIT"]);
         self.training.push(format!("microsoft/SimMIM, `{}`", text(model, "NAME").unwrap_or_else(|| "unnamed".into())));
-        if text(model, "TYPE").as_deref() != Some("vit") {
+        self.image_size = data.get("IMG_SIZE").and_then(sides);
+        self.mask_patch = number(data, "MASK_PATCH_SIZE");
+        self.mask_ratio = data.get("MASK_RATIO").and_then(Value::as_f64);
+        let swin = match text(model, "TYPE").as_deref() {
+            Some("vit") => None,
+            Some("swin") => model.get("SWIN"),
+            Some("swinv2") => model.get("SWINV2"),
+            _ => return,
+        };
+        if let Some(swin) = swin {
+            self.embed_dim = number(swin, "EMBED_DIM");
+            self.patch_size = swin.get("PATCH_SIZE").and_then(sides);
+            self.channels = number(swin, "IN_CHANS");
+            self.stages = Stages {
+                depths: list(swin, "DEPTHS"),
+                num_heads: list(swin, "NUM_HEADS"),
+                window_size: number(swin, "WINDOW_SIZE"),
+                pretrained_windows: list(swin, "PRETRAINED_WINDOW_SIZES"),
+                mlp_ratio: swin.get("MLP_RATIO").and_then(Value::as_f64),
+            };
             return;
         }
         self.num_heads = number(vit, "NUM_HEADS");
         self.embed_dim = number(vit, "EMBED_DIM");
         self.depth = number(vit, "DEPTH");
-        self.image_size = data.get("IMG_SIZE").and_then(sides);
         self.patch_size = vit.get("PATCH_SIZE").and_then(sides);
         self.channels = number(vit, "IN_CHANS");
-        self.mask_patch = number(data, "MASK_PATCH_SIZE");
-        self.mask_ratio = data.get("MASK_RATIO").and_then(Value::as_f64);
     }
 
     fn processor(&mut self, c: &Value) {

@@ -2,7 +2,6 @@
 
 use super::facts::{Facts, square};
 use super::interpolate::{apply, bicubic, flexible, geometric};
-use super::timm::moved_reduction;
 use super::{Tensor, Translation, Weights};
 use crate::classifier::ClassifierConfig;
 use crate::encoder::Encoder;
@@ -102,33 +101,9 @@ pub fn head_classes(weights: &Weights) -> Option<usize> {
     head.and_then(|head| head.shape.first().copied())
 }
 
-/// Whether these are the weights of a Swin transformer, under whatever prefix.
-#[must_use]
-pub fn is_swin<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
-    names.any(|name| name.contains("layers.0.blocks.0."))
-}
-
-/// A Swin transformer's weights under our names: timm counts a reduction to the stage that it leads to, and puts the head of a classifier
-/// one step deeper.
-fn swin_with_our_names(weights: Weights) -> Weights {
-    if weights.keys().any(|k| k.starts_with(ENCODER)) {
-        return weights;
-    }
-    // Bare official weights reduce at the end of a stage already.
-    let by = if weights.keys().any(|k| k.starts_with("layers.0.downsample.")) { 0 } else { -1 };
-    let ours = |k: &str| match of_classifier(k) || of_task(k) {
-        true => k.replace("head.fc.", "head."),
-        false => format!("{ENCODER}{}", moved_reduction(k, by)),
-    };
-    weights.into_iter().map(|(k, t)| (ours(&k), t)).collect()
-}
-
 /// Weights under our names, whatever dialect they come in; as they are where it is none.
 #[must_use]
 pub fn with_our_names(weights: Weights) -> Weights {
-    if is_swin(weights.keys().map(String::as_str)) {
-        return swin_with_our_names(weights);
-    }
     let names: Vec<&str> = weights.keys().map(String::as_str).collect();
     match Translation::find(&names) {
         // What no rule knows stays, so that it is named where it does not fit.

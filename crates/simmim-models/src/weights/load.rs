@@ -1,9 +1,11 @@
 //! Weights of any origin as a whole: container, dialect, and what is known about the model.
 
 use super::card::Card;
-use super::facts::Facts;
+use super::dialect::Dialect;
+use super::facts::{Facts, Structure, ratio};
 use super::format::{Format, Stored};
 use super::{METADATA_KEY, Translation, Weights};
+use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::vit::{Position, PositionInit, VitConfig, WeightInit};
 use std::path::{Path, PathBuf};
@@ -18,7 +20,7 @@ pub struct Loaded {
     /// How its names are read.
     pub translation: Translation,
     /// What the tensors say about the model.
-    pub facts: Facts,
+    pub facts: Structure,
     /// What the files around them say.
     pub card: Card,
     /// What this program wrote into the file about itself.
@@ -49,7 +51,7 @@ impl Loaded {
             let some = names.iter().take(4).copied().collect::<Vec<_>>().join(", ");
             wrong(
                 format!("its names are of no dialect known here: {some}{}", if names.len() > 4 { ", ..." } else { "" }),
-                "give weights of a vision transformer by microsoft/SimMIM, timm, Hugging Face, MAE, DINO, DINOv2 or mmpretrain",
+                "give weights of a vision transformer or a Swin transformer by microsoft/SimMIM, timm, Hugging Face, MAE, DINO, DINOv2 or mmpretrain",
             )
         })?;
         let incomplete = translation.incomplete();
@@ -67,11 +69,11 @@ impl Loaded {
                 super::Tensor { shape: stored.tensors()[name].shape.clone(), data: Vec::new() },
             );
         }
-        let facts =
-            Facts::of(&weights).ok_or_else(|| wrong("it holds no whole transformer".into(), "give the whole file"))?;
+        let facts = Structure::of(&weights)
+            .ok_or_else(|| wrong("it holds no whole transformer".into(), "give the whole file"))?;
         let card = Card::of(&stored)?;
         card.check(&facts, &stored.path)?;
-        Ok(Self {
+        let loaded = Self {
             path: stored.path.clone(),
             format: stored.format,
             translation,
@@ -82,37 +84,63 @@ impl Loaded {
             taken: stored.taken.clone(),
             passed_over: stored.passed_over.clone(),
             weights,
-        })
+        };
+        match loaded.encoder() {
+            Some(Encoder::Swin(swin)) if matches!(loaded.translation.dialect, Dialect::HfSwin | Dialect::HfSwinV2) => {
+                match swin.differs_in_hugging_face() {
+                    Some(why) => Err(wrong(
+                        format!("Hugging Face computes something else at this size: {why}"),
+                        "name the model by --model with its weights alone in a folder, or take a size that the windows divide",
+                    )),
+                    None => Ok(loaded),
+                }
+            }
+            _ => Ok(loaded),
+        }
     }
 
-    /// Attention heads: a table of biases or a description tells them.
+    /// Attention heads of a vision transformer: a table of biases or a description tells them.
     #[must_use]
     pub fn num_heads(&self) -> Option<usize> {
+        let Structure::Vit(facts) = &self.facts else { return None };
         let named = || self.card.name.as_deref().and_then(|name| VitConfig::preset(name).ok());
-        let named = || named().filter(|c| c.embed_dim == self.facts.embed_dim).map(|c| c.num_heads);
-        self.facts.num_heads.or(self.card.num_heads).or_else(named)
+        let named = || named().filter(|c| c.embed_dim == facts.embed_dim).map(|c| c.num_heads);
+        facts.num_heads.or(self.card.num_heads).or_else(named)
     }
 
     /// Height and width of the images: described, or those of a square grid of positions.
     #[must_use]
     pub fn image_size(&self) -> Option<(usize, usize)> {
-        let (rows, cols) = self.facts.patch_size;
-        let described = self.card.image_size.filter(|(h, w)| h % rows == 0 && w % cols == 0);
-        described.or_else(|| self.facts.grid().map(|(r, c)| (r * rows, c * cols)))
+        match &self.facts {
+            Structure::Vit(facts) => {
+                let (rows, cols) = facts.patch_size;
+                let described = self.card.image_size.filter(|(h, w)| h % rows == 0 && w % cols == 0);
+                described.or_else(|| facts.grid().map(|(r, c)| (r * rows, c * cols)))
+            }
+            Structure::Swin(facts) => facts.image_size(&self.card),
+        }
     }
 
     /// Rows and columns of patches that the positions were learned on.
     #[must_use]
     pub fn grid(&self) -> Option<(usize, usize)> {
-        let (rows, cols) = self.facts.patch_size;
-        let described = self.card.image_size.map(|(h, w)| (h / rows, w / cols));
-        described.or_else(|| self.facts.grid())
+        let of = |(rows, cols): (usize, usize)| move |(h, w): (usize, usize)| (h / rows, w / cols);
+        match &self.facts {
+            Structure::Vit(facts) => self.card.image_size.map(of(facts.patch_size)).or_else(|| facts.grid()),
+            Structure::Swin(facts) => facts.image_size(&self.card).map(of(facts.patch_size)),
+        }
     }
 
-    /// The encoder that these weights are; none where heads or the size of the images are not known.
+    /// The encoder that these weights are; none where heads, windows or the size of the images are not known.
     #[must_use]
-    pub fn encoder(&self) -> Option<VitConfig> {
-        let f = &self.facts;
+    pub fn encoder(&self) -> Option<Encoder> {
+        match &self.facts {
+            Structure::Vit(facts) => self.vit(facts).map(Encoder::Vit),
+            Structure::Swin(facts) => facts.config(&self.card).map(Encoder::Swin),
+        }
+    }
+
+    fn vit(&self, f: &Facts) -> Option<VitConfig> {
         Some(VitConfig {
             image_size: self.image_size()?,
             patch_size: f.patch_size,
@@ -120,7 +148,7 @@ impl Loaded {
             embed_dim: f.embed_dim,
             depth: f.depth,
             num_heads: self.num_heads()?,
-            mlp_ratio: f.mlp_dim as f64 / f.embed_dim as f64,
+            mlp_ratio: ratio(f.mlp_dim, f.embed_dim),
             class_token: f.class_token,
             registers: f.registers,
             position: f.position,
@@ -137,10 +165,27 @@ impl Loaded {
 
 impl Card {
     /// Refuses a description that speaks of another model than the tensors.
-    fn check(&self, facts: &Facts, path: &Path) -> Result<(), ModelError> {
-        let grid = |(h, w): (usize, usize)| (h / facts.patch_size.0.max(1)) * (w / facts.patch_size.1.max(1));
-        let prefixes = [0, 1, usize::from(facts.class_token) + facts.registers];
-        let places = |patches: usize| facts.places.is_none_or(|n| prefixes.iter().any(|extra| patches + extra == n));
+    fn check(&self, facts: &Structure, path: &Path) -> Result<(), ModelError> {
+        let differs = match facts {
+            Structure::Vit(facts) => self.differs_from_vit(facts),
+            Structure::Swin(facts) => facts.contradiction(self),
+        };
+        match (differs, &self.source) {
+            (Some(what), Some(source)) => Err(ModelError::Format {
+                path: path.to_owned(),
+                what: format!("{} contradicts the tensors: it says {what}", source.display()),
+                help: "put the description that belongs to the weights beside them, or move them away from it".into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn differs_from_vit(&self, facts: &Facts) -> Option<String> {
+        let grid = |(h, w): (usize, usize)| (h / facts.patch_size.0).saturating_mul(w / facts.patch_size.1);
+        let prefixes = [0, 1, usize::from(facts.class_token).saturating_add(facts.registers)];
+        let places = |patches: usize| {
+            facts.places.is_none_or(|n| prefixes.iter().any(|extra| patches.saturating_add(*extra) == n))
+        };
         let absolute = facts.position == Position::Absolute;
         let contradictions = [
             ("width", self.embed_dim, Some(facts.embed_dim)),
@@ -157,13 +202,6 @@ impl Card {
         });
         let size = self.image_size.filter(|&size| absolute && !places(grid(size)));
         let size = size.map(|(h, w)| format!("images of {h}x{w}, the tensors {} positions", facts.places.unwrap_or(0)));
-        match (differ.or(size), &self.source) {
-            (Some(what), Some(source)) => Err(ModelError::Format {
-                path: path.to_owned(),
-                what: format!("{} contradicts the tensors: it says {what}", source.display()),
-                help: "put the description that belongs to the weights beside them, or move them away from it".into(),
-            }),
-            _ => Ok(()),
-        }
+        differ.or(size)
     }
 }

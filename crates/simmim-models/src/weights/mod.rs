@@ -8,13 +8,14 @@ mod format;
 mod hub;
 mod interpolate;
 mod load;
+mod swin;
 mod timm;
 
-pub use card::{Card, Resample};
+pub use card::{Card, Resample, Stages};
 pub use dialect::{Dialect, Translation};
-pub use facts::Facts;
+pub use facts::{Facts, Structure, SwinFacts, ratio};
 pub use fit::{
-    Fate, Fitted, May, Target, encoder_for_classifier, head_classes, is_swin, match_classifier, match_parameters,
+    Fate, Fitted, May, Target, encoder_for_classifier, head_classes, match_classifier, match_parameters,
     normalises_pooled, with_our_names,
 };
 pub use format::{Element, Entry, Format, Stored, sniff};

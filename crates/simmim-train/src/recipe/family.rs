@@ -35,6 +35,11 @@ fn number(value: usize) -> Value {
     Value::Integer(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
+/// A float as the shortest decimal that means it.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 /// The keys that a preset gives.
 pub(super) fn preset(encoder: &Encoder) -> Vec<(&'static str, Value)> {
     let g = encoder.geometry();
@@ -54,7 +59,7 @@ pub(super) fn preset(encoder: &Encoder) -> Vec<(&'static str, Value)> {
             ("model.eps", Value::Float(1e-6)),
             ("model.position_init", Value::String("normal".into())),
             ("model.weight_init", Value::String("normal".into())),
-            ("model.layer_scale", Value::Float(c.layer_scale.map_or(0.0, f64::from))),
+            ("model.layer_scale", Value::Float(c.layer_scale.map_or(0.0, decimal))),
         ]),
         Encoder::Swin(c) => {
             keys.extend([
@@ -66,7 +71,9 @@ pub(super) fn preset(encoder: &Encoder) -> Vec<(&'static str, Value)> {
             ]);
             if c.version == Version::V2 {
                 keys.push(("model.qkv_bias", Value::String("no_key".into())));
-                keys.push(("model.pretrained_windows", numbers(&vec![0; c.depths.len()])));
+                let pretrained = c.depths.iter().enumerate().map(|(stage, _)| c.pretrained_windows.get(stage).copied());
+                let pretrained: Vec<usize> = pretrained.map(Option::unwrap_or_default).collect();
+                keys.push(("model.pretrained_windows", numbers(&pretrained)));
             }
         }
     }

@@ -113,6 +113,23 @@ impl Recipe {
         Self::from_table(table, &self.model.name, set)
     }
 
+    /// This recipe for the model of another one, but with its own drop path, and single values `KEY=VALUE` on top.
+    ///
+    /// # Errors
+    /// As [`Recipe::resolve`].
+    pub fn with_model_of(&self, other: &Self, set: &[String]) -> Result<Self, TrainError> {
+        let mut table = Table::try_from(self).unwrap_or_default();
+        let mut model = other.architecture().remove("model").unwrap_or_else(|| Value::Table(Table::new()));
+        if let Value::Table(model) = &mut model {
+            model.insert("drop_path".into(), Value::Float(self.model.drop_path));
+        }
+        table.insert("model".into(), model);
+        assign(&mut table, set)?;
+        let mut recipe = Self::from_table(table, &other.model.name, set)?;
+        recipe.keep_windows_of(other);
+        Ok(recipe)
+    }
+
     /// Reads the complete recipe of a run.
     ///
     /// # Errors

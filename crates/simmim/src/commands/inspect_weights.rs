@@ -6,7 +6,8 @@ use crate::arguments::Inspect;
 use crate::commands::weights::{Given, origin, recipe_for};
 use crate::diagnostics::Failure;
 use serde_json::{Value, json};
-use simmim_models::weights::{Facts, Fate, Loaded, May, Target, Weights, with_our_names};
+use simmim_models::swin::Version;
+use simmim_models::weights::{Facts, Fate, Loaded, May, Structure, SwinFacts, Target, Weights, with_our_names};
 use simmim_models::{ClassifierConfig, Encoder, ParameterSpec, Pool, Position, SimMimConfig};
 use simmim_train::Recipe;
 use std::path::Path;
@@ -49,16 +50,13 @@ pub(crate) fn run(a: &Inspect, path: &Path) -> Result<ExitCode, Failure> {
 }
 
 /// The model that the weights are themselves, as far as it is known.
-fn own(given: &Given, facts: Option<&Facts>) -> Option<(Encoder, Vec<ParameterSpec>)> {
+fn own(given: &Given, facts: Option<&Structure>) -> Option<(Encoder, Vec<ParameterSpec>)> {
     let of_recipe = given.recipe.as_ref().map(Recipe::encoder_config);
-    let encoder = of_recipe.or_else(|| given.loaded.as_ref().and_then(Loaded::encoder).map(Encoder::Vit))?;
-    let specs = match facts.and_then(|f| f.classes).filter(|&n| n >= 2) {
+    let encoder = of_recipe.or_else(|| given.loaded.as_ref().and_then(Loaded::encoder))?;
+    let specs = match facts.and_then(Structure::classes).filter(|&n| n >= 2) {
         Some(classes) => {
-            let pool = if facts.is_some_and(|f| f.pooled_norm) || !encoder.geometry().class_token {
-                Pool::Mean
-            } else {
-                Pool::Cls
-            };
+            let pooled_norm = matches!(facts, Some(Structure::Vit(f)) if f.pooled_norm);
+            let pool = if pooled_norm || !encoder.geometry().class_token { Pool::Mean } else { Pool::Cls };
             let mut config = ClassifierConfig::new(encoder.clone(), classes);
             config.pool = pool;
             config.parameters()
@@ -130,19 +128,62 @@ fn unfitted(given: &Given, weights: &Weights) -> Vec<Line> {
     weights.iter().map(line).chain(unknown(given)).collect()
 }
 
-fn heads(encoder: &Encoder) -> Option<usize> {
-    if let Encoder::Vit(vit) = encoder { Some(vit.num_heads) } else { None }
+/// The architecture in words.
+fn architecture(structure: &Structure, encoder: Option<&Encoder>) -> String {
+    match structure {
+        Structure::Vit(facts) => vit_in_words(facts, encoder),
+        Structure::Swin(facts) => swin_in_words(facts, encoder),
+    }
 }
 
-/// The architecture in words.
-fn architecture(f: &Facts, encoder: Option<&Encoder>) -> String {
-    let heads = encoder.map_or_else(
-        || "heads not known (name the model by --recipe or --set model.name)".to_owned(),
-        |e| {
-            let (height, width) = e.geometry().image_size;
-            format!("{} heads, images of {height}x{width}", heads(e).unwrap_or_default())
-        },
-    );
+const UNKNOWN: &str = "not known (name the model by --recipe or --set model.name)";
+
+fn images_of(encoder: &Encoder) -> String {
+    let (height, width) = encoder.geometry().image_size;
+    format!("images of {height}x{width}")
+}
+
+fn swin_in_words(f: &SwinFacts, encoder: Option<&Encoder>) -> String {
+    let sizes = match encoder {
+        Some(Encoder::Swin(c)) => {
+            format!("windows of {0}x{0}, {1}", c.window_size, images_of(&Encoder::Swin(c.clone())))
+        }
+        _ => format!("windows and images {UNKNOWN}"),
+    };
+    let version = if f.version == Version::V1 { "" } else { " v2" };
+    let list = |values: &[usize]| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut parts = vec![format!(
+        "Swin transformer{version}, stages of {} blocks with {} heads, first width {}, patches of {}x{} with {} channels, {sizes}",
+        list(&f.depths),
+        list(&f.num_heads),
+        f.embed_dim,
+        f.patch_size.0,
+        f.patch_size.1,
+        f.channels
+    )];
+    if f.places.is_some() {
+        parts.push("absolute positions".to_owned());
+    }
+    parts.extend(of_task(f.mask_token && f.decoder, f.classes));
+    parts.join(", ")
+}
+
+fn of_task(simmim: bool, classes: Option<usize>) -> Vec<String> {
+    let mut parts = Vec::new();
+    if simmim {
+        parts.push("mask token and head of SimMIM".to_owned());
+    }
+    if let Some(classes) = classes {
+        parts.push(format!("classifier of {classes} classes"));
+    }
+    parts
+}
+
+fn vit_in_words(f: &Facts, encoder: Option<&Encoder>) -> String {
+    let heads = match encoder {
+        Some(Encoder::Vit(c)) => format!("{} heads, {}", c.num_heads, images_of(&Encoder::Vit(c.clone()))),
+        _ => format!("heads {UNKNOWN}"),
+    };
     let mut parts = vec![format!(
         "vision transformer, {} blocks of width {}, patches of {}x{} with {} channels, {heads}",
         f.depth, f.embed_dim, f.patch_size.0, f.patch_size.1, f.channels
@@ -163,12 +204,7 @@ fn architecture(f: &Facts, encoder: Option<&Encoder>) -> String {
     if f.layer_scale.is_some() {
         parts.push("LayerScale".to_owned());
     }
-    if f.mask_token && f.decoder {
-        parts.push("mask token and head of SimMIM".to_owned());
-    }
-    if let Some(classes) = f.classes {
-        parts.push(format!("classifier of {classes} classes"));
-    }
+    parts.extend(of_task(f.mask_token && f.decoder, f.classes));
     parts.join(", ")
 }
 
@@ -182,13 +218,11 @@ fn training(given: &Given) -> Vec<String> {
     known
 }
 
-fn print(given: &Given, facts: Option<&Facts>, encoder: Option<&Encoder>, lines: &[Line]) {
+fn print(given: &Given, facts: Option<&Structure>, encoder: Option<&Encoder>, lines: &[Line]) {
     println!("weights      {}", given.path.display());
     println!("format       {}", format_of(given));
-    match (facts, encoder) {
-        (Some(facts), _) => println!("model        {}", architecture(facts, encoder)),
-        (None, Some(encoder)) => println!("model        Swin transformer, {}", encoder.describe()),
-        (None, None) => {}
+    if let Some(facts) = facts {
+        println!("model        {}", architecture(facts, encoder));
     }
     if let Some(source) = given.loaded.as_ref().and_then(|l| l.card.source.as_ref()) {
         println!("described by {}", source.display());
@@ -216,7 +250,7 @@ fn print(given: &Given, facts: Option<&Facts>, encoder: Option<&Encoder>, lines:
     }
 }
 
-fn as_json(given: &Given, facts: Option<&Facts>, encoder: Option<&Encoder>, lines: &[Line]) -> Value {
+fn as_json(given: &Given, facts: Option<&Structure>, encoder: Option<&Encoder>, lines: &[Line]) -> Value {
     let loaded = given.loaded.as_ref();
     let keys: Vec<Value> = lines
         .iter()
@@ -232,13 +266,34 @@ fn as_json(given: &Given, facts: Option<&Facts>, encoder: Option<&Encoder>, line
         "described_by": loaded.and_then(|l| l.card.source.as_ref()).map(|p| p.display().to_string()),
         "training": training(given),
         "classes": loaded.map(|l| l.card.classes.clone()).unwrap_or_default(),
-        "model": facts.map(|f| json!({
-            "embed_dim": f.embed_dim, "depth": f.depth, "num_heads": encoder.and_then(heads),
-            "patch_size": [f.patch_size.0, f.patch_size.1], "channels": f.channels, "mlp_dim": f.mlp_dim,
-            "image_size": encoder.map(|e| [e.geometry().image_size.0, e.geometry().image_size.1]), "class_token": f.class_token,
-            "registers": f.registers, "layer_scale": f.layer_scale.is_some(), "final_norm": f.final_norm,
-            "mask_token": f.mask_token, "decoder": f.decoder, "classes": f.classes,
-        })),
+        "model": facts.map(|f| model_as_json(f, encoder)),
         "keys": keys,
     })
+}
+
+fn model_as_json(structure: &Structure, encoder: Option<&Encoder>) -> Value {
+    let image_size = encoder.map(|e| [e.geometry().image_size.0, e.geometry().image_size.1]);
+    match structure {
+        Structure::Vit(f) => {
+            let heads = if let Some(Encoder::Vit(c)) = encoder { Some(c.num_heads) } else { None };
+            json!({
+                "family": "vit", "embed_dim": f.embed_dim, "depth": f.depth, "num_heads": heads,
+                "patch_size": [f.patch_size.0, f.patch_size.1], "channels": f.channels, "mlp_dim": f.mlp_dim,
+                "image_size": image_size, "class_token": f.class_token,
+                "registers": f.registers, "layer_scale": f.layer_scale.is_some(), "final_norm": f.final_norm,
+                "mask_token": f.mask_token, "decoder": f.decoder, "classes": f.classes,
+            })
+        }
+        Structure::Swin(f) => {
+            let swin = if let Some(Encoder::Swin(c)) = encoder { Some(c) } else { None };
+            json!({
+                "family": if f.version == Version::V1 { "swin" } else { "swinv2" },
+                "embed_dim": f.embed_dim, "depths": f.depths, "num_heads": f.num_heads,
+                "patch_size": [f.patch_size.0, f.patch_size.1], "channels": f.channels, "mlp_dim": f.mlp_dim,
+                "image_size": image_size, "window_size": swin.map(|c| c.window_size),
+                "pretrained_windows": swin.map(|c| c.pretrained_windows.clone()), "final_norm": f.final_norm,
+                "mask_token": f.mask_token, "decoder": f.decoder, "classes": f.classes,
+            })
+        }
+    }
 }

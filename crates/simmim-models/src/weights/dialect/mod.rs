@@ -1,13 +1,14 @@
-//! Dialects: the names under which others keep the parameters of a vision transformer.
+//! Dialects: the names under which others keep the parameters of a vision transformer or a Swin transformer.
 //!
 //! A dialect is a table of rules that are read in both directions. Inside the program parameters carry the names of
 //! microsoft/SimMIM with the encoder behind `encoder.` and a classifier's `fc_norm.*` and `head.*` bare.
 
 mod rules;
+mod swin_rules;
 
 use super::{Tensor, Weights};
 use rules::{How, Rule, capture, fill};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A way of naming parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,18 @@ pub enum Dialect {
     HfBeit,
     /// mmpretrain.
     MmPretrain,
+    /// A Swin transformer by microsoft/SimMIM, microsoft/Swin-Transformer, and this program.
+    OfficialSwin,
+    /// timm's Swin transformers.
+    TimmSwin,
+    /// Hugging Face's Swin transformer.
+    HfSwin,
+    /// Hugging Face's second one.
+    HfSwinV2,
+    /// mmpretrain's Swin transformer.
+    MmSwin,
+    /// mmpretrain's second one.
+    MmSwinV2,
 }
 
 /// What a dialect consists of.
@@ -49,7 +62,7 @@ struct Table {
 
 impl Dialect {
     /// All, the more telling ones first.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 15] = [
         Self::Mae,
         Self::DinoV2,
         Self::HfMae,
@@ -59,12 +72,22 @@ impl Dialect {
         Self::MmPretrain,
         Self::Timm,
         Self::Official,
+        Self::HfSwinV2,
+        Self::HfSwin,
+        Self::MmSwinV2,
+        Self::MmSwin,
+        Self::TimmSwin,
+        Self::OfficialSwin,
     ];
 
     fn table(self) -> Table {
         use rules::{
             BLOCKS, DECODER, DINOV2, HEAD, HF_BEIT, HF_COMMON, HF_DINOV2, HF_DINOV2_IN_MEMORY, HF_HEAD, HF_IN_MEMORY,
             HF_MASK_TOKEN, HF_VIT, LAYER_SCALE, MMPRETRAIN, MMPRETRAIN_HEAD, OFFICIAL, REGISTERS, RELATIVE,
+        };
+        use swin_rules::{
+            AT_THE_END, AT_THE_START, HF_SWIN, HF_SWIN_IN_MEMORY, HF_SWIN_V1, HF_SWIN_V2, MASK_TOKEN, MM_HEAD, MM_SWIN,
+            MM_SWIN_V1, MM_SWIN_V2, SWIN, TIMM_HEAD,
         };
         const BARE: &[&str] = &["", "backbone.", "model.", "visual."];
         match self {
@@ -140,6 +163,54 @@ impl Dialect {
                 marks: &["layers.0.ffn.layers.1.weight"],
                 not: &[],
             },
+            Self::OfficialSwin => Table {
+                name: "microsoft/SimMIM",
+                encoder: &[SWIN, AT_THE_END, MASK_TOKEN],
+                prefixes: &["encoder.", ""],
+                beside: &[DECODER, HEAD],
+                marks: &["layers.0.blocks.0.norm1.weight"],
+                not: &["head.fc.weight"],
+            },
+            Self::TimmSwin => Table {
+                name: "timm",
+                encoder: &[SWIN, AT_THE_START],
+                prefixes: BARE,
+                beside: &[TIMM_HEAD],
+                marks: &["layers.0.blocks.0.norm1.weight"],
+                not: &["layers.0.downsample.reduction.weight", "mask_token"],
+            },
+            Self::HfSwin => Table {
+                name: "Hugging Face Swin",
+                encoder: &[HF_SWIN, HF_SWIN_V1, HF_SWIN_IN_MEMORY],
+                prefixes: &["swin.", ""],
+                beside: &[HF_HEAD, DECODER],
+                marks: &["encoder.layers.0.blocks.0.layernorm_before.weight"],
+                not: &["encoder.layers.0.blocks.0.attention.self.logit_scale"],
+            },
+            Self::HfSwinV2 => Table {
+                name: "Hugging Face Swin v2",
+                encoder: &[HF_SWIN, HF_SWIN_V2],
+                prefixes: &["swinv2.", ""],
+                beside: &[HF_HEAD, DECODER],
+                marks: &["encoder.layers.0.blocks.0.attention.self.logit_scale"],
+                not: &[],
+            },
+            Self::MmSwin => Table {
+                name: "mmpretrain",
+                encoder: &[MM_SWIN, MM_SWIN_V1],
+                prefixes: &["backbone.", ""],
+                beside: &[MM_HEAD],
+                marks: &["stages.0.blocks.0.attn.w_msa.proj.weight"],
+                not: &["stages.0.blocks.0.attn.w_msa.logit_scale"],
+            },
+            Self::MmSwinV2 => Table {
+                name: "mmpretrain",
+                encoder: &[MM_SWIN, MM_SWIN_V2],
+                prefixes: &["backbone.", ""],
+                beside: &[MM_HEAD],
+                marks: &["stages.0.blocks.0.attn.w_msa.logit_scale"],
+                not: &[],
+            },
         }
     }
 
@@ -170,6 +241,7 @@ impl Dialect {
             match rule.how {
                 How::Same => out.extend(names.map(|name| (name, tensor.clone()))),
                 How::Stacked => out.extend(names.zip(unstack(tensor, rule.theirs.len()))),
+                How::Unfolded => out.extend(names.map(|name| (name, unfold(tensor)))),
             }
         }
         (out, unknown)
@@ -184,6 +256,33 @@ fn unstack(tensor: &Tensor, parts: usize) -> Vec<Tensor> {
     tensor.data.chunks_exact(len.max(1)).map(|part| Tensor { shape: shape.clone(), data: part.to_vec() }).collect()
 }
 
+/// The four tokens of a reduction, counted by columns, as the last axis of `unfold`, which counts channels before places and those by rows.
+fn unfold(tensor: &Tensor) -> Tensor {
+    regroup(tensor, |width, at| (at % 4 % 2 * 2 + at % 4 / 2) * (width / 4) + at / 4)
+}
+
+/// The reverse of [`unfold`].
+fn fold(tensor: Tensor) -> Tensor {
+    regroup(&tensor, |width, at| {
+        let (place, channel) = (at / (width / 4), at % (width / 4));
+        channel * 4 + place % 2 * 2 + place / 2
+    })
+}
+
+/// Rows whose value `at` comes from `from(width, at)`; rows that are not of four equal parts stay as they are.
+fn regroup(tensor: &Tensor, from: impl Fn(usize, usize) -> usize) -> Tensor {
+    let width = tensor.shape.last().copied().unwrap_or(0);
+    if width == 0 || !width.is_multiple_of(4) {
+        return tensor.clone();
+    }
+    let rows = tensor.data.chunks_exact(width);
+    let data = rows.flat_map(|row| (0..width).map(|at| row[from(width, at)])).collect();
+    Tensor { shape: tensor.shape.clone(), data }
+}
+
+/// The rule of the patch projection, which every model has.
+const PROJECTION: &str = "encoder.patch_embed.proj.*";
+
 /// What wrappers of PyTorch put before all names.
 const WRAPPERS: [&str; 4] = ["module.", "_orig_mod.", "model.", "student."];
 
@@ -196,6 +295,8 @@ pub struct Translation {
     pub prefix: String,
     /// For each of our names theirs, one or several that are stacked.
     pub names: BTreeMap<String, Vec<String>>,
+    /// Those of our names whose values stand in another order in the file.
+    reordered: BTreeSet<String>,
     /// Names that are none of the model's parameters.
     pub left: Vec<String>,
 }
@@ -227,11 +328,17 @@ impl Translation {
         if table.not.iter().any(|n| has(n)) || !(table.marks.is_empty() || table.marks.iter().any(|n| has(n))) {
             return None;
         }
+        let projection = table.encoder.iter().copied().flatten().filter(|rule| rule.ours == PROJECTION);
+        let projection = projection.flat_map(|rule| rule.theirs).map(|theirs| theirs.replace('*', "weight"));
+        if !projection.into_iter().any(|p| inner.iter().any(|(_, n)| n.strip_prefix(prefix) == Some(&*p))) {
+            return None;
+        }
         let chunks = inner.iter().any(|(_, n)| n.strip_prefix(prefix).is_some_and(in_chunks));
         let mut found = Self {
             dialect,
             prefix: format!("{wrapper}{prefix}"),
             names: BTreeMap::new(),
+            reordered: BTreeSet::new(),
             left: names.iter().filter(|n| !n.starts_with(wrapper)).map(|n| (*n).to_owned()).collect(),
         };
         for (whole, name) in inner {
@@ -239,14 +346,19 @@ impl Translation {
                 if chunks { place(table.encoder, &without_chunk(name)) } else { place(table.encoder, name) }
             });
             match encoder.or_else(|| place(table.beside, name)) {
-                Some((ours, at, of)) => {
-                    let parts = found.names.entry(ours).or_insert_with(|| vec![String::new(); of]);
-                    whole.clone_into(&mut parts[at]);
+                Some((ours, at, rule)) => {
+                    if rule.how == How::Unfolded {
+                        found.reordered.insert(ours.clone());
+                    }
+                    let parts = found.names.entry(ours).or_insert_with(|| vec![String::new(); rule.theirs.len()]);
+                    if let Some(part) = parts.get_mut(at) {
+                        whole.clone_into(part);
+                    }
                 }
                 None => found.left.push(whole.to_owned()),
             }
         }
-        found.names.contains_key("encoder.patch_embed.proj.weight").then_some(found)
+        Some(found)
     }
 
     /// Parts of stacked parameters that the file lacks, as our names.
@@ -258,10 +370,11 @@ impl Translation {
 
     /// Names of the file that belong to the encoder, but to no parameter that this program knows: the model is another one.
     pub fn odd(&self) -> impl Iterator<Item = &str> {
-        const INSIDE: [&str; 10] = [
+        const INSIDE: [&str; 11] = [
             "blocks.",
             "layers.",
             "layer.",
+            "stages.",
             "encoder.",
             "patch_embed.",
             "embeddings.",
@@ -270,7 +383,15 @@ impl Translation {
             "dist_token",
             "reg",
         ];
-        const OUTSIDE: [&str; 5] = ["mask_token", "pooler.", "relative_position_index", "fc_norm.", "head."];
+        const OUTSIDE: [&str; 7] = [
+            "mask_token",
+            "pooler.",
+            "relative_position_index",
+            "relative_coords_table",
+            "attn_mask",
+            "fc_norm.",
+            "head.",
+        ];
         self.left.iter().map(String::as_str).filter(|name| {
             let Some(inner) = name.strip_prefix(&*self.prefix) else { return false };
             let inside = self.prefix == "encoder." || INSIDE.iter().any(|start| inner.starts_with(start));
@@ -290,6 +411,7 @@ impl Translation {
         for (ours, theirs) in &self.names {
             let parts: Option<Vec<Tensor>> = theirs.iter().map(|name| weights.remove(name)).collect();
             if let Some(tensor) = parts.and_then(stack) {
+                let tensor = if self.reordered.contains(ours) { fold(tensor) } else { tensor };
                 out.insert(ours.clone(), tensor);
             }
         }
@@ -335,12 +457,12 @@ fn without_chunk(name: &str) -> String {
     format!("blocks.{}", rest.join("."))
 }
 
-/// Our name for a name of a table, which of its parts it is, and of how many.
-fn place(rules: &'static [&'static [Rule]], name: &str) -> Option<(String, usize, usize)> {
+/// Our name for a name of a table, which of its parts it is, and by which rule.
+fn place(rules: &'static [&'static [Rule]], name: &str) -> Option<(String, usize, &'static Rule)> {
     rules.iter().copied().flatten().find_map(|rule| {
         rule.theirs.iter().enumerate().find_map(|(at, theirs)| {
             let values = capture(theirs, name)?;
-            Some((fill(rule.ours, &values), at, rule.theirs.len()))
+            Some((fill(rule.ours, &values), at, rule))
         })
     })
 }

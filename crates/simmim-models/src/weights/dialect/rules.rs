@@ -7,9 +7,13 @@ pub(super) enum How {
     Same,
     /// Several, stacked along the first axis.
     Stacked,
+    /// The last axis holds four tokens that are joined; theirs counts them within a channel and by rows, ours channels within a token and by
+    /// columns.
+    Unfolded,
 }
 
-/// A parameter under our name and under theirs. `#` stands for the number of a block, `*` for the last part of a name (`weight`, `bias`).
+/// A parameter under our name and under theirs. `#` stands for the number of a block or stage, `#+1` for the one after it, `*` for the last
+/// part of a name (`weight`, `bias`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rule {
     pub(super) ours: &'static str,
@@ -17,12 +21,16 @@ pub(super) struct Rule {
     pub(super) how: How,
 }
 
-const fn same(ours: &'static str, theirs: &'static [&'static str]) -> Rule {
+pub(super) const fn same(ours: &'static str, theirs: &'static [&'static str]) -> Rule {
     Rule { ours, theirs, how: How::Same }
 }
 
-const fn stacked(ours: &'static str, theirs: &'static [&'static str]) -> Rule {
+pub(super) const fn stacked(ours: &'static str, theirs: &'static [&'static str]) -> Rule {
     Rule { ours, theirs, how: How::Stacked }
+}
+
+pub(super) const fn unfolded(ours: &'static str, theirs: &'static [&'static str]) -> Rule {
+    Rule { ours, theirs, how: How::Unfolded }
 }
 
 /// What the original ViT code in PyTorch, and all that descend from it, agree on.
@@ -179,7 +187,7 @@ pub(super) const HF_BEIT: &[Rule] = &[
 /// The classifier of Hugging Face's models.
 pub(super) const HF_HEAD: &[Rule] = &[same("head.*", &["classifier.*"])];
 
-/// mmpretrain's ViT.
+/// mmpretrain's ViT and BEiT.
 pub(super) const MMPRETRAIN: &[Rule] = &[
     same("encoder.cls_token", &["cls_token"]),
     same("encoder.pos_embed", &["pos_embed"]),
@@ -193,6 +201,11 @@ pub(super) const MMPRETRAIN: &[Rule] = &[
     same("encoder.blocks.#.mlp.fc1.*", &["layers.#.ffn.layers.0.0.*"]),
     same("encoder.blocks.#.mlp.fc2.*", &["layers.#.ffn.layers.1.*"]),
     same("encoder.blocks.#.gamma_2", &["layers.#.ffn.gamma2.weight"]),
+    same("encoder.blocks.#.gamma_1", &["layers.#.gamma_1"]),
+    same("encoder.blocks.#.gamma_2", &["layers.#.gamma_2"]),
+    same("encoder.blocks.#.attn.q_bias", &["layers.#.attn.q_bias"]),
+    same("encoder.blocks.#.attn.v_bias", &["layers.#.attn.v_bias"]),
+    same("encoder.blocks.#.attn.relative_position_bias_table", &["layers.#.attn.relative_position_bias_table"]),
     same("encoder.norm.*", &["ln1.*"]),
     same("fc_norm.*", &["ln2.*"]),
 ];
@@ -202,16 +215,16 @@ pub(super) const MMPRETRAIN_HEAD: &[Rule] =
     &[same("head.*", &["head.layers.head.*"]), same("decoder.0.*", &["neck.decoder.0.*"])];
 
 /// A name that fits a pattern: what its `#` and `*` stand for.
-pub(super) fn capture<'a>(pattern: &str, name: &'a str) -> Option<Vec<&'a str>> {
+pub(super) fn capture(pattern: &str, name: &str) -> Option<Vec<String>> {
     let (mut pattern, mut parts) = (pattern.split('.'), name.split('.'));
     let mut captured = Vec::new();
+    let number = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<usize>().ok()).flatten();
     loop {
         match (pattern.next(), parts.next()) {
             (None, None) => return Some(captured),
-            (Some("#"), Some(part)) if !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) => {
-                captured.push(part);
-            }
-            (Some("*"), Some(part)) if matches!(part, "weight" | "bias") => captured.push(part),
+            (Some("#"), Some(part)) => captured.push(number(part)?.to_string()),
+            (Some("#+1"), Some(part)) => captured.push(number(part)?.checked_sub(1)?.to_string()),
+            (Some("*"), Some(part)) if matches!(part, "weight" | "bias") => captured.push(part.to_owned()),
             (Some(expected), Some(part)) if expected == part => {}
             _ => return None,
         }
@@ -219,11 +232,14 @@ pub(super) fn capture<'a>(pattern: &str, name: &'a str) -> Option<Vec<&'a str>> 
 }
 
 /// A pattern with these values for its `#` and `*`.
-pub(super) fn fill(pattern: &str, values: &[&str]) -> String {
-    let mut values = values.iter();
+pub(super) fn fill(pattern: &str, values: &[String]) -> String {
+    let mut values = values.iter().map(String::as_str);
+    let mut next = || values.next().unwrap_or_default();
     let filled = pattern.split('.').map(|part| match part {
-        "#" | "*" => values.next().copied().unwrap_or_default(),
-        part => part,
+        "#" | "*" => next().to_owned(),
+        // A captured number is one.
+        "#+1" => next().parse::<usize>().map_or_else(|_| String::new(), |stage| stage.saturating_add(1).to_string()),
+        part => part.to_owned(),
     });
     filled.collect::<Vec<_>>().join(".")
 }
@@ -234,8 +250,12 @@ mod tests {
 
     #[test]
     fn patterns_take_numbers_and_last_parts() {
-        assert_eq!(capture("blocks.#.norm1.*", "blocks.11.norm1.bias"), Some(vec!["11", "bias"]));
-        assert_eq!(fill("encoder.layer.#.norm1.*", &["11", "bias"]), "encoder.layer.11.norm1.bias");
+        let values = ["11", "bias"].map(String::from);
+        assert_eq!(capture("blocks.#.norm1.*", "blocks.11.norm1.bias"), Some(values.to_vec()));
+        assert_eq!(fill("encoder.layer.#.norm1.*", &values), "encoder.layer.11.norm1.bias");
+        assert_eq!(capture("stages.#+1.norm1.*", "stages.12.norm1.bias"), Some(values.to_vec()));
+        assert_eq!(fill("stages.#+1.norm1.*", &values), "stages.12.norm1.bias");
+        assert_eq!(capture("stages.#+1.norm1.*", "stages.0.norm1.bias"), None);
         for other in ["blocks.x.norm1.bias", "blocks.1.norm1", "blocks.1.norm1.bias.x", "blocks..norm1.bias"] {
             assert_eq!(capture("blocks.#.norm1.*", other), None, "{other}");
         }

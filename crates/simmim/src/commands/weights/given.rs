@@ -6,7 +6,7 @@ use crate::diagnostics::Failure;
 use crate::meter::say;
 use simmim_models::Encoder;
 use simmim_models::names::{AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX};
-use simmim_models::weights::{self, Facts, Loaded, Stored, Weights, is_swin, with_our_names};
+use simmim_models::weights::{self, Loaded, Structure, Weights};
 use simmim_train::checkpoint::{self, CheckpointStore};
 use simmim_train::classify::ClassifierFile;
 use simmim_train::{Recipe, RunFolder};
@@ -31,12 +31,6 @@ impl Given {
             Some(weights) => Ok(whole(weights)),
             None => {
                 exists(path)?;
-                let stored = Stored::open(path)?;
-                if is_swin(stored.tensors().keys().map(String::as_str)) {
-                    let inside = ClassifierFile::read(path).ok().map(|file| file.recipe);
-                    let recipe = recipe.clone().or(inside);
-                    return Ok(Self { recipe, ..whole(with_our_names(weights::read(&stored.path)?)) });
-                }
                 let mut loaded = Loaded::open(path)?;
                 let weights = std::mem::take(&mut loaded.weights);
                 let inside = || loaded.description.as_ref().and_then(|_| ClassifierFile::read(path).ok());
@@ -64,8 +58,8 @@ impl Given {
     }
 
     /// What the tensors say about the model.
-    pub(crate) fn facts(&self) -> Option<Facts> {
-        self.loaded.as_ref().map(|l| l.facts.clone()).or_else(|| Facts::of(&self.weights))
+    pub(crate) fn facts(&self) -> Option<Structure> {
+        self.loaded.as_ref().map(|l| l.facts.clone()).or_else(|| Structure::of(&self.weights))
     }
 
     /// Attention heads and the epsilon of the norms, as far as they are known.

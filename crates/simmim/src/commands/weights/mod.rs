@@ -13,7 +13,8 @@ use crate::meter::say;
 use given::run_of;
 use simmim_data::Source;
 use simmim_models::weights::{
-    Fate, Fitted, Loaded, May, Target, encoder_for_classifier, head_classes, normalises_pooled, with_our_names,
+    Fate, Fitted, Loaded, May, Structure, SwinFacts, Target, encoder_for_classifier, head_classes, normalises_pooled,
+    with_our_names,
 };
 use simmim_models::{Encoder as Architecture, SimMimConfig};
 use simmim_train::Recipe;
@@ -78,7 +79,11 @@ impl Pretrained {
 /// The recipe of a pre-training that starts from weights: where the recipe's model is another one, the architecture is that of the weights, for
 /// the recipe's images.
 pub(crate) fn recipe_for(alone: Recipe, set: &[String], given: &Given, resize_patch: bool) -> Result<Recipe, Failure> {
-    let Some(facts) = given.facts() else { return Ok(alone) };
+    let facts = match given.facts() {
+        Some(Structure::Vit(facts)) => facts,
+        Some(Structure::Swin(facts)) => return swin_recipe_for(alone, set, given, &facts),
+        None => return Ok(alone),
+    };
     let (heads, eps) = given.heads_and_eps();
     let own_heads = match alone.encoder_config() {
         Architecture::Vit(vit) if vit.embed_dim == facts.embed_dim => Some(vit.num_heads),
@@ -88,7 +93,7 @@ pub(crate) fn recipe_for(alone: Recipe, set: &[String], given: &Given, resize_pa
         return Err(unnamed(&given.path, "name it by --set model.name=..., such as vit_small_patch16_224"));
     };
     let mut all = settings::sizes(&facts, heads);
-    all.extend(settings::presence(&facts, eps));
+    all.extend(settings::presence_in_vit(&facts, eps));
     if alone.model.layer_scale.is_some_and(|v| v != 0.0) && facts.layer_scale.is_some() {
         all.retain(|assignment| !assignment.starts_with("model.layer_scale"));
     }
@@ -108,6 +113,31 @@ pub(crate) fn recipe_for(alone: Recipe, set: &[String], given: &Given, resize_pa
     }
     all.extend(set.iter().cloned());
     Ok(alone.with(&all)?)
+}
+
+/// As [`recipe_for`], for the weights of a Swin transformer. Mask cells and images of the recipe stay where they are whole strides.
+fn swin_recipe_for(alone: Recipe, set: &[String], given: &Given, facts: &SwinFacts) -> Result<Recipe, Failure> {
+    let Some(own) = given.architecture(&[])? else {
+        // A recipe for Swin transformers may name the model that the file does not.
+        return match alone.encoder_config() {
+            Architecture::Swin(_) => Ok(alone),
+            Architecture::Vit(_) => Err(unnamed(
+                &given.path,
+                "name it by --recipe swin_small_images_64 --set model.name=..., such as swin_tiny_patch4_window7_224",
+            )),
+        };
+    };
+    let stride = facts.stride();
+    let divides = |sides: [usize; 2]| sides[0].is_multiple_of(stride.0) && sides[1].is_multiple_of(stride.1);
+    let mut all = vec![format!("model.channels={}", alone.model.channels)];
+    if divides(alone.model.image_size) {
+        all.push(format!("model.image_size={:?}", alone.model.image_size));
+    }
+    if !divides(alone.simmim.mask_patch) {
+        all.push(format!("simmim.mask_patch=[{}, {}]", stride.0, stride.1));
+    }
+    all.extend(set.iter().cloned());
+    Ok(alone.with_model_of(&own, &all)?)
 }
 
 /// Weights to start a model from: a full model, or an encoder.
