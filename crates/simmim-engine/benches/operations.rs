@@ -103,6 +103,23 @@ fn attention(c: &mut Criterion) {
     Bench::new(&[&[3 * DIM], &[DIM], &[DIM]]).run(c, "qkv_bias_grad", QkvBiasGrad);
 }
 
+/// The first stage of a Swin-T at 224 pixels, and of a Swin-B at 192 with windows of 6: windows with a bias, of one region each.
+fn window_attention(c: &mut Criterion) {
+    for (name, tokens, places, heads) in [("7", 3136, 49, 3), ("6", 2304, 36, 4)] {
+        let (dim, windows) = (32 * heads, tokens / places);
+        let op = WindowAttention { heads, scale: 0.18, region: true, bias: true, pad: false };
+        let qkv: &[usize] = &[2, tokens, 3 * dim];
+        let bias: &[usize] = &[heads, places, places];
+        let with = |b: Bench| b.index(&[windows, places], tokens).index(&[windows, places], 1).input(bias);
+        with(Bench::new(&[qkv])).run(c, &format!("window_attention/{name}"), op);
+        let mut b = with(Bench::new(&[&[2, tokens, dim], qkv]));
+        let saved = b.graph.apply(op, &b.inputs[1..]).unwrap();
+        b.inputs.splice(1..1, saved);
+        let b = b.input(bias);
+        b.run(c, &format!("window_attention_and_window_attention_grad/{name}"), WindowAttentionGrad { forward: op });
+    }
+}
+
 fn norms_and_residuals(c: &mut Criterion) {
     let rows = [ROWS, DIM];
     Bench::new(&[&rows, &[DIM], &[DIM]]).run(c, "layer_norm", LayerNorm { eps: 1e-6 });
@@ -152,5 +169,5 @@ fn loss_and_update(c: &mut Criterion) {
     Bench::new(&[]).run(c, "zero", Zero { shape: vec![HIDDEN, DIM] });
 }
 
-criterion_group!(benches, products, attention, norms_and_residuals, rows, loss_and_update);
+criterion_group!(benches, products, attention, window_attention, norms_and_residuals, rows, loss_and_update);
 criterion_main!(benches);
