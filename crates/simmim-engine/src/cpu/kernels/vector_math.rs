@@ -38,6 +38,27 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     p * f32::from_bits(exponent << 23)
 }
 
+/// `ln x` of a positive normal number: the exponent apart, and the polynomial of the Cephes library's `logf` (Moshier) between the roots of
+/// a half and of two. Maximum error over [2^-20, 2^20], absolute or relative, whichever is smaller: 1.2e-7 (measured by the test below).
+#[inline(always)]
+pub(crate) fn ln<const FMA: bool>(x: f32) -> f32 {
+    const ROOT_OF_HALF: u32 = 0x3f35_04f3;
+    let shifted = x.to_bits().wrapping_sub(ROOT_OF_HALF) as i32 >> 23;
+    let exponent = shifted as f32;
+    let f = f32::from_bits(x.to_bits().wrapping_sub((shifted as u32) << 23)) - 1.0;
+    let square = f * f;
+    let p = madd::<FMA>(7.037_683_6e-2, f, -0.115_146_1);
+    let p = madd::<FMA>(p, f, 0.116_769_99);
+    let p = madd::<FMA>(p, f, -0.124_201_41);
+    let p = madd::<FMA>(p, f, 0.142_493_23);
+    let p = madd::<FMA>(p, f, -0.166_680_58);
+    let p = madd::<FMA>(p, f, 0.200_007_15);
+    let p = madd::<FMA>(p, f, -0.249_999_94);
+    let p = madd::<FMA>(p, f, 0.333_333_3);
+    let y = madd::<FMA>(exponent, -2.121_944_4e-4, p * f * square);
+    madd::<FMA>(exponent, 0.693_359_4, f + madd::<FMA>(-0.5, square, y))
+}
+
 /// Exact GELU and its derivative, which share the normal density. The tail of the distribution is `e^(-z^2/2) t P(t)` with
 /// `t = 1 / (1 + p |z|)`, the form of Hastings ("Approximations for Digital Computers", 1955); `p` and `P` were fitted to the smallest
 /// largest error by linear programming. Maximum absolute error over [-6, 6]: GELU 4e-7, derivative 2.5e-7.
@@ -72,6 +93,17 @@ mod tests {
         let worst = sweep(-87.0, 88.0).map(error).fold(0.0, f64::max);
         assert!(worst < 1.6e-7, "{worst:e}");
         assert!(exp::<false>(-1e30) < 1.3e-38 && exp::<true>(0.0) == 1.0);
+    }
+
+    #[test]
+    fn ln_is_accurate() {
+        let error = |x: f32| {
+            let (found, truth) = (f64::from(ln::<true>(x)), f64::from(x).ln());
+            (found - truth).abs() / truth.abs().max(1.0)
+        };
+        let worst = sweep(-20.0, 20.0).map(|e| error(e.exp2())).fold(0.0, f64::max);
+        assert!(worst < 1.2e-7, "{worst:e}");
+        assert_eq!((ln::<true>(1.0), ln::<false>(1.0)), (0.0, 0.0));
     }
 
     #[test]
