@@ -202,8 +202,8 @@ fn attention_grad(s: &mut Stream) -> Graph {
 
 /// Windows whose places hold every token once, in random order, and padding where they are more.
 fn window_inputs(b: &mut Builder<'_>) -> (WindowAttention, Vec<ValueId>, [usize; 5]) {
-    let (batch, windows, places, heads) = (b.size(11), b.size(5), b.size(20), b.size(3));
-    let dim = heads * b.size(20);
+    let (batch, windows, places, heads) = (b.size(7), b.size(5), b.size(40), b.size(3));
+    let dim = heads * b.size(40);
     let beyond = b.stream.below((windows * places) as u64) as usize;
     let tokens = windows * places - beyond;
     let op = WindowAttention { heads, scale: 0.4, region: b.flag(), bias: b.flag(), pad: beyond > 0 };

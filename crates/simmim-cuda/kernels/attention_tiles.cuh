@@ -116,6 +116,13 @@ __device__ __forceinline__ float row_max(float value) {
     return value;
 }
 
+// What the backward reads beside the forward's inputs: delta is the sum over a head of grad_out times out.
+struct Saved {
+    const float* grad_out;
+    const float* lse;
+    const float* delta;
+};
+
 // How queries, keys and values lie in memory. Packed: `kv` is `q + dim`, both strides are 3 dim, `query` is null.
 struct Attention {
     const float* q;
@@ -137,6 +144,34 @@ struct Attention {
     // A tensor of the shape of the output.
     __device__ __forceinline__ Head outputs_of(const float* start, int batch, int head) const {
         return head_of(start, heads * head_dim, queries, batch, head);
+    }
+    template <int COUNT, int DIM, int THREADS>
+    __device__ __forceinline__ void load_queries(float (&tile)[COUNT][DIM + PAD], int batch, int head, int first) const {
+        load_rows<COUNT, DIM, THREADS>(tile, queries_of(batch, head), first);
+    }
+    template <int COUNT, int DIM, int THREADS>
+    __device__ __forceinline__ void load_keys(float (&tile)[COUNT][DIM + PAD], int batch, int head, int first) const {
+        load_rows<COUNT, DIM, THREADS>(tile, keys_of(batch, head), first);
+    }
+    template <int COUNT, int DIM, int THREADS>
+    __device__ __forceinline__ void load_values(float (&tile)[COUNT][DIM + PAD], int batch, int head, int first) const {
+        load_rows<COUNT, DIM, THREADS>(tile, values_of(batch, head), first);
+    }
+    template <int COUNT, int DIM, int THREADS>
+    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][DIM + PAD], const float* start, int batch, int head, int first) const {
+        load_rows<COUNT, DIM, THREADS>(tile, outputs_of(start, batch, head), first);
+    }
+    __device__ __forceinline__ float* output_row(float* out, int batch, int head, int of) const {
+        return out + ((static_cast<Index>(batch) * queries + of) * heads + head) * head_dim;
+    }
+    __device__ __forceinline__ float* grad_query_row(float* grad_q, int batch, int head, int of) const {
+        return grad_q + (static_cast<Index>(batch) * queries + of) * q_stride + head * head_dim;
+    }
+    __device__ __forceinline__ float* grad_key_row(float* grad_kv, int batch, int head, int key) const {
+        return grad_kv + (static_cast<Index>(batch) * tokens + key) * kv_stride + head * head_dim;
+    }
+    __device__ __forceinline__ float delta(const Saved& saved, int batch, int head, int of) const {
+        return saved.delta[row(batch, head, of)];
     }
     // Number of a query's score among [batch][heads][queries].
     __device__ __forceinline__ Index row(int batch, int head, int of) const {

@@ -35,17 +35,13 @@ pub enum CudaError {
     /// A program of mixed precision.
     #[error("the CUDA executor has no kernels for bfloat16 yet")]
     NoBf16,
-    /// An operation whose kernels are not written yet.
-    #[error("the device has no kernel for {op} yet")]
-    NoKernel {
-        /// The operation's name.
-        op: &'static str,
-    },
     /// A head wider than the kernels take.
-    #[error("attention with heads of {head_dim} columns, and the kernels take up to 128")]
+    #[error("attention with heads of {head_dim} columns, and the kernels take up to {most}")]
     WideHead {
         /// Columns of a head.
         head_dim: usize,
+        /// Columns of the widest that there are kernels for.
+        most: usize,
     },
     /// The device has less free memory than is asked for.
     #[error("cannot allocate {bytes} bytes for {what} on the device")]
@@ -81,7 +77,6 @@ impl CudaError {
             }
             Self::WideHead { .. } => "take more heads, or compute with --device cpu",
             Self::OutOfMemory { .. } => "take a smaller batch, or cut a step into more parts (train.accumulation)",
-            Self::NoKernel { .. } => "compute with --device cpu",
             Self::NoBf16 => "ask for --precision float32, or compute with --device cpu",
             Self::Driver { .. } => return None,
         };
@@ -93,7 +88,6 @@ impl From<CudaError> for EngineError {
     fn from(error: CudaError) -> Self {
         match error {
             CudaError::OutOfMemory { what, bytes } => Self::OutOfMemory { what, bytes },
-            CudaError::NoKernel { op } => Self::NoKernel { op },
             other => Self::Device { what: other.to_string(), help: other.help() },
         }
     }

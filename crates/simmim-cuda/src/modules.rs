@@ -11,6 +11,7 @@ modules!(
     "adamw",
     "add",
     "attention",
+    "cosine_heads",
     "cross_entropy",
     "embed_rows",
     "gather_rows",
@@ -22,7 +23,10 @@ modules!(
     "partials",
     "patch_gather",
     "pixel_loss",
+    "pointwise",
     "qkv_bias",
     "relative_bias",
     "residual",
+    "window_attention",
+    "window_normalize",
 );

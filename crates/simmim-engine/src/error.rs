@@ -140,12 +140,6 @@ pub enum EngineError {
         /// How much.
         bytes: usize,
     },
-    /// The device has no kernel for an operation.
-    #[error("the device has no kernel for {op} yet")]
-    NoKernel {
-        /// The operation's name.
-        op: &'static str,
-    },
     /// A device could not do what it was asked for.
     #[error("{what}")]
     Device {
@@ -168,7 +162,6 @@ impl EngineError {
                 Some("take a smaller batch, or cut a step into more parts (train.accumulation)".to_owned())
             }
             Self::Device { help, .. } => help.clone(),
-            Self::NoKernel { .. } => Some("compute with --device cpu".to_owned()),
             _ => None,
         }
     }

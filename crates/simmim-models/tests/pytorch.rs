@@ -2,10 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
-mod fixture_encoder;
+mod fixture_model;
 
-use fixture_encoder::{encoder, pair};
-use serde_json::Value;
+use fixture_model::{config, gradient_limit, masks};
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::CpuExecutor;
 use simmim_engine::{Executor, Program, ProgramId};
@@ -13,7 +12,7 @@ use simmim_models::encoder::{EncoderOutputs, encoder_graph};
 use simmim_models::names::{GRADIENT_NORM, IMAGES, LOSS, PREDICTION, STEP};
 use simmim_models::optimizer::{AdamWConfig, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
-use simmim_models::{Area, Encoder, Head, Loss, Mode, ParameterSpec, SimMimConfig, Target, VitConfig};
+use simmim_models::{Area, ParameterSpec, SimMimConfig, VitConfig};
 use simmim_testing::{Fixture, relative_error};
 
 const MODELS: [&str; 18] = [
@@ -36,40 +35,6 @@ const MODELS: [&str; 18] = [
     "swinv2_window7_padded",
     "swinv2_nonsquare",
 ];
-
-fn config(c: &Value) -> SimMimConfig {
-    let text = |key: &str| c[key].as_str().unwrap();
-    let encoder = encoder(c);
-    if let Encoder::Swin(_) = encoder {
-        let config = SimMimConfig::official(encoder, pair(&c["mask_patch"]), c["mask_ratio"].as_f64().unwrap());
-        let window = c["target_window"].as_u64().unwrap() as usize;
-        let target = if window > 0 { Target::WindowNormalized { window } } else { Target::Pixels };
-        return SimMimConfig { target, ..config };
-    }
-    SimMimConfig {
-        encoder,
-        mode: if text("mode") == "tutorial" { Mode::Tutorial } else { Mode::Official },
-        mask_patch: pair(&c["mask_patch"]),
-        mask_ratio: c["mask_ratio"].as_f64().unwrap(),
-        target: if text("target") == "pixels" { Target::Pixels } else { Target::Normalized },
-        loss: match text("loss") {
-            "l1" => Loss::L1,
-            "l2" => Loss::L2,
-            _ => Loss::SmoothL1,
-        },
-        area: if text("area") == "full" { Area::Full } else { Area::Masked },
-        head: Head::Linear,
-    }
-}
-
-/// Token masks from the fixture's masks in mask units.
-fn masks(fixture: &Fixture, config: &SimMimConfig) -> Vec<Vec<bool>> {
-    let (shape, cells) = &fixture.ints["mask"];
-    let (rows, cols) = config.encoder.geometry().patch_grid();
-    let (down, right) = config.tokens_per_cell();
-    let cell = |image: usize, t: usize| (image * shape[1] + t / cols / down) * shape[2] + t % cols / right;
-    (0..shape[0]).map(|image| (0..rows * cols).map(|t| cells[cell(image, t)] == 1).collect()).collect()
-}
 
 struct Step {
     executor: CpuExecutor,
@@ -122,12 +87,6 @@ impl Step {
         self.executor.read_state(name, &mut data).unwrap();
         data
     }
-}
-
-/// The largest error of a gradient that passes. Cosine attention magnifies rounding: it divides by the lengths of short vectors. PyTorch's
-/// own floats are off by 1.3e-5 in the gradient of a `logit_scale`, where the products that are summed nearly cancel.
-fn gradient_limit(name: &str) -> f64 {
-    if name.starts_with("swinv2") { 4e-5 } else { 1e-5 }
 }
 
 /// The largest error with the name it belongs to.

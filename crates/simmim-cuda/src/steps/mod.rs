@@ -9,12 +9,14 @@ mod tensors;
 use crate::error::CudaError;
 use crate::step::{Address, Kernel, Launch, Product, Step};
 use simmim_engine::TensorType;
-use simmim_engine::ops::{Op, Operation, PixelDistance};
+use simmim_engine::ops::{Function, Op, PixelDistance};
 use simmim_engine::plan::{Buffer, Instruction};
 use std::cell::Cell;
 
 /// Elements of a part of a loss: as in `pixel_loss.cu`.
 const LOSS_PART: usize = 4096;
+/// Rows of a plane that a block of `window_normalize.cu` takes: twice the sums of a window's rows for one start of them.
+const ROWS_OF_STRIP: usize = 64;
 /// Parts into which sums over rows are cut at most.
 const MOST_PARTS: usize = 256;
 
@@ -78,7 +80,7 @@ impl<'a> Builder<'a> {
     /// Adds the steps of all instructions, values at the addresses that `locate` gives.
     ///
     /// # Errors
-    /// [`CudaError::WideHead`], [`CudaError::NoKernel`].
+    /// [`CudaError::WideHead`].
     pub(crate) fn build(
         &mut self,
         instructions: &[Instruction],
@@ -135,6 +137,15 @@ impl<'a> Builder<'a> {
         self.tables.resize(start, 0);
         self.tables.extend_from_slice(bytes);
         Address(self.bases.tables.0 + start as u64)
+    }
+
+    /// Sums of the columns of `x [rows, columns]`, in parts: their number, and where they lie one after the other.
+    fn column_sums(&mut self, x: Address, rows: usize, columns: usize) -> (usize, Address) {
+        let (number, rows_of_part) = parts_of(rows);
+        let parts = self.scratch(4 * number * columns);
+        let launch = Launch::new(Kernel("partials", "column_sums"), [columns.div_ceil(32), number, 1], 256);
+        self.launch(launch.address(x).address(parts).int(rows).int(columns).int(rows_of_part));
+        (number, parts)
     }
 
     /// `sum += the parts`, each of `count` floats, in their order.
@@ -241,13 +252,31 @@ impl<'a> Builder<'a> {
             }
             // In place, and copied above where that cannot be.
             Op::Reshape(_) => {}
-            Op::CosineHeads(_)
-            | Op::CosineHeadsGrad(_)
-            | Op::Pointwise(_)
-            | Op::PointwiseGrad(_)
-            | Op::WindowAttention(_)
-            | Op::WindowAttentionGrad(_)
-            | Op::WindowNormalize(_) => return Err(CudaError::NoKernel { op: op.name() }),
+            Op::CosineHeads(op) => rows::cosine_heads(self, op, inputs, outputs),
+            Op::CosineHeadsGrad(op) => rows::cosine_heads_grad(self, op, inputs, outputs),
+            Op::Pointwise(op) => {
+                let launch = Launch::for_each(Kernel("pointwise", "pointwise"), outputs[0].len());
+                let launch = launch.address(inputs[0].at).address(outputs[0].at).index(outputs[0].len());
+                let (function, scale) = function_of(op.function);
+                self.launch(launch.int(function).with(scale));
+            }
+            Op::PointwiseGrad(op) => {
+                let launch = Launch::for_each(Kernel("pointwise", "pointwise_grad"), outputs[0].len());
+                let launch = launch.address(outputs[0].at).address(inputs[1].at).index(outputs[0].len());
+                let (function, scale) = function_of(op.function);
+                self.launch(launch.int(function).with(scale));
+            }
+            Op::WindowAttention(op) => attention::window_attention(self, op, inputs, outputs)?,
+            Op::WindowAttentionGrad(op) => attention::window_attention_grad(self, op, inputs, outputs)?,
+            Op::WindowNormalize(op) => {
+                let [images, channels, height, width] = [0, 1, 2, 3].map(|axis| inputs[0].shape()[axis]);
+                let (planes, strips) = (images * channels, height.div_ceil(ROWS_OF_STRIP));
+                let sums = self.scratch(8 * planes * strips * 2 * width);
+                let kernel = Kernel("window_normalize", "window_normalize");
+                let launch = Launch::new(kernel, [planes, strips, 1], 256);
+                let launch = launch.address(inputs[0].at).address(outputs[0].at).address(sums).int(height).int(width);
+                self.launch(launch.int(op.window / 2).int(ROWS_OF_STRIP).with(op.eps));
+            }
             Op::Residual(op) => rows::residual(self, op, inputs, outputs),
             Op::ResidualGrad(op) => rows::residual_grad(self, op, inputs, outputs),
             Op::ScatterAddRows(op) => {
@@ -269,6 +298,14 @@ fn kind_of(kind: PixelDistance) -> (usize, f32) {
         PixelDistance::L1 => (0, 0.0),
         PixelDistance::L2 => (1, 0.0),
         PixelDistance::SmoothL1 { beta } => (2, beta),
+    }
+}
+
+/// Number of a function as in `pointwise.cu`, and its factor.
+fn function_of(function: Function) -> (usize, f32) {
+    match function {
+        Function::Relu => (0, 1.0),
+        Function::Sigmoid { scale } => (1, scale),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Linear layers: products by cuBLASLt where it is there and takes them, else by the kernels of `linear.cu`.
 
-use super::{Builder, Operand, parts_of};
+use super::{Builder, Operand};
 use crate::step::{Address, Kernel, Launch, Product, Step};
 use simmim_engine::ops::{Linear, LinearGradInput, LinearGradWeight, RowRange};
 
@@ -131,10 +131,6 @@ fn own_grad_weight(b: &mut Builder<'_>, inputs: &[Operand], to: Address, [rows, 
 
 /// `sum +=` the sums of the columns of `x`.
 fn column_sums(b: &mut Builder<'_>, x: &Operand, sum: Address) {
-    let (rows, columns) = (x.rows(), x.columns());
-    let (parts, rows_of_part) = parts_of(rows);
-    let sums = b.scratch(4 * parts * columns);
-    let launch = Launch::new(Kernel("partials", "column_sums"), [columns.div_ceil(32), parts, 1], 256);
-    b.launch(launch.address(x.at).address(sums).int(rows).int(columns).int(rows_of_part));
-    b.add_parts(sum, sums, parts, columns);
+    let (number, parts) = b.column_sums(x.at, x.rows(), x.columns());
+    b.add_parts(sum, parts, number, x.columns());
 }

@@ -3,13 +3,31 @@
 use super::{Builder, Operand, parts_of};
 use crate::step::{Address, Kernel, Launch, Step};
 use simmim_engine::ops::{
-    CrossEntropy, CrossEntropyGrad, EmbedRows, EmbedRowsGrad, LayerNorm, LayerNormGradInput, PatchGather, Residual,
-    ResidualGrad,
+    CosineHeads, CosineHeadsGrad, CrossEntropy, CrossEntropyGrad, EmbedRows, EmbedRowsGrad, LayerNorm,
+    LayerNormGradInput, PatchGather, Residual, ResidualGrad,
 };
 
 /// A launch in which a warp takes a row.
 fn warp_a_row(kernel: Kernel, rows: usize) -> Launch {
     Launch::new(kernel, [rows.div_ceil(4), 1, 1], 128)
+}
+
+pub(super) fn cosine_heads(b: &mut Builder<'_>, op: &CosineHeads, inputs: &[Operand], outputs: &[Operand]) {
+    let (rows, head_dim) = (inputs[0].rows(), inputs[0].columns() / 3 / op.heads);
+    let launch = warp_a_row(Kernel("cosine_heads", "cosine_heads"), rows * 2 * op.heads);
+    let launch = launch.address(outputs[0].at).address(inputs[1].at).address(outputs[1].at);
+    b.launch(launch.index(rows).int(op.heads).int(head_dim));
+}
+
+pub(super) fn cosine_heads_grad(b: &mut Builder<'_>, op: &CosineHeadsGrad, inputs: &[Operand], outputs: &[Operand]) {
+    let (rows, head_dim) = (inputs[0].rows(), inputs[0].columns() / 3 / op.heads);
+    let dots = b.scratch(4 * rows * op.heads);
+    let launch = warp_a_row(Kernel("cosine_heads", "cosine_heads_grad"), rows * 2 * op.heads);
+    let launch = launch.address(outputs[0].at).address(inputs[1].at).address(inputs[2].at).address(inputs[3].at);
+    b.launch(launch.address(dots).index(rows).int(op.heads).int(head_dim));
+    let (number, parts) = b.column_sums(dots, rows, op.heads);
+    let launch = Launch::new(Kernel("cosine_heads", "cosine_heads_grad_scale"), [op.heads.div_ceil(32), 1, 1], 32);
+    b.launch(launch.address(outputs[1].at).address(inputs[3].at).address(parts).int(number).int(op.heads));
 }
 
 pub(super) fn cross_entropy(b: &mut Builder<'_>, op: &CrossEntropy, inputs: &[Operand], outputs: &[Operand]) {

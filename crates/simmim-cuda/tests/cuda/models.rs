@@ -1,51 +1,19 @@
 //! Whole models: against PyTorch's numbers, against the processor, both descriptions of a step, and a resume.
 
-#[path = "../../../simmim-models/tests/fixture_encoder/mod.rs"]
-mod fixture_encoder;
+#[path = "../../../simmim-models/tests/fixture_model/mod.rs"]
+mod fixture_model;
 
 use crate::{emulator, executor};
-use fixture_encoder::{encoder, pair};
+use fixture_model::{config, gradient_limit, masks};
 use simmim_cuda::Products;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::CpuExecutor;
 use simmim_engine::{Executor, InputSlot, OutputSlot, Program, ProgramId};
+use simmim_models::ParameterSpec;
 use simmim_models::names::{FIRST_MOMENT_PREFIX, GRADIENT_NORM, IMAGES, LOSS, SECOND_MOMENT_PREFIX, STEP};
 use simmim_models::optimizer::{AdamWConfig, sum_loss, update_graph};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
-use simmim_models::{Area, Head, Loss, Mode, ParameterSpec, SimMimConfig, Target};
 use simmim_testing::{Fixture, relative_error};
-
-const BATCH: usize = 3;
-
-fn config(fixture: &Fixture) -> SimMimConfig {
-    let c = &fixture.config;
-    let is = |key: &str, value: &str| c[key].as_str().unwrap() == value;
-    SimMimConfig {
-        encoder: encoder(c),
-        mode: if is("mode", "tutorial") { Mode::Tutorial } else { Mode::Official },
-        mask_patch: pair(&c["mask_patch"]),
-        mask_ratio: c["mask_ratio"].as_f64().unwrap(),
-        target: if is("target", "pixels") { Target::Pixels } else { Target::Normalized },
-        loss: if is("loss", "l1") {
-            Loss::L1
-        } else if is("loss", "l2") {
-            Loss::L2
-        } else {
-            Loss::SmoothL1
-        },
-        area: if is("area", "full") { Area::Full } else { Area::Masked },
-        head: Head::Linear,
-    }
-}
-
-/// Token masks from the fixture's masks in mask units.
-fn masks(fixture: &Fixture, config: &SimMimConfig) -> Vec<Vec<bool>> {
-    let (shape, cells) = &fixture.ints["mask"];
-    let (rows, cols) = config.encoder.geometry().patch_grid();
-    let (down, right) = config.tokens_per_cell();
-    let cell = |image: usize, t: usize| (image * shape[1] + t / cols / down) * shape[2] + t % cols / right;
-    (0..shape[0]).map(|image| (0..rows * cols).map(|t| cells[cell(image, t)] == 1).collect()).collect()
-}
 
 /// The training of a fixture's model on its images.
 struct Training {
@@ -59,12 +27,13 @@ struct Training {
     parameters: Vec<ParameterSpec>,
     pixels: Vec<f32>,
     adamw: AdamWConfig,
+    lr: f64,
 }
 
 impl Training {
     fn new(mut executor: Box<dyn Executor>, fixture: &Fixture, variant: Variant) -> Self {
-        let config = config(fixture);
-        let build = Build { batch: BATCH, variant, accumulation: 1, train: true, outputs: false };
+        let config = config(&fixture.config);
+        let build = Build { batch: fixture.ints["mask"].0[0], variant, accumulation: 1, train: true, outputs: false };
         let (mut graph, loss) = simmim_graph(&config, build).unwrap();
         differentiate(&mut graph, loss).unwrap();
         sum_loss(&mut graph, loss).unwrap();
@@ -90,6 +59,7 @@ impl Training {
             update,
             parameters,
             adamw,
+            lr: fixture.config["lr"].as_f64().unwrap_or(1e-3),
         }
     }
 
@@ -102,7 +72,7 @@ impl Training {
 
     /// Moves the parameters; loss and norm of the step.
     fn update(&mut self, at: u64) -> [f32; 2] {
-        self.executor.write(self.rate, &self.adamw.step_input(1e-3, at + 1)).unwrap();
+        self.executor.write(self.rate, &self.adamw.step_input(self.lr, at + 1)).unwrap();
         self.executor.run(self.update).unwrap();
         self.results.map(|slot| {
             let mut value = [0.0];
@@ -150,6 +120,12 @@ fn losses_and_gradients_are_pytorchs() {
         "official_vit_per_block_bias",
         "official_vit_absolute",
         "official_vit_no_class_full",
+        "swin_window4",
+        "swin_window7_padded",
+        "swin_three_stages_nonsquare",
+        "swinv2_window4",
+        "swinv2_window6_normalized",
+        "swinv2_window7_padded",
     ];
     let (_guard, emulator) = emulator();
     for (at, name) in models.into_iter().enumerate() {
@@ -162,7 +138,7 @@ fn losses_and_gradients_are_pytorchs() {
         for (state, found) in training.states(&[GRADIENT_PREFIX]) {
             let truth = &fixture.floats[&format!("grad.{}", &state[GRADIENT_PREFIX.len()..])].1;
             let error = relative_error(&found, truth);
-            assert!(error < 1e-5, "{name} {variant:?} {products:?}: {state} is off by {error:e}");
+            assert!(error < gradient_limit(name), "{name} {variant:?} {products:?}: {state} is off by {error:e}");
         }
         let [loss, norm] = training.update(0);
         for (found, truth) in [(loss, &fixture.floats["loss"].1), (norm, &fixture.floats["grad_norms10"].1)] {
@@ -175,14 +151,22 @@ fn losses_and_gradients_are_pytorchs() {
 #[test]
 fn ten_steps_are_pytorchs_and_the_processors() {
     let (_guard, emulator) = emulator();
-    let fixture = Fixture::load("official_vit");
-    let found = Training::new(Box::new(executor(Products::Own)), &fixture, Variant::Fast).steps(0..10);
-    let cpu = Training::new(Box::new(CpuExecutor::new(1).unwrap()), &fixture, Variant::Fast).steps(0..10);
-    for (t, ([loss, norm], [cpu_loss, cpu_norm])) in found.into_iter().zip(cpu).enumerate() {
-        let truth = fixture.floats["losses10"].1[t];
-        assert!((loss / truth - 1.0).abs() < 1e-4, "loss of step {t} is {loss}, expected {truth}");
-        assert!((loss / cpu_loss - 1.0).abs() < 1e-4, "loss of step {t} is {loss}, on the processor {cpu_loss}");
-        assert!((norm / cpu_norm - 1.0).abs() < 5e-3, "norm of step {t} is {norm}, on the processor {cpu_norm}");
+    for name in ["official_vit", "swin_window7_padded", "swinv2_window6_normalized"] {
+        let fixture = Fixture::load(name);
+        let found = Training::new(Box::new(executor(Products::Own)), &fixture, Variant::Fast).steps(0..10);
+        let cpu = Training::new(Box::new(CpuExecutor::new(1).unwrap()), &fixture, Variant::Fast).steps(0..10);
+        for (t, ([loss, norm], [cpu_loss, cpu_norm])) in found.into_iter().zip(cpu).enumerate() {
+            let truth = fixture.floats["losses10"].1[t];
+            assert!((loss / truth - 1.0).abs() < 1e-4, "{name}: loss of step {t} is {loss}, expected {truth}");
+            assert!(
+                (loss / cpu_loss - 1.0).abs() < 1e-4,
+                "{name}: loss of step {t} is {loss}, on the processor {cpu_loss}"
+            );
+            assert!(
+                (norm / cpu_norm - 1.0).abs() < 5e-3,
+                "{name}: norm of step {t} is {norm}, on the processor {cpu_norm}"
+            );
+        }
     }
     assert_eq!(emulator.take_fault(), None);
 }

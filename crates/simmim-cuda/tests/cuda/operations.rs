@@ -112,29 +112,9 @@ fn check(known: &Known, name: &str, seed: u64) {
     assert_eq!(emulator.take_fault(), None, "{name} {seed}");
 }
 
-/// Operations of Swin, whose kernels are not written yet.
-pub(crate) const MISSING: [&str; 7] = [
-    "CosineHeads",
-    "CosineHeadsGrad",
-    "Pointwise",
-    "PointwiseGrad",
-    "WindowAttention",
-    "WindowAttentionGrad",
-    "WindowNormalize",
-];
-
-#[test]
-fn operations_without_kernels_are_refused() {
-    let (_guard, _) = emulator();
-    for case in cases().iter().filter(|case| MISSING.contains(&case.variant)) {
-        let error = Known::of_case(case, 0).check(Products::Own).unwrap_err();
-        assert!(error.contains("the device has no kernel for"), "{}: {error}", case.variant);
-    }
-}
-
 #[test]
 fn kernels_agree_with_their_references() {
-    for case in cases().into_iter().filter(|case| !MISSING.contains(&case.variant)) {
+    for case in cases() {
         for seed in 0..6 {
             check(&Known::of_case(&case, seed), case.variant, seed);
         }

@@ -4,7 +4,8 @@ use super::{Report, Subject, Verdict};
 use crate::diagnostics::Failure;
 use simmim_engine::Executor;
 use simmim_models::optimizer::AdamWConfig;
-use simmim_models::{Mode, Position, QkvBias, SimMimConfig, VitConfig};
+use simmim_models::swin::SwinConfig;
+use simmim_models::{Mode, Position, QkvBias, SimMimConfig, Target, VitConfig};
 use simmim_random::{Purpose, Stream};
 use simmim_train::Session;
 
@@ -13,8 +14,8 @@ const BATCH: usize = 8;
 /// Largest relative difference of a loss within the steps.
 const LIMIT: f64 = 1e-3;
 
-/// A small model with what a ViT can have: bias tables, layer scale, drop path.
-fn config() -> Result<SimMimConfig, Failure> {
+/// A small ViT with what it can have: bias tables, layer scale, drop path.
+fn vit() -> Result<SimMimConfig, Failure> {
     let encoder = VitConfig {
         embed_dim: 96,
         depth: 3,
@@ -27,6 +28,20 @@ fn config() -> Result<SimMimConfig, Failure> {
     Ok(SimMimConfig { mode: Mode::Official, mask_patch: (8, 8), ..SimMimConfig::tutorial(encoder, 0.5) })
 }
 
+/// A small Swin transformer with shifted and padded windows, cosine attention and targets normalised by windows.
+fn swin() -> Result<SimMimConfig, Failure> {
+    let encoder = SwinConfig {
+        patch_size: (2, 2),
+        embed_dim: 32,
+        depths: vec![2, 2],
+        num_heads: vec![1, 2],
+        drop_path: 0.1,
+        ..SwinConfig::preset("swinv2_tiny_window6_32")?
+    };
+    let target = Target::WindowNormalized { window: 7 };
+    Ok(SimMimConfig { target, ..SimMimConfig::official(encoder, (8, 8), 0.5) })
+}
+
 struct Run {
     session: Session,
     images: Vec<f32>,
@@ -34,8 +49,7 @@ struct Run {
 }
 
 impl Run {
-    fn new(executor: Box<dyn Executor>) -> Result<Self, Failure> {
-        let config = config()?;
+    fn new(executor: Box<dyn Executor>, config: SimMimConfig) -> Result<Self, Failure> {
         let mut stream = Stream::new(5, Purpose::Test, 0, 0);
         let images = (0..BATCH * config.encoder.geometry().image_values()).map(|_| stream.normal() as f32).collect();
         let masks = (0..BATCH).map(|_| mask(&config, &mut stream)).collect();
@@ -67,20 +81,35 @@ pub(super) fn mask(config: &SimMimConfig, stream: &mut Stream) -> Vec<bool> {
 }
 
 pub(super) fn check(subject: &Subject<'_>, reference: &Subject<'_>, report: &mut Report) -> Result<(), Failure> {
-    let mut run = Run::new(subject.open()?)?;
+    check_model("ViT", &vit()?, subject, reference, report)?;
+    check_model("Swin", &swin()?, subject, reference, report)
+}
+
+fn check_model(
+    name: &str,
+    config: &SimMimConfig,
+    subject: &Subject<'_>,
+    reference: &Subject<'_>,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let mut run = Run::new(subject.open()?, config.clone())?;
     let first = run.losses(0..STEPS / 2)?;
     let kept = run.tensors()?;
     let losses: Vec<f32> = first.into_iter().chain(run.losses(STEPS / 2..STEPS)?).collect();
-    let truth = Run::new(reference.open()?)?.losses(0..STEPS)?;
+    let truth = Run::new(reference.open()?, config.clone())?.losses(0..STEPS)?;
     let off = |(a, b): (&f32, &f32)| f64::from(a / b - 1.0).abs();
     let error =
         losses.iter().zip(&truth).map(off).fold(0.0, |worst, e| if e > worst || e.is_nan() { e } else { worst });
-    report.error(&format!("{STEPS} steps of a small model: loss"), error, LIMIT);
+    report.error(&format!("{STEPS} steps of a small {name}: loss"), error, LIMIT);
     // Stopped in the middle and gone on from what a checkpoint holds: to the bit.
-    let mut resumed = Run::new(subject.open()?)?;
+    let mut resumed = Run::new(subject.open()?, config.clone())?;
     resumed.session.device_mut().set_weights(kept)?;
     resumed.losses(STEPS / 2..STEPS)?;
     let same = resumed.tensors()? == run.tensors()?;
-    report.line("resumed after half of them: same weights", "", if same { &Verdict::Right } else { &Verdict::Wrong });
+    report.line(
+        &format!("{name} resumed after half of them: same weights"),
+        "",
+        if same { &Verdict::Right } else { &Verdict::Wrong },
+    );
     Ok(())
 }
