@@ -60,14 +60,14 @@ fn check(case: &Case, seed: u64) {
 /// How far a result in mixed precision may lie from the reference, which rounds what is stored in bfloat16 as the kernels do. Products of
 /// rounded operands are exact and their sums floats, so where nothing else is rounded the bound is that of floats. A stored result
 /// can fall on the other side of the middle between two numbers: half of 2^-7 and the error of the sum. Attention also rounds
-/// probabilities and the gradients of scores, each by 2^-9 of a term.
+/// probabilities and the gradients of scores, each by 2^-9 of a term; the sums of these may nearly cancel.
 fn bound(graph: &Graph, output: simmim_engine::ValueId, variant: &str) -> f64 {
     let rounds = |node: &&simmim_engine::graph::Node| {
         node.outputs.contains(&output) && node.inputs.iter().any(|v| graph.ty(*v).dtype == DType::Bf16)
     };
     let maker = graph.nodes().iter().find(rounds);
     match maker.map(|node| node.op.name()) {
-        _ if variant.contains("Attention") => 2f64.powi(-7),
+        _ if variant.contains("Attention") => 1.5 * 2f64.powi(-7),
         Some("cast") => 2f64.powi(-8) + 2e-5,
         _ => 2e-5,
     }
