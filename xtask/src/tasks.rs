@@ -37,6 +37,7 @@ pub(crate) fn ci() -> Result<(), String> {
     if cfg!(target_arch = "x86_64") {
         step("models on another instruction set than the widest", narrow.env("SIMMIM_ISA", "avx2"))?;
     }
+    ranks()?;
     let pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
     if pip.is_ok_and(|output| output.status.success()) && cfg!(target_os = "linux") {
         println!("== kernels");
@@ -44,6 +45,21 @@ pub(crate) fn ci() -> Result<(), String> {
     }
     println!("== packages");
     crate::packages::check(false)
+}
+
+/// Trainings on several processes, where there is what building and starting them takes.
+fn ranks() -> Result<(), String> {
+    let missing = |program: &&str| Command::new(program).arg("--version").output().is_err();
+    let missing: Vec<&str> = ["mpirun", "mpicc", "clang"].into_iter().filter(missing).collect();
+    if !missing.is_empty() {
+        println!("== ranks: skipped, because {} is not installed", missing.join(", "));
+        return Ok(());
+    }
+    let arguments = ["--workspace", "--locked", "--features", "simmim/mpi"];
+    step("lints of ranks", cargo(&["clippy"]).args(arguments).args(["--all-targets", "--", "-D", "warnings"]))?;
+    // One after the other: each starts up to four processes.
+    let tests = ["--bin", "simmim", "--test", "mpi", "--", "--test-threads", "1"];
+    step("ranks", cargo(&["test"]).args(arguments).args(tests))
 }
 
 /// Formats, and applies what clippy can mend.

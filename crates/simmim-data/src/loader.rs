@@ -52,6 +52,9 @@ pub struct LoaderConfig {
     pub world: usize,
     /// The rank of this process, below `world`.
     pub rank: usize,
+    /// Whether a rank takes its rows from both ends of every global batch, so that each row has its mirror image, with which mixup and
+    /// CutMix mix it, in the same share. Asks for an even `batch` where there are several ranks.
+    pub mirrored: bool,
 }
 
 impl LoaderConfig {
@@ -71,6 +74,20 @@ impl LoaderConfig {
             cache: CacheConfig::default(),
             world: 1,
             rank: 0,
+            mirrored: false,
+        }
+    }
+
+    /// The row of the global batch that stands in a row of this rank's share.
+    fn global_row(&self, row: usize) -> usize {
+        if !self.mirrored || self.world == 1 {
+            return self.rank * self.batch + row;
+        }
+        let half = self.batch / 2;
+        if row < half {
+            self.rank * half + row
+        } else {
+            self.batch * self.world - (self.rank + 1) * half + (row - half)
         }
     }
 
@@ -81,6 +98,13 @@ impl LoaderConfig {
         }
         if self.world == 0 || self.rank >= self.world {
             return Err(DataError::config("rank", format!("a number below {} ranks", self.world), self.rank));
+        }
+        if self.mirrored && self.world > 1 && !self.batch.is_multiple_of(2) {
+            return Err(DataError::config(
+                "batch",
+                "an even number, half from each end of the global batch",
+                self.batch,
+            ));
         }
         let values = self.batch.checked_mul(self.transform.values());
         if self.batch.checked_mul(self.world).is_none() || values.is_none_or(|v| v > isize::MAX as usize / 4) {
@@ -111,6 +135,8 @@ pub struct Batch {
     /// image was replaced, the row keeps the draw of that image. So two copies of an image never get the same crop. Masks are best
     /// drawn with it too.
     pub draws: Vec<u64>,
+    /// The row of the global batch that each row is; `0..batch` on a single rank.
+    pub rows: Vec<usize>,
     /// The epoch, from 0.
     pub epoch: u64,
     /// The batch within the epoch, from 0.
@@ -120,7 +146,7 @@ pub struct Batch {
 /// An endless sequence of batches, built ahead by threads.
 ///
 /// An epoch visits the samples in a random order, a pure function of `(seed, epoch)`; rank r of w takes the r-th of w
-/// slices of every global batch. A source smaller than a global batch is repeated to fill it. An unreadable image is
+/// slices of every global batch, or of each half of it ([`LoaderConfig::mirrored`]). A source smaller than a global batch is repeated to fill it. An unreadable image is
 /// replaced by the next readable one in the order. Dropping the loader stops and joins its threads.
 pub struct Loader {
     shared: Arc<Shared>,
@@ -410,7 +436,8 @@ impl Shared {
         let rows: Vec<Row> = rows.into_iter().flatten().collect();
         let batch = (rows.len() == batch).then(|| {
             let (samples, draws) = rows.iter().map(|row| (row.sample, row.draw)).unzip();
-            Batch { images, samples, draws, epoch: position.epoch, index_in_epoch: position.batch_index }
+            let places = (0..batch).map(|row| self.config.global_row(row)).collect();
+            Batch { images, samples, draws, rows: places, epoch: position.epoch, index_in_epoch: position.batch_index }
         });
         let transparent = rows.iter().map(|row| row.transparent).collect();
         Built { batch, transparent, trouble: trouble.into_inner().unwrap_or_else(PoisonError::into_inner) }
@@ -431,8 +458,8 @@ impl Shared {
         let LoaderConfig { transform, reading, .. } = config;
         let reader = Reader { source: &**source, transform, reading: *reading, cache: cache.as_ref() };
         let len = order.len() as u64;
-        let place = (position.batch_index * config.world as u64 + config.rank as u64) * config.batch as u64;
-        let place = place + row as u64;
+        let global = (config.batch * config.world) as u64;
+        let place = position.batch_index * global + config.global_row(row) as u64;
         // The draw belongs to the row: an image that replaces an unreadable one is in this epoch a second time, and gets another crop.
         let draw = order[(place % len) as usize] + place / len * len;
         for step in 0..len {

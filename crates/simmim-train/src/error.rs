@@ -1,5 +1,6 @@
 //! What can go wrong in a run.
 
+use serde::{Deserialize, Serialize};
 use simmim_data::DataError;
 use simmim_engine::EngineError;
 use simmim_models::ModelError;
@@ -65,6 +66,19 @@ pub enum TrainError {
         /// What happened.
         what: String,
     },
+    /// A failure on one of several ranks, for which all stop.
+    #[error(transparent)]
+    Rank(RankFailure),
+    /// Weights that are no longer the same on all ranks.
+    #[error("step {step}: the weights of rank {rank} of {ranks} differ from those of the others")]
+    RanksDiffer {
+        /// The rank whose weights are not those of most.
+        rank: usize,
+        /// Number of ranks.
+        ranks: usize,
+        /// Steps done.
+        step: u64,
+    },
     /// Something given that cannot be used.
     #[error("{what}")]
     Input {
@@ -90,7 +104,58 @@ pub enum TrainError {
     Engine(#[from] EngineError),
 }
 
+/// What a rank tells the others when it fails.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RankFailure {
+    /// The rank.
+    pub rank: usize,
+    /// What happened there.
+    pub what: String,
+    /// What the user can do.
+    pub help: Option<String>,
+    /// Whether the fault lies in what the user gave.
+    pub input: bool,
+    /// Whether the data failed, so that the weights are worth a checkpoint.
+    pub data: bool,
+}
+
+impl std::fmt::Display for RankFailure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.rank {
+            // It speaks for all anyway.
+            0 => write!(f, "{}", self.what),
+            rank => write!(f, "rank {rank}: {}", self.what),
+        }
+    }
+}
+
+impl std::error::Error for RankFailure {}
+
 impl TrainError {
+    /// For the other ranks.
+    pub(crate) fn at_rank(self, rank: usize) -> RankFailure {
+        let (input, data) = (self.is_input(), self.is_data());
+        match self {
+            Self::Rank(known) => known,
+            other => RankFailure { rank, help: other.help(), what: other.to_string(), input, data },
+        }
+    }
+
+    /// Whether all ranks have this error: one of them is enough to tell it. Any other leaves the rest waiting.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Rank(_) | Self::RanksDiffer { .. } | Self::Diverged { .. })
+    }
+
+    /// Whether the data failed.
+    pub(crate) fn is_data(&self) -> bool {
+        match self {
+            Self::Data(_) => true,
+            Self::Rank(failure) => failure.data,
+            _ => false,
+        }
+    }
+
     /// What the user can do.
     #[must_use]
     pub fn help(&self) -> Option<String> {
@@ -108,6 +173,12 @@ impl TrainError {
                  optimizer.clip_norm; guard.on_nan and guard.on_spike control the reaction"
                     .to_owned(),
             ),
+            Self::Rank(failure) => failure.help.clone(),
+            Self::RanksDiffer { .. } => Some(
+                "its processor or memory may be faulty, or its kernels are others (SIMMIM_ISA sets them for all); earlier checkpoints are \
+                 intact: continue with --resume"
+                    .to_owned(),
+            ),
             Self::Data(e) => e.help(),
             Self::Model(e) => e.help(),
             Self::Io { .. } | Self::Internal { .. } | Self::Engine(_) => None,
@@ -117,16 +188,17 @@ impl TrainError {
     /// Whether the fault lies in what the user gave, found before anything was written.
     #[must_use]
     pub fn is_input(&self) -> bool {
-        matches!(
-            self,
-            Self::Recipe { .. }
-                | Self::Run { .. }
-                | Self::Checkpoint { .. }
-                | Self::NewerCheckpoint { .. }
-                | Self::Input { .. }
-                | Self::Data(_)
-                | Self::Model(_)
-        )
+        matches!(self, Self::Rank(failure) if failure.input)
+            || matches!(
+                self,
+                Self::Recipe { .. }
+                    | Self::Run { .. }
+                    | Self::Checkpoint { .. }
+                    | Self::NewerCheckpoint { .. }
+                    | Self::Input { .. }
+                    | Self::Data(_)
+                    | Self::Model(_)
+            )
     }
 
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {

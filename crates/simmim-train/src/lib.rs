@@ -42,14 +42,16 @@ pub mod picture;
 pub mod plateau;
 mod preprocessing;
 pub mod probe;
+pub mod ranks;
 pub mod recipe;
 mod run_folder;
 pub mod schedule;
 mod trainer;
 mod trivial;
 
-pub use error::TrainError;
+pub use error::{RankFailure, TrainError};
 pub use preprocessing::Preprocessing;
+pub use ranks::Ranks;
 pub use recipe::Recipe;
 pub use run_folder::RunFolder;
 pub use trainer::{

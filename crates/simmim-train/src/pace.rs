@@ -38,7 +38,7 @@ impl Care {
 /// Impossible sizes, faults of the device.
 pub fn seconds_of_pretraining(recipe: &Recipe, executor: Box<dyn Executor>, care: Care) -> Result<f64, TrainError> {
     let part = one_part(recipe);
-    let mut task = Pretraining::steps_only(&part, executor)?;
+    let mut task = Pretraining::steps_only(&part, executor, 1)?;
     let values = recipe.simmim_config()?.encoder.geometry().image_values();
     Ok(seconds_per_step(recipe, &mut task, noise(part.train.batch_size, values, u64::MAX), care)?.0)
 }
@@ -76,7 +76,7 @@ fn noise(batch: usize, values: usize, source: u64) -> Batch {
     let mut noise = Stream::new(0, Purpose::Test, 0, 0);
     let samples: Vec<u64> = (0..batch as u64).map(|i| i % source.max(1)).collect();
     let images = (0..batch * values).map(|_| noise.normal() as f32).collect();
-    Batch { images, draws: samples.clone(), samples, epoch: 0, index_in_epoch: 0 }
+    Batch { images, draws: samples.clone(), samples, rows: (0..batch).collect(), epoch: 0, index_in_epoch: 0 }
 }
 
 /// Seconds of a step and of an image in it: the medians of a few runs of one part of it, without the first, which touches the memory.

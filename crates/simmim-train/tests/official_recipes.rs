@@ -88,7 +88,7 @@ impl Model {
         match self {
             Self::SimMim { session, masks } => session.train_step(images, masks, 0, step, rate).unwrap(),
             Self::Classifier { classifier, targets } => {
-                classifier.accumulate(images, targets, 0, step).unwrap();
+                classifier.accumulate(images, targets, &[0, 1], 0, step).unwrap();
                 classifier.update(step, rate).unwrap()
             }
         }

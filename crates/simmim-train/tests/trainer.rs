@@ -7,8 +7,9 @@ use simmim_engine::cpu::CpuExecutor;
 use simmim_models::weights::{Weights, read};
 use simmim_train::checkpoint::{CheckpointStore, Loaded};
 use simmim_train::metrics::{self, Record};
+use simmim_train::ranks::Threads;
 use simmim_train::{
-    Data, Event, FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, TrainError, Trainer, settle,
+    Data, Event, FineTuning, LabelledData, Outcome, Ranks, Recipe, RunFolder, Summary, TrainError, Trainer, settle,
     settle_finetuning,
 };
 use std::path::Path;
@@ -23,12 +24,14 @@ struct Stripes {
     count: usize,
     /// An image with a pixel that is no number.
     poisoned: Option<usize>,
+    /// An image that cannot be read.
+    unreadable: Option<usize>,
     classes: Vec<String>,
 }
 
 impl Stripes {
     fn new(count: usize) -> Self {
-        Self { count, poisoned: None, classes: vec!["above".into(), "below".into()] }
+        Self { count, poisoned: None, unreadable: None, classes: vec!["above".into(), "below".into()] }
     }
 }
 
@@ -50,6 +53,9 @@ impl Source for Stripes {
     }
 
     fn load(&self, index: usize, channels: Channels) -> Result<Image, DataError> {
+        if self.unreadable == Some(index) {
+            return Err(DataError::Damaged { path: self.name(index).into(), reason: "it is empty".into() });
+        }
         let value = |i: usize| {
             let bright = (i / SIDE < SIDE / 2) == index.is_multiple_of(2);
             f32::from(u8::from(bright)) * 0.8 + ((index * 37 + i * 11) % 13) as f32 / 65.0
@@ -130,7 +136,7 @@ fn pretrain_on(
     threads: usize,
 ) -> Part {
     let data = Data { train: Arc::new(images), held_out: Arc::new(Stripes::new(6)) };
-    settle(&mut recipe, &data).unwrap();
+    settle(&mut recipe, &data, 1).unwrap();
     let run = folder(root, &recipe);
     let (stop, mut events) = (AtomicBool::new(false), Vec::new());
     let mut tell = |event: Event| {
@@ -333,11 +339,11 @@ fn the_best_classifier_is_kept() {
     let data = LabelledData { train: images(16), val: images(8) };
     let set = ["schedule.steps=60", "schedule.warmup_epochs=0", "augment.mixup=0.0", "finetune.layer_decay=1.0"];
     let mut recipe = recipe("finetune_small_images", &set);
-    settle_finetuning(&mut recipe, &data).unwrap();
+    settle_finetuning(&mut recipe, &data, 1).unwrap();
     let run = folder(&root, &recipe);
     let task = FineTuning::new(&recipe, &data, executor()).unwrap();
     let images = task.images();
-    let mut trainer = Trainer::with_task(recipe, run, images, task, &mut |_| {}).unwrap();
+    let mut trainer = Trainer::with_task(recipe, Some(run), images, task, Ranks::default(), &mut |_| {}).unwrap();
     let summary = trainer.run(&AtomicBool::new(false), &mut |_| {}).unwrap();
     let lines = lines(&root);
     let measured: Vec<(u64, f32)> = lines.iter().filter_map(|l| Some((l.step, l.val_top1?))).collect();
@@ -352,4 +358,163 @@ fn the_best_classifier_is_kept() {
     assert_eq!(weights("best.safetensors").classes, ["above", "below"]);
     let same = weights("best.safetensors").weights == weights("last.safetensors").weights;
     assert_eq!(same, best.step == 60);
+}
+
+/// Pre-trains on so many ranks, threads of this process, until the end or until an event says so; gives what the first has done, and the errors of all.
+fn pretrain_among(
+    world: usize,
+    root: &Path,
+    recipe: &Recipe,
+    images: &Stripes,
+    until: impl Fn(&Event) -> bool + Sync,
+) -> (Part, Vec<String>) {
+    let run_one = |ranks: Ranks| {
+        let (mut recipe, first) = (recipe.clone(), ranks.is_first());
+        let data = Data { train: Arc::new(images.clone()), held_out: Arc::new(Stripes::new(70)) };
+        settle(&mut recipe, &data, ranks.world()).unwrap();
+        let run = first.then(|| folder(root, &recipe));
+        let (stop, mut events) = (AtomicBool::new(false), Vec::new());
+        let mut tell = |event: Event| {
+            stop.fetch_or(until(&event), Ordering::Relaxed);
+            events.push(event);
+        };
+        let mut trainer = Trainer::among(recipe, run, data, executor(), ranks, &mut tell).unwrap();
+        let result = trainer.run(&stop, &mut tell);
+        Part { result, events }
+    };
+    std::thread::scope(|scope| {
+        let run_one = &run_one;
+        let ranks = Threads::new(world).into_iter();
+        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || run_one(rank.into_ranks()))).collect();
+        let mut parts: Vec<Part> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        assert!(parts[1..].iter().all(|part| part.events.is_empty()), "the other ranks are silent");
+        let errors = parts.iter().filter_map(|part| part.result.as_ref().err().map(ToString::to_string)).collect();
+        (parts.swap_remove(0), errors)
+    })
+}
+
+/// Asserts that two runs logged the same losses but for rounding.
+fn assert_close(one: &Path, other: &Path, tolerance: f32) {
+    let (one, other) = (lines(one), lines(other));
+    assert_eq!(one.len(), other.len());
+    for (a, b) in one.iter().zip(&other) {
+        let close = |a: f32, b: f32| (a - b).abs() <= tolerance * a.abs();
+        assert!(close(a.loss, b.loss) && close(a.grad_norm, b.grad_norm), "{a:?}, {b:?}");
+        assert!(a.val_loss.zip(b.val_loss).is_none_or(|(a, b)| close(a, b)), "{a:?}, {b:?}");
+        assert_eq!((a.step, a.epoch, a.val_loss.is_some()), (b.step, b.epoch, b.val_loss.is_some()));
+    }
+}
+
+/// A batch of twelve for one to four ranks, with dropped paths, and held-out images for three batches.
+fn shared_recipe(more: &[&str]) -> Recipe {
+    let set = ["train.batch_size=12", "schedule.steps=6", "model.drop_path=0.2", "model.depth=2", "validate.images=70"];
+    recipe("demo", &[&set[..], more].concat())
+}
+
+#[test]
+fn ranks_train_as_one_process_does_and_give_the_same_bits_every_time() {
+    let place = tempfile::tempdir().unwrap();
+    let alone = place.path().join("alone");
+    pretrain_among(1, &alone, &shared_recipe(&[]), &Stripes::new(40), never).0.summary();
+    for (world, accumulation) in [(1, 4), (2, 2), (3, 0), (4, 12)] {
+        let set = format!("train.accumulation={accumulation}");
+        let train = |name: &str| {
+            let root = place.path().join(format!("{world}-{name}"));
+            pretrain_among(world, &root, &shared_recipe(&[&set]), &Stripes::new(40), never).0.summary();
+            root
+        };
+        let (first, second) = (train("first"), train("second"));
+        assert_close(&alone, &first, 2e-6);
+        assert!(model(&first) == model(&second), "{world} ranks");
+    }
+}
+
+#[test]
+fn a_training_is_resumed_by_another_number_of_ranks() {
+    let place = tempfile::tempdir().unwrap();
+    let (whole, cut) = (place.path().join("whole"), place.path().join("cut"));
+    let (recipe, images) = (shared_recipe(&[]), Stripes::new(40));
+    pretrain_among(1, &whole, &recipe, &images, never).0.summary();
+    for (world, stop) in [(4, 2), (2, 3), (3, 5)] {
+        let part = pretrain_among(world, &cut, &recipe, &images, at_step(stop)).0;
+        assert_eq!((part.summary().outcome, part.summary().step), (Outcome::Stopped, stop));
+    }
+    pretrain_among(1, &cut, &recipe, &images, never).0.summary();
+    assert_close(&whole, &cut, 2e-6);
+    let (whole, cut) = (newest(&whole), newest(&cut));
+    assert_eq!((whole.meta.epoch, whole.meta.batch), (cut.meta.epoch, cut.meta.batch));
+    assert!(whole.tensors.keys().eq(cut.tensors.keys()));
+}
+
+#[test]
+fn a_failure_of_any_rank_stops_all_with_one_message_and_a_checkpoint_where_the_data_failed() {
+    let place = tempfile::tempdir().unwrap();
+    // No image is allowed to be unreadable, and one is: a single rank meets it.
+    let root = place.path().join("data");
+    let recipe = shared_recipe(&["data.max_errors=0"]);
+    let images = Stripes { unreadable: Some(7), ..Stripes::new(24) };
+    let (_, errors) = pretrain_among(3, &root, &recipe, &images, never);
+    assert!(errors.len() == 3 && errors.iter().all(|e| *e == errors[0] && e.contains("stripes 7")), "{errors:?}");
+    let meta = newest(&root).meta;
+    assert_eq!((meta.epoch * 2 + meta.batch, meta.step < 2), (meta.step, true), "the failed batch is the next");
+    // A gradient that is no number reaches all.
+    let root = place.path().join("nan");
+    let images = Stripes { poisoned: Some(7), ..Stripes::new(24) };
+    let (_, errors) = pretrain_among(3, &root, &shared_recipe(&["guard.on_nan=stop"]), &images, never);
+    assert!(errors.len() == 3 && errors.iter().all(|e| *e == errors[0] && e.contains("not finite")), "{errors:?}");
+}
+
+#[test]
+fn ranks_go_back_to_a_checkpoint_together() {
+    let place = tempfile::tempdir().unwrap();
+    let root = place.path().join("run");
+    let recipe = shared_recipe(&[&JUMPY[..], &["guard.on_spike=rollback", "guard.max_rollbacks=2"]].concat());
+    let (part, errors) = pretrain_among(2, &root, &recipe, &Stripes::new(120), never);
+    assert_eq!((part.warnings().len(), errors.len()), (2, 2), "{:?}, {errors:?}", part.warnings());
+    assert_eq!(newest(&root).meta.step, 1);
+}
+
+#[test]
+fn fine_tuning_with_mixed_images_is_shared_by_ranks() {
+    let place = tempfile::tempdir().unwrap();
+    let train = |world: usize| {
+        let root = place.path().join(world.to_string());
+        let run_one = |ranks: Ranks| {
+            let images =
+                |count: usize| LabelledSource::new(Arc::new(Stripes::new(count)), Path::new("stripes")).unwrap();
+            let data = LabelledData { train: images(48), val: images(140) };
+            let set = [
+                "schedule.steps=6",
+                "schedule.warmup_epochs=0",
+                "train.batch_size=12",
+                "augment.mixup=0.8",
+                "augment.cutmix=1.0",
+                "validate.images=140",
+            ];
+            let mut recipe = recipe("finetune_small_images", &set);
+            settle_finetuning(&mut recipe, &data, world).unwrap();
+            let run = ranks.is_first().then(|| folder(&root, &recipe));
+            let task = FineTuning::among(&recipe, &data, executor(), world).unwrap();
+            let images = task.images();
+            let mut trainer = Trainer::with_task(recipe, run, images, task, ranks, &mut |_| {}).unwrap();
+            trainer.run(&AtomicBool::new(false), &mut |_| {}).unwrap().best
+        };
+        let best = std::thread::scope(|scope| {
+            let run_one = &run_one;
+            let ranks = Threads::new(world).into_iter();
+            let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || run_one(rank.into_ranks()))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).next_back().unwrap()
+        });
+        (root, best)
+    };
+    let (alone, best) = train(1);
+    for world in [2, 3] {
+        let (shared, of_shared) = train(world);
+        assert_close(&alone, &shared, 5e-6);
+        assert_eq!(best, of_shared);
+    }
+    let recipe = shared_recipe(&["train.batch_size=10"]);
+    let data = Data { train: Arc::new(Stripes::new(40)), held_out: Arc::new(Stripes::new(6)) };
+    let refused = settle(&mut recipe.clone(), &data, 4).unwrap_err().to_string();
+    assert_eq!(refused, "train.batch_size = 10 images cannot be shared equally by 4 ranks");
 }

@@ -7,6 +7,7 @@ mod diagnostics;
 mod meter;
 mod npy;
 mod progress;
+mod ranks;
 
 use arguments::{Arguments, BenchWhat, Command, RecipesAction};
 use clap::Parser;

@@ -4,8 +4,8 @@
 
 use crate::arguments::LogFormat;
 use indicatif::{ProgressBar, ProgressStyle};
-use simmim_train::Event;
 use simmim_train::metrics::Record;
+use simmim_train::{Event, Ranks};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// Shows what happens in a run.
 pub(crate) struct Progress {
+    /// Another rank speaks for this one.
+    silent: bool,
     format: LogFormat,
     bar: Option<ProgressBar>,
     last: Option<Instant>,
@@ -58,11 +60,22 @@ impl Progress {
             }
             bar
         });
-        Self { format, bar, last: None, pace: Pace { start: Instant::now(), done, total } }
+        Self { silent: false, format, bar, last: None, pace: Pace { start: Instant::now(), done, total } }
+    }
+
+    /// The progress of a rank, of which the first speaks for all.
+    pub(crate) fn of_rank(ranks: &Ranks, format: LogFormat, done: u64, total: u64) -> Self {
+        match ranks.is_first() {
+            true => Self::new(format, done, total),
+            false => Self { silent: true, ..Self::new(LogFormat::Json, done, total) },
+        }
     }
 
     /// A sentence for the user.
     pub(crate) fn say(&self, text: &str) {
+        if self.silent {
+            return;
+        }
         match (&self.bar, self.format) {
             (Some(bar), _) => bar.println(text),
             (None, LogFormat::Text) => eprintln!("{text}"),
@@ -72,6 +85,9 @@ impl Progress {
 
     /// Shows an event.
     pub(crate) fn show(&mut self, event: &Event) {
+        if self.silent {
+            return;
+        }
         match event {
             Event::Step { step, loss, images_per_second, .. } => {
                 if let Some(bar) = &self.bar {

@@ -103,6 +103,11 @@ impl Scores {
         self.loss / self.images.max(1) as f64
     }
 
+    /// Images, those whose class is the first prediction, and the sum of their cross-entropies: what ranks add up.
+    pub(crate) fn totals(&self) -> [f64; 3] {
+        [self.images as f64, self.within.first().copied().unwrap_or_default() as f64, self.loss]
+    }
+
     /// Expected calibration error: the mean distance of confidence and accuracy over 15 equal bins of confidence, weighted by
     /// their images.
     #[must_use]

@@ -95,6 +95,13 @@ impl Classifier {
         self
     }
 
+    /// The same model, trained by so many ranks that sum their gradients. Call it before anything else.
+    #[must_use]
+    pub fn among(mut self, ranks: usize) -> Self {
+        self.device.ranks = ranks;
+        self
+    }
+
     /// The model.
     #[must_use]
     pub fn config(&self) -> &ClassifierConfig {
@@ -112,7 +119,7 @@ impl Classifier {
         &mut self.device
     }
 
-    /// Compiles the training step of `micro * accumulation` images, and with a decay `ema` the moving average of the weights.
+    /// Compiles the training step of this rank, `micro * accumulation` images, and with a decay `ema` the moving average of the weights.
     ///
     /// # Errors
     /// A step that does not fit into the budget, faults of the plan or the device.
@@ -124,7 +131,7 @@ impl Classifier {
         ema: f64,
     ) -> Result<(), TrainError> {
         self.ema = ema;
-        let graph = finetuning_graph(&self.config, micro, accumulation)?;
+        let graph = finetuning_graph(&self.config, micro, accumulation * self.device.ranks)?;
         let update = finetuning_update(self.device.parameters(), &adamw, ema)?;
         let (program, update) = self.device.load_step(&graph, &update, adamw)?;
         self.prediction = Some(self.load_prediction()?);
@@ -151,19 +158,26 @@ impl Classifier {
     }
 
     /// Adds the gradients of a batch to those so far, and its loss: `images [batch, channels, height, width]` with soft labels
-    /// `targets [batch, classes]`; `step` counts from 0 and chooses, with the seed, the branches that drop path drops. Does not wait
-    /// for the device.
+    /// `targets [batch, classes]`; `rows [batch]` says which of the whole batch each image is. `step` counts from 0 and chooses, with the
+    /// seed and the row, the branches that drop path drops. Does not wait for the device.
     ///
     /// # Errors
     /// Faults of the device. Call [`Classifier::prepare_training`] first.
-    pub fn accumulate(&mut self, images: &[f32], targets: &[f32], seed: u64, step: u64) -> Result<(), TrainError> {
+    pub fn accumulate(
+        &mut self,
+        images: &[f32],
+        targets: &[f32],
+        rows: &[usize],
+        seed: u64,
+        step: u64,
+    ) -> Result<(), TrainError> {
         let Some(t) = &self.training else { return Err(unprepared()) };
         let (size, classes) = (images.len() / t.parts.images(), self.config.classes);
         let executor = self.device.executor_mut();
         for range in t.parts.ranges() {
             executor.write(t.images, &images[range.start * size..range.end * size])?;
             executor.write(t.targets, &targets[range.start * classes..range.end * classes])?;
-            t.drop_path.write(executor, seed, step, &range)?;
+            t.drop_path.write(executor, seed, step, &rows[range])?;
             executor.run(t.program)?;
         }
         Ok(())

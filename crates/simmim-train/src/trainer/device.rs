@@ -3,6 +3,7 @@
 use super::StepResult;
 use super::memory::{Budget, StepMemory, fit};
 use crate::error::TrainError;
+use crate::recipe::Recipe;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId, mixed};
 use simmim_models::encoder::Branch;
 use simmim_models::names::{
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
-/// How a step is cut into parts.
+/// How a rank's share of a step is cut into parts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parts {
     /// Images of a part.
@@ -26,12 +27,20 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// The places in the batch of each part.
+    /// The share of a recipe's batch that each of so many ranks takes, in as few parts as there can be of no more images than the recipe says.
+    pub(super) fn of(recipe: &Recipe, ranks: usize) -> Result<Self, TrainError> {
+        let (batch, share) = (recipe.train.batch_size, recipe.share(ranks)?);
+        let most = (batch / recipe.train.accumulation.max(1)).max(1);
+        let micro = (1..=share.min(most)).rev().find(|micro| share.is_multiple_of(*micro)).unwrap_or(1);
+        Ok(Self { micro, count: share / micro })
+    }
+
+    /// The rows of the share of each part.
     pub(super) fn ranges(self) -> impl Iterator<Item = Range<usize>> {
         (0..self.count).map(move |part| part * self.micro..(part + 1) * self.micro)
     }
 
-    /// Images of the whole step.
+    /// Images of the share.
     pub(super) fn images(self) -> usize {
         self.micro * self.count
     }
@@ -66,13 +75,13 @@ impl DropPath {
         Ok(Self { dropped: found.collect::<Result<_, TrainError>>()?, branches: branches.len() })
     }
 
-    /// Keeps or drops each branch of the samples in `range`: a pure function of (seed, step, place in the batch, branch).
+    /// Keeps or drops each branch of the samples in these rows of the batch: a pure function of (seed, step, row, branch).
     pub(super) fn write(
         &self,
         executor: &mut dyn Executor,
         seed: u64,
         step: u64,
-        range: &Range<usize>,
+        rows: &[usize],
     ) -> Result<(), TrainError> {
         for &(number, rate, slot) in &self.dropped {
             let draw = |sample: usize| {
@@ -80,7 +89,7 @@ impl DropPath {
                 let kept = Stream::new(seed, Purpose::DropPath, step, place).uniform() >= rate;
                 if kept { (1.0 / (1.0 - rate)) as f32 } else { 0.0 }
             };
-            executor.stage(slot)?.iter_mut().zip(range.clone()).for_each(|(keep, sample)| *keep = draw(sample));
+            executor.stage(slot)?.iter_mut().zip(rows).for_each(|(keep, &sample)| *keep = draw(sample));
         }
         Ok(())
     }
@@ -96,6 +105,8 @@ pub struct Device {
     averages: bool,
     /// What programs compute with, and how a step may spend memory.
     pub(super) budget: Budget,
+    /// Ranks whose gradients are summed, each of its share of the batch.
+    pub(super) ranks: usize,
     /// What a step takes, once it is loaded.
     step_memory: StepMemory,
     /// Parameters of which programs read a copy, and whether the update that writes the copies is loaded.
@@ -122,6 +133,7 @@ impl Device {
             idle,
             averages: false,
             budget: Budget::default(),
+            ranks: 1,
             step_memory: StepMemory::default(),
             copied: BTreeSet::new(),
             updates: false,

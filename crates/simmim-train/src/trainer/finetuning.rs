@@ -1,10 +1,13 @@
 //! The task of fine-tuning: labelled images, mixed and softened labels, top-1 on the validation images.
 
+use super::classifier::PREDICTED;
 use super::classifier::{Classifier, finetuning_graph, finetuning_update};
+use super::device::Parts;
 use super::memory::settle_parts;
 use super::{Device, Event, Measured, StepResult, Task};
 use crate::classify::{ClassifierFile, Scores};
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use simmim_data::{Batch, LabelledSource, Mix, Source, Transform, demo, demo_held_out, source};
@@ -56,15 +59,16 @@ impl LabelledData {
     }
 }
 
-/// Settles what a fine-tuning recipe leaves to the data and the plan: mean and deviation, and the parts of a step.
+/// Settles what a fine-tuning recipe leaves to the data and the plan: mean and deviation, and the parts of a step on so
+/// many ranks.
 ///
 /// # Errors
-/// Images that cannot be measured, impossible sizes, a step that does not fit into `train.memory`.
-pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData) -> Result<(), TrainError> {
+/// Images that cannot be measured, impossible sizes, a batch that the ranks cannot share equally, a step that does not fit into `train.memory`.
+pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData, ranks: usize) -> Result<(), TrainError> {
     recipe.fix_statistics(&data.train)?;
     let config = recipe.classifier_config(data.train.class_names().len())?;
     let update = finetuning_update(&config.parameters(), &recipe.adamw(), recipe.finetuning()?.0.ema)?;
-    settle_parts(recipe, &update, |micro, parts| finetuning_graph(&config, micro, parts))
+    settle_parts(recipe, &update, ranks, |micro, parts| finetuning_graph(&config, micro, parts))
 }
 
 /// Fine-tuning by a recipe.
@@ -86,11 +90,24 @@ impl FineTuning {
     /// # Errors
     /// Impossible sizes, a recipe for pre-training.
     pub fn new(recipe: &Recipe, data: &LabelledData, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
+        Self::among(recipe, data, executor, 1)
+    }
+
+    /// As [`FineTuning::new`], as one of so many ranks.
+    ///
+    /// # Errors
+    /// As [`FineTuning::new`], a batch that the ranks cannot share equally.
+    pub fn among(
+        recipe: &Recipe,
+        data: &LabelledData,
+        executor: Box<dyn Executor>,
+        ranks: usize,
+    ) -> Result<Self, TrainError> {
         let config = recipe.classifier_config(data.train.class_names().len())?;
         let ema = recipe.finetuning()?.0.ema;
-        let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
-        let mut classifier = Classifier::new(executor, config, recipe.train.seed)?.within(recipe.budget());
-        classifier.prepare_training(batch / accumulation, accumulation, recipe.adamw(), ema)?;
+        let parts = Parts::of(recipe, ranks)?;
+        let mut classifier = Classifier::new(executor, config, recipe.train.seed)?.within(recipe.budget()).among(ranks);
+        classifier.prepare_training(parts.micro, parts.count, recipe.adamw(), ema)?;
         Ok(Self {
             recipe: recipe.clone(),
             classifier,
@@ -110,12 +127,17 @@ impl FineTuning {
         Arc::new(self.train.clone())
     }
 
-    /// Scores on the validation images, `indices` of them.
-    fn scores(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Scores, TrainError> {
+    /// Scores on this rank's share of the validation images.
+    fn scores(&mut self, ranks: &Ranks, tell: &mut dyn FnMut(Event)) -> Result<Scores, TrainError> {
         let mut scores = Scores::new(self.val.class_names().to_vec());
         let labels = self.val.labels();
+        let runs = self.measured.chunks(PREDICTED).skip(ranks.rank()).step_by(ranks.world());
+        let share: Vec<usize> = runs.flatten().copied().collect();
+        if share.is_empty() {
+            return Ok(scores);
+        }
         let take = |i: usize, logits: &[f32]| scores.add(labels[i], logits);
-        let bad = self.classifier.predict(&self.val, &self.measured, &self.transform, self.threads, take)?;
+        let bad = self.classifier.predict(&self.val, &share, &self.transform, self.threads, take)?;
         if self.unreadable.is_empty() {
             bad.iter().take(NAMED).for_each(|(_, e)| tell(Event::Warning(format!("validation image skipped: {e}"))));
         }
@@ -144,16 +166,19 @@ impl Task for FineTuning {
         let mixture = self.mix.draw(seed, batch.epoch, batch.index_in_epoch, size);
         mixture.apply(&mut batch.images, self.transform.values(), size);
         let targets = self.mix.targets(mixture, &labels, self.train.class_names().len());
-        self.classifier.accumulate(&batch.images, &targets, seed, step)
+        self.classifier.accumulate(&batch.images, &targets, &batch.rows, seed, step)
     }
 
     fn update(&mut self, step: u64, rate: Rate) -> Result<StepResult, TrainError> {
         self.classifier.update(step, rate)
     }
 
-    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
-        let scores = self.scores(tell)?;
-        Ok(Some(Measured { loss: scores.loss() as f32, top1: Some(scores.top(1) as f32) }))
+    fn measure(&mut self, ranks: &Ranks, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
+        let scores = self.scores(ranks, tell);
+        let mut totals = ranks.agree(scores)?.totals();
+        ranks.sum(&mut totals)?;
+        let [images, found, loss] = totals;
+        Ok(Some(Measured { loss: (loss / images.max(1.0)) as f32, top1: Some((found / images.max(1.0)) as f32) }))
     }
 
     fn measure_every(&self, steps_per_epoch: u64) -> u64 {

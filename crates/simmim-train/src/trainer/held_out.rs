@@ -4,6 +4,7 @@ use super::{Data, Event, Session};
 use crate::error::TrainError;
 use crate::features::{Unread, for_batches};
 use crate::picture;
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
 use crate::trivial::TrivialLosses;
 use simmim_data::source::spread;
@@ -39,19 +40,25 @@ pub(super) struct Images {
     unreadable: Vec<(String, String)>,
 }
 
-/// What is done with the masks and the pixels of a batch.
-type EachBatch<'a> = dyn FnMut(&[Vec<bool>], &[f32]) -> Result<(), TrainError> + 'a;
-
 impl Images {
-    /// Calls `each(masks, pixels)` for all images, batch by batch.
-    fn each(&self, each: &mut EachBatch<'_>) -> Result<(), TrainError> {
-        let values = self.transform.values();
+    /// Sum of the losses of one rank's share: every so many batches.
+    fn loss(&self, session: &mut Session, ranks: &Ranks) -> Result<f64, TrainError> {
+        let all: Vec<usize> = (0..self.indices.len()).collect();
+        let share: Vec<usize> =
+            all.chunks(BATCH).skip(ranks.rank()).step_by(ranks.world()).flatten().copied().collect();
+        if share.is_empty() {
+            return Ok(0.0);
+        }
+        let indices: Vec<usize> = share.iter().map(|&place| self.indices[place]).collect();
+        let (values, mut sum) = (self.transform.values(), 0.0);
         let mut batch = |range: Range<usize>, pixels: &[f32], _: &[Unread]| {
-            each(&self.masks[range.clone()], &pixels[..range.len() * values])
+            let masks: Vec<Vec<bool>> = share[range].iter().map(|&place| self.masks[place].clone()).collect();
+            let loss = session.reconstruct(&pixels[..masks.len() * values], &masks)?.loss;
+            sum += f64::from(loss) * masks.len() as f64;
+            Ok(())
         };
-        let (source, how) = (&*self.source, (BATCH, threads()));
-        let unread = for_batches(source, &self.indices, &self.transform, how, &mut batch)?;
-        unread.into_iter().next().map_or(Ok(()), |(_, error)| Err(error.into()))
+        let unread = for_batches(&*self.source, &indices, &self.transform, (BATCH, threads()), &mut batch)?;
+        unread.into_iter().next().map_or(Ok(sum), |(_, error)| Err(error.into()))
     }
 }
 
@@ -104,22 +111,18 @@ impl HeldOut {
         }
     }
 
-    /// Mean loss; none where no image could be read.
+    /// Mean loss, over all ranks; none where no image could be read.
     pub(super) fn loss(
         &mut self,
         session: &mut Session,
+        ranks: &Ranks,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Option<f32>, TrainError> {
-        let held = self.ready(tell)?;
-        if held.masks.is_empty() {
-            return Ok(None);
-        }
-        let mut sum = 0.0;
-        held.each(&mut |masks, images| {
-            sum += f64::from(session.reconstruct(images, masks)?.loss) * masks.len() as f64;
-            Ok(())
-        })?;
-        Ok(Some((sum / held.masks.len() as f64) as f32))
+        let share = self.ready(tell).and_then(|held| Ok((held.masks.len(), held.loss(session, ranks)?)));
+        let (count, sum) = ranks.agree(share)?;
+        let mut sum = [sum];
+        ranks.sum(&mut sum)?;
+        Ok((count > 0).then(|| (sum[0] / count as f64) as f32))
     }
 
     /// Draws some of the images to `path`, if there are any: always the same ones, spread over all and over the classes.

@@ -1,5 +1,6 @@
 //! What a training step takes, and how it is made to fit: in parts, and with activations that are computed twice.
 
+use super::device::Parts;
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,28 @@ impl Recipe {
     pub fn budget(&self) -> Budget {
         let t = &self.train;
         Budget { precision: t.precision, recompute: t.recompute, memory: t.memory }
+    }
+
+    /// Whether images are mixed with their mirror images in the batch.
+    pub(super) fn mixes(&self) -> bool {
+        let mix = self.mix();
+        mix.mixup > 0.0 || mix.cutmix > 0.0
+    }
+
+    /// Images of a step that each of so many ranks takes.
+    pub(super) fn share(&self, ranks: usize) -> Result<usize, TrainError> {
+        let (batch, pairs) = (self.train.batch_size, if self.mixes() && ranks > 1 { 2 } else { 1 });
+        if batch.is_multiple_of(ranks * pairs) {
+            return Ok(batch / ranks);
+        }
+        let (unit, why) = match pairs {
+            1 => (ranks, ""),
+            _ => (2 * ranks, ", in pairs for mixup and CutMix"),
+        };
+        Err(TrainError::Input {
+            what: format!("train.batch_size = {batch} images cannot be shared equally by {ranks} ranks{why}"),
+            help: format!("set train.batch_size to a multiple of {unit}, or start another number of ranks"),
+        })
     }
 }
 
@@ -119,22 +142,26 @@ fn too_little(budget: Budget, least: StepMemory) -> TrainError {
     }
 }
 
-/// Settles the parts of a recipe's step where it leaves them open, and makes sure that the step fits into the memory that is given.
+/// Settles the parts of a recipe's step where it leaves them open, for so many ranks, and makes sure that the share of one fits
+/// into the memory that is given.
 ///
 /// # Errors
 /// As [`fit`].
 pub(super) fn settle_parts(
     recipe: &mut Recipe,
     update: &Graph,
+    ranks: usize,
     graph: impl Fn(usize, usize) -> Result<Graph, TrainError>,
 ) -> Result<(), TrainError> {
-    let (batch, budget) = (recipe.train.batch_size, recipe.budget());
+    let (share, budget) = (recipe.share(ranks)?, recipe.budget());
     if recipe.train.accumulation == 0 {
-        recipe.train.accumulation = fewest_parts(batch, budget, update, &graph)?;
+        let parts = fewest_parts(share, budget, update, |micro, parts| graph(micro, parts * ranks))?;
+        // Counted over all ranks, so that a part has as many images at any number of them.
+        recipe.train.accumulation = parts * ranks;
     }
     if budget.memory > 0 {
-        let parts = recipe.train.accumulation;
-        fit(&graph(batch / parts, parts)?, update, budget)?;
+        let parts = Parts::of(recipe, ranks)?;
+        fit(&graph(parts.micro, parts.count * ranks)?, update, budget)?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ mod live_probe;
 mod log;
 mod memory;
 mod pretraining;
+mod records;
 mod session;
 mod task;
 
@@ -22,24 +23,26 @@ pub use pretraining::Pretraining;
 pub use session::{Reconstruction, Session, StepResult, choose_accumulation, training_graph};
 pub use task::{Measured, Task};
 
-use crate::checkpoint::{Best, CheckpointStore, Meta};
-use crate::curves;
+use crate::checkpoint::{Best, Meta};
 use crate::error::TrainError;
 use crate::guard::{Guard, Verdict};
-use crate::metrics::{self, Record};
+use crate::metrics::Record;
 use crate::overfitting::{Curve, Overfitting};
 use crate::plateau::Plateau;
 use crate::preprocessing::Preprocessing;
+use crate::ranks::Ranks;
 use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::RunFolder;
 use crate::schedule::LearningRate;
 use crate::trivial::TrivialLosses;
 use log::Log;
 use memory::settle_parts;
+use records::Records;
 use simmim_data::{Loader, LoaderConfig, Position, Source, Transparency};
 use simmim_engine::Executor;
 use simmim_engine::executor::Machine;
 use simmim_models::Precision;
+use simmim_models::names::{GRADIENT_PREFIX, LOSS_SUM};
 use simmim_models::optimizer::update_graph;
 use simmim_models::weights::{self, Weights};
 use std::collections::BTreeSet;
@@ -50,6 +53,8 @@ use std::time::Instant;
 
 /// Images after which it is said how many have transparency.
 const COUNTED: usize = 4096;
+/// Steps between comparisons of the weights of all ranks.
+const COMPARED: u64 = 100;
 
 /// Something that happened while training, for progress and logs.
 #[derive(Debug, Clone, PartialEq)]
@@ -121,12 +126,14 @@ pub struct Summary {
 /// Trains a model in a run folder.
 pub struct Trainer<T = Pretraining> {
     recipe: Recipe,
-    run: RunFolder,
+    ranks: Ranks,
+    /// None where another rank keeps them.
+    records: Option<Records>,
     task: T,
     loader: Loader,
+    /// Where the next batch that all ranks have lies.
+    position: Position,
     schedule: LearningRate,
-    checkpoints: CheckpointStore,
-    log: Log,
     guard: Guard,
     rollbacks: usize,
     step: u64,
@@ -141,16 +148,29 @@ pub struct Trainer<T = Pretraining> {
     transparency_told: bool,
 }
 
-/// Settles what a recipe leaves to the data and the plan: mean and deviation, and the parts of a step. A run's `config.toml` is
-/// written after this, so that it is complete.
+/// Settles what a recipe leaves to the data and the plan: mean and deviation, and the parts of a step on so many ranks. A
+/// run's `config.toml` is written after this, so that it is complete.
 ///
 /// # Errors
-/// Images that cannot be measured, impossible sizes, a step that does not fit into `train.memory`.
-pub fn settle(recipe: &mut Recipe, data: &Data) -> Result<(), TrainError> {
+/// Images that cannot be measured, impossible sizes, a batch that the ranks cannot share equally, a step that does not fit into `train.memory`.
+pub fn settle(recipe: &mut Recipe, data: &Data, ranks: usize) -> Result<(), TrainError> {
     recipe.fix_statistics(&*data.train)?;
     let config = recipe.simmim_config()?;
     let update = update_graph(&config.parameters(), &recipe.adamw())?;
-    settle_parts(recipe, &update, |micro, parts| training_graph(&config, micro, parts))
+    settle_parts(recipe, &update, ranks, |micro, parts| training_graph(&config, micro, parts))
+}
+
+/// The number of training images, which has to be that of all ranks.
+fn same_images(train: &dyn Source, ranks: &Ranks) -> Result<usize, TrainError> {
+    let counts = ranks.gather(&train.len())?;
+    let here = match counts.iter().position(|&count| count != counts[0]) {
+        Some(rank) if rank == ranks.rank() => Err(TrainError::Input {
+            what: format!("{} training images are found here, {} by rank 0", counts[rank], counts[0]),
+            help: "give all ranks the same images, on a file system that they share or as equal copies".into(),
+        }),
+        _ => Ok(counts[0]),
+    };
+    ranks.agree(here)
 }
 
 impl Trainer {
@@ -166,8 +186,23 @@ impl Trainer {
         executor: Box<dyn Executor>,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
-        let task = Pretraining::new(&recipe, &data, executor)?;
-        Self::with_task(recipe, run, data.train, task, tell)
+        Self::among(recipe, Some(run), data, executor, Ranks::default(), tell)
+    }
+
+    /// As [`Trainer::new`], as one of several ranks, the first of which has the run folder.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`], and failures of other ranks.
+    pub fn among(
+        recipe: Recipe,
+        run: Option<RunFolder>,
+        data: Data,
+        executor: Box<dyn Executor>,
+        ranks: Ranks,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Self, TrainError> {
+        let task = ranks.agree(Pretraining::new(&recipe, &data, executor, ranks.world()))?;
+        Self::with_task(recipe, run, data.train, task, ranks, tell)
     }
 
     /// The model.
@@ -176,59 +211,54 @@ impl Trainer {
         self.task.session()
     }
 
-    /// Probes the weights at the intervals of `probe.every_steps`.
+    /// Probes the weights at the intervals of `probe.every_steps`. Of several ranks the first does.
     pub fn set_probe(&mut self, probe: Option<LiveProbe>) {
         self.task.probe = probe;
     }
 }
 
 impl<T: Task> Trainer<T> {
-    /// As [`Trainer::new`], for any task on batches of `train`.
+    /// As [`Trainer::among`], for any task on batches of `train`.
     ///
     /// # Errors
-    /// As [`Trainer::new`].
+    /// As [`Trainer::among`].
     pub fn with_task(
         recipe: Recipe,
-        run: RunFolder,
+        run: Option<RunFolder>,
         train: Arc<dyn Source>,
         mut task: T,
+        ranks: Ranks,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
-        let checkpoints = CheckpointStore::open(&run.checkpoints())?;
-        let mut at = Meta::default();
-        if let Some(found) = checkpoints.load_latest()? {
-            found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
-            task.device_mut().restore(&run.checkpoints(), found.tensors)?;
-            at = found.meta;
-            warn_of_change(&task.device().executor().machine(), &at.isa, recipe.train.precision, tell);
-        } else if run.has_results() {
-            return Err(TrainError::Run {
-                path: run.root().to_owned(),
-                what: "the run is finished, but its checkpoints are gone".into(),
-                help: "start another run from its model.safetensors with --weights, or start over with --overwrite"
-                    .into(),
-            });
-        }
-        if Recipe::from_run(&run.config())? != recipe {
-            run.rewrite_config(&recipe.to_toml())?;
-        }
-        let images = train.len();
-        let loader = Self::loader(&recipe, train, &at)?;
+        let (mut records, mut curve) = (None, Curve::default());
+        // The others get position and weights from the first, which alone needs to see the run folder.
+        let at = ranks.ask_first(|| {
+            let Some(run) = run else { return Err(TrainError::Internal { what: "rank 0 has no run folder".into() }) };
+            let (opened, found) = Records::open(run, &recipe, tell)?;
+            curve = Curve::of(&opened.lines()?);
+            let at = found.map_or(Ok(Meta::default()), |(meta, tensors)| {
+                task.device_mut().restore(&opened.run.checkpoints(), tensors)?;
+                warn_of_change(&task.device().executor().machine(), &meta.isa, recipe.train.precision, tell);
+                Ok::<_, TrainError>(meta)
+            })?;
+            records = Some(opened);
+            Ok(at)
+        })?;
+        let images = same_images(&*train, &ranks)?;
+        let loader = ranks.agree(Self::loader(&recipe, train, &at, &ranks))?;
         let schedule = recipe.learning_rate(loader.batches_per_epoch());
-        let log = Log::open(&run, &recipe, at.step, at.loss_window)?;
-        let curve = Curve::of(&metrics::read(&run.metrics())?);
         let mut guard = Guard::new(recipe.guard.spike_factor as f32, recipe.guard.spike_window);
         guard.restore(&at.recent_losses);
         let (rollbacks, step, best, given_weights) = (at.rollbacks, at.step, at.best, false);
-        let plateau = Plateau::of(&recipe);
+        let (plateau, position) = (Plateau::of(&recipe), loader.position());
         Ok(Self {
             recipe,
-            run,
+            ranks,
+            records,
             task,
             loader,
+            position,
             schedule,
-            checkpoints,
-            log,
             guard,
             rollbacks,
             step,
@@ -242,9 +272,11 @@ impl<T: Task> Trainer<T> {
         })
     }
 
-    fn loader(recipe: &Recipe, train: Arc<dyn Source>, at: &Meta) -> Result<Loader, TrainError> {
+    fn loader(recipe: &Recipe, train: Arc<dyn Source>, at: &Meta, ranks: &Ranks) -> Result<Loader, TrainError> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8);
-        let mut config = LoaderConfig::new(recipe.train.batch_size, recipe.train.seed, recipe.transform());
+        let share = recipe.share(ranks.world())?;
+        let mut config = LoaderConfig::new(share, recipe.train.seed, recipe.transform());
+        (config.world, config.rank, config.mirrored) = (ranks.world(), ranks.rank(), recipe.mixes());
         config.workers = if recipe.data.workers == 0 { cores() } else { recipe.data.workers };
         config.prefetch = recipe.data.prefetch.max(1);
         config.max_errors = recipe.data.max_errors;
@@ -289,13 +321,19 @@ impl<T: Task> Trainer<T> {
         self.plateau.remedy()
     }
 
-    /// The run folder.
+    /// The run folder; none where another rank keeps it.
     #[must_use]
-    pub fn root(&self) -> &Path {
-        self.run.root()
+    pub fn root(&self) -> Option<&Path> {
+        self.records.as_ref().map(|records| records.run.root())
     }
 
-    /// Starts from given weights instead of random ones.
+    /// The ranks of the training.
+    #[must_use]
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// Starts from given weights instead of random ones. Of several ranks the first gives its own to the others.
     ///
     /// # Errors
     /// Faults of the device.
@@ -304,48 +342,79 @@ impl<T: Task> Trainer<T> {
         self.task.device_mut().set_weights(weights)
     }
 
-    /// Trains until the end, or until `stop` is set. Then writes a checkpoint, and at the end the encoder, the full model and a
+    /// Trains until the end, or until `stop` is set, on any rank. Then writes a checkpoint, and at the end the encoder, the full model and a
     /// picture.
     ///
     /// # Errors
     /// Faults of data and disk, a loss that diverges. Checkpoints written before stay; where the data fail, one more is written.
     pub fn run(&mut self, stop: &AtomicBool, tell: &mut dyn FnMut(Event)) -> Result<Summary, TrainError> {
-        if self.step == 0 && self.given_weights {
-            self.save(tell)?;
-        }
-        self.log.begin(self.loader.wait_seconds());
+        let mut silence = |_| {};
+        // The first rank tells what all of them do.
+        let tell: &mut dyn FnMut(Event) = if self.ranks.is_first() { tell } else { &mut silence };
+        let begun = if self.step == 0 && self.given_weights { self.save(tell) } else { Ok(()) };
+        self.ranks.agree(begun)?;
+        self.ranks.collectives().broadcast_states(self.task.device_mut().executor_mut(), "")?;
+        self.begin_log();
         let mut measured = None;
-        while self.step < self.schedule.total_steps && !stop.load(Ordering::Relaxed) {
+        while self.step < self.schedule.total_steps && !self.ranks.any(stop.load(Ordering::Relaxed))? {
             match self.one_step(tell) {
                 Ok(now) => measured = now,
                 Err(e) => {
-                    if matches!(e, TrainError::Data(_)) {
+                    if e.is_data() {
                         self.save(tell)?;
                     }
-                    self.write_skipped()?;
+                    // Where ranks fail alone the others are no longer there to be asked.
+                    if self.ranks.world() == 1 || e.is_shared() {
+                        self.write_skipped()?;
+                    }
                     return Err(e);
                 }
             }
         }
         let finished = self.step >= self.schedule.total_steps;
         self.tell_transparency(1, tell);
-        self.save(tell)?;
-        if finished {
-            if measured.is_none() {
-                measured = self.task.measure(tell)?;
-            }
-            self.learn_trivial(true, tell)?;
-            self.task.draw(&self.run, self.step, tell)?;
-            self.task.write_results(&self.run)?;
+        self.compare_ranks()?;
+        let saved = self.save(tell);
+        self.ranks.agree(saved)?;
+        if finished && measured.is_none() {
+            measured = self.task.measure(&self.ranks, tell)?;
         }
+        let concluded = self.conclude(finished, measured, tell);
+        let summary = self.ranks.agree(concluded)?;
         self.write_skipped()?;
-        let records = metrics::read(&self.run.metrics())?;
-        self.draw_curves(&records)?;
-        Ok(self.summary(finished, measured, &records))
+        Ok(summary)
     }
 
-    fn draw_curves(&self, records: &[Record]) -> Result<(), TrainError> {
-        curves::draw(&self.run.curves(), records, self.trivial.as_ref())
+    /// Writes what a training leaves.
+    fn conclude(
+        &mut self,
+        finished: bool,
+        measured: Option<Measured>,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<Summary, TrainError> {
+        if finished {
+            self.learn_trivial(true, tell)?;
+        }
+        let Some(records) = &self.records else { return Ok(self.summary(finished, measured, &[])) };
+        if finished {
+            self.task.draw(&records.run, self.step, tell)?;
+            self.task.write_results(&records.run)?;
+        }
+        let lines = records.lines()?;
+        records.draw_curves(&lines, self.trivial.as_ref())?;
+        Ok(self.summary(finished, measured, &lines))
+    }
+
+    fn begin_log(&mut self) {
+        let waited = self.loader.wait_seconds();
+        self.records.iter_mut().for_each(|records| records.log.begin(waited));
+    }
+
+    /// Makes sure that all ranks have the same weights.
+    fn compare_ranks(&mut self) -> Result<(), TrainError> {
+        let device = self.task.device_mut();
+        let names: BTreeSet<String> = device.parameters().iter().map(|p| p.name.clone()).collect();
+        self.ranks.compare_states(device.executor_mut(), self.step, |name| names.contains(name))
     }
 
     fn summary(&self, finished: bool, measured: Option<Measured>, records: &[Record]) -> Summary {
@@ -368,13 +437,11 @@ impl<T: Task> Trainer<T> {
     /// Takes the losses of the trivial predictors once they are known, and writes them down.
     fn learn_trivial(&mut self, wait: bool, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         if self.trivial.is_none()
+            && let Some(records) = &self.records
             && let Some(known) = self.task.trivial(wait, tell)?
         {
             self.trivial = Some(known);
-            let text =
-                serde_json::to_string_pretty(&known).map_err(|e| TrainError::Internal { what: e.to_string() })?;
-            let path = self.run.baselines();
-            simmim_files::write(&path, (text + "\n").as_bytes()).map_err(TrainError::io(&path))?;
+            records.write_trivial(&known)?;
             tell(Event::Trivial(known));
         }
         Ok(())
@@ -401,68 +468,105 @@ impl<T: Task> Trainer<T> {
 
     /// One step with everything that is due after it; returns what was measured on held-out images.
     fn one_step(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
-        let mut batch = self.loader.next_batch()?;
+        let batch = self.loader.next_batch().map_err(TrainError::from);
+        let mut batch = self.ranks.agree(batch)?;
+        self.position = self.loader.position();
         self.tell_transparency(COUNTED.min(self.images), tell);
         let rate = self.schedule.at(self.step);
         self.task.accumulate(&mut batch, self.step)?;
         self.loader.recycle(batch);
+        let device = self.task.device_mut();
+        self.ranks.sum_states(device.executor_mut(), &[GRADIENT_PREFIX, LOSS_SUM])?;
         let result = self.task.update(self.step, rate)?;
         self.step += 1;
         if self.judge(result, tell)? {
             return Ok(None);
         }
-        self.log.add(result.loss);
         let now = self.step;
         let due = |every: u64| every > 0 && now.is_multiple_of(every);
         let last = self.step == self.schedule.total_steps;
-        let measure = due(self.task.measure_every(self.loader.batches_per_epoch())) || last;
         let (draw, save) = (due(self.task.draw_every()), due(self.recipe.checkpoint.every_steps));
-        let (step, total, loss) = (self.step, self.schedule.total_steps, result.loss);
-        tell(Event::Step { step, total, loss, images_per_second: self.log.images_per_second() });
-        let probe = self.task.probes() && (due(self.recipe.probe.every_steps) || last);
-        let mut measured = None;
-        self.learn_trivial(measure, tell)?;
-        if measure || probe || due(self.recipe.log.every_steps) {
+        if let Some(records) = &mut self.records {
+            records.log.add(result.loss);
+            let (step, total, loss) = (self.step, self.schedule.total_steps, result.loss);
+            tell(Event::Step { step, total, loss, images_per_second: records.log.images_per_second() });
+        }
+        if due(COMPARED) || save {
+            self.compare_ranks()?;
+        }
+        let measure = due(self.task.measure_every(self.loader.batches_per_epoch())) || last;
+        // Speed is that of the training, without what is done now.
+        let window = self.records.as_ref().map(|records| records.log.record(self.loader.wait_seconds()));
+        let trivial = self.learn_trivial(measure, tell);
+        let measured = if measure { self.task.measure(&self.ranks, tell)? } else { None };
+        let kept = self.keep_best(measured);
+        let probe = due(self.recipe.probe.every_steps) || last;
+        let logged = if measure || probe || due(self.recipe.log.every_steps) {
             let epoch = self.step as f64 / self.loader.batches_per_epoch() as f64;
-            let window = self.log.record(self.loader.wait_seconds());
-            let mut record = Record { step, epoch, lr: rate.lr, grad_norm: result.grad_norm, ..window };
-            if measure {
-                measured = self.measure(tell)?;
-            }
-            record.val_loss = measured.map(|m| m.loss);
-            record.val_top1 = measured.and_then(|m| m.top1);
-            if probe {
-                record.probe_knn = self.task.probe()?;
-            }
-            self.log.write(&record, self.trivial)?;
-            self.watch(&record, tell);
-            tell(Event::Logged(record));
-            self.log.restart(self.loader.wait_seconds());
+            let of_step = Record {
+                step: self.step,
+                epoch,
+                lr: rate.lr,
+                grad_norm: result.grad_norm,
+                ..window.unwrap_or_default()
+            };
+            self.write_line(of_step, measured, probe, tell)
+        } else {
+            Ok(())
+        };
+        let written = self.write_due([measure, draw, save], tell);
+        self.ranks.agree(trivial.and(kept).and(logged).and(written))?;
+        Ok(measured)
+    }
+
+    /// Writes a line of the metrics, where this rank has them.
+    fn write_line(
+        &mut self,
+        mut record: Record,
+        measured: Option<Measured>,
+        probe: bool,
+        tell: &mut dyn FnMut(Event),
+    ) -> Result<(), TrainError> {
+        let Some(records) = &mut self.records else { return Ok(()) };
+        record.val_loss = measured.map(|m| m.loss);
+        record.val_top1 = measured.and_then(|m| m.top1);
+        if probe {
+            record.probe_knn = self.task.probe()?;
         }
+        records.log.write(&record, self.trivial)?;
+        records.log.restart(self.loader.wait_seconds());
+        self.watch(&record, tell);
+        tell(Event::Logged(record));
+        Ok(())
+    }
+
+    /// Draws and saves, where this rank does.
+    fn write_due(&mut self, [measured, draw, save]: [bool; 3], tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
         let pause = Instant::now();
-        if measure {
-            self.draw_curves(&metrics::read(&self.run.metrics())?)?;
+        if let (true, Some(records)) = (measured, &self.records) {
+            records.draw_curves(&records.lines()?, self.trivial.as_ref())?;
         }
-        if draw {
-            self.task.draw(&self.run, self.step, tell)?;
+        if let (true, Some(records)) = (draw, &self.records) {
+            self.task.draw(&records.run, self.step, tell)?;
         }
         if save {
             self.save(tell)?;
         }
-        self.log.pause(pause.elapsed());
-        Ok(measured)
+        self.records.iter_mut().for_each(|records| records.log.pause(pause.elapsed()));
+        Ok(())
     }
 
-    /// Measures, and keeps the weights where they are the best so far; of equal ones the later, which were trained longer.
-    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
-        let measured = self.task.measure(tell)?;
+    /// Keeps the weights where they are the best so far; of equal ones the later, which were trained longer.
+    fn keep_best(&mut self, measured: Option<Measured>) -> Result<(), TrainError> {
         if let Some(top1) = measured.and_then(|m| m.top1)
             && self.best.is_none_or(|best| top1 >= best.top1)
         {
             self.best = Some(Best { step: self.step, top1 });
-            self.task.keep_best(&self.run)?;
+            if let Some(records) = &self.records {
+                self.task.keep_best(&records.run)?;
+            }
         }
-        Ok(measured)
+        Ok(())
     }
 
     /// Warns of a loss that stands still at that of one colour or doubles, and when the held-out loss begins to rise while the
@@ -509,27 +613,30 @@ impl<T: Task> Trainer<T> {
 
     /// Goes back to the weights of the last checkpoint, but on with the data after the step that failed.
     fn roll_back(&mut self, what: &str, tell: &mut dyn FnMut(Event)) -> Result<bool, TrainError> {
-        let Some(found) = self.checkpoints.load_latest()? else {
-            return Err(TrainError::Diverged {
-                step: self.step,
-                what: format!("{what}, and there is no checkpoint to roll back to"),
-            });
-        };
-        found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
         let failed = self.step;
-        self.task.device_mut().restore(&self.run.checkpoints(), found.tensors)?;
-        self.best = found.meta.best;
-        self.step = found.meta.step;
-        self.log = Log::open(&self.run, &self.recipe, self.step, found.meta.loss_window)?;
-        self.curve = Curve::of(&metrics::read(&self.run.metrics())?);
-        self.log.begin(self.loader.wait_seconds());
-        self.guard.restore(&found.meta.recent_losses);
+        let meta = self.ranks.ask_first(|| {
+            let Some(records) = &mut self.records else { return Ok(Meta::default()) };
+            let Some(found) = records.checkpoints.load_latest()? else {
+                let what = format!("{what}, and there is no checkpoint to roll back to");
+                return Err(TrainError::Diverged { step: failed, what });
+            };
+            found.damaged.into_iter().for_each(|w| tell(Event::Warning(w)));
+            self.task.device_mut().restore(&records.run.checkpoints(), found.tensors)?;
+            records.log = Log::open(&records.run, &self.recipe, found.meta.step, found.meta.loss_window)?;
+            self.curve = Curve::of(&records.lines()?);
+            Ok(found.meta)
+        })?;
+        self.ranks.collectives().broadcast_states(self.task.device_mut().executor_mut(), "")?;
+        (self.best, self.step) = (meta.best, meta.step);
+        self.begin_log();
+        self.guard.restore(&meta.recent_losses);
         tell(Event::Warning(format!("step {failed}: {what}; rolled back to step {}", self.step)));
         Ok(true)
     }
 
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        let at = self.loader.position();
+        let Some(records) = &mut self.records else { return Ok(()) };
+        let at = self.position;
         let machine = self.task.device().executor().machine();
         let meta = Meta {
             step: self.step,
@@ -538,7 +645,7 @@ impl<T: Task> Trainer<T> {
             threads: machine.threads,
             isa: machine.isa,
             recent_losses: self.guard.recent(),
-            loss_window: self.log.loss_window(),
+            loss_window: records.log.loss_window(),
             rollbacks: self.rollbacks,
             best: self.best,
             classes: self.task.classes().to_vec(),
@@ -546,7 +653,7 @@ impl<T: Task> Trainer<T> {
         let device = self.task.device_mut();
         let shapes = device.checkpoint_shapes();
         let fetch = |name: &str| device.read_tensor(name);
-        if let Some(moved) = self.checkpoints.save(&meta, shapes, fetch, self.recipe.checkpoint.keep)? {
+        if let Some(moved) = records.checkpoints.save(&meta, shapes, fetch, self.recipe.checkpoint.keep)? {
             tell(Event::Warning(format!(
                 "the checkpoint of step {} was damaged and is now {}; delete it once you no longer need it",
                 self.step,
@@ -557,25 +664,14 @@ impl<T: Task> Trainer<T> {
         Ok(())
     }
 
-    /// Adds the images that could not be read to those of the run's earlier parts.
+    /// Writes down the images that could not be read on any rank.
     fn write_skipped(&self) -> Result<(), TrainError> {
-        let path = self.run.skipped();
-        let skipped = self.skipped();
-        if skipped.is_empty() {
-            return Ok(());
-        }
-        let line = |(name, reason): &(String, String)| format!("{name}\t{}", reason.replace('\n', " "));
-        let mut lines: BTreeSet<String> = skipped.iter().map(line).collect();
-        if path.is_file() {
-            let before = std::fs::read(&path).map_err(TrainError::io(&path))?;
-            lines.extend(String::from_utf8_lossy(&before).lines().map(str::to_owned));
-        }
-        let text: String = lines.into_iter().map(|line| line + "\n").collect();
-        simmim_files::write(&path, text.as_bytes()).map_err(TrainError::io(&path))
+        let skipped = self.ranks.gather(&self.skipped())?.concat();
+        self.records.as_ref().map_or(Ok(()), |records| records.write_skipped(&skipped))
     }
 
     /// Names and reasons of the unreadable images so far: of those to train on, then of those to measure on, which may have the same
-    /// names.
+    /// names. Of several ranks each knows its own.
     #[must_use]
     pub fn skipped(&self) -> Vec<(String, String)> {
         let mut skipped = self.loader.skipped();

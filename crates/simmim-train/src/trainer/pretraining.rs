@@ -1,9 +1,11 @@
 //! The task of pre-training: masks are drawn, hidden patches painted back.
 
+use super::device::Parts;
 use super::held_out::HeldOut;
 use super::{Data, Device, Event, LiveProbe, Measured, Session, StepResult, Task, write_encoder};
 use crate::error::TrainError;
 use crate::preprocessing::Preprocessing;
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
 use crate::run_folder::RunFolder;
 use crate::trivial::TrivialLosses;
@@ -22,19 +24,24 @@ pub struct Pretraining {
 }
 
 impl Pretraining {
-    pub(super) fn new(recipe: &Recipe, data: &Data, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
-        let mut task = Self::steps_only(recipe, executor)?;
+    pub(super) fn new(
+        recipe: &Recipe,
+        data: &Data,
+        executor: Box<dyn Executor>,
+        ranks: usize,
+    ) -> Result<Self, TrainError> {
+        let mut task = Self::steps_only(recipe, executor, ranks)?;
         task.held_out = HeldOut::start(recipe, data, task.session.config(), &task.masks);
         Ok(task)
     }
 
-    /// A task that can take steps, and measures nothing.
-    pub(crate) fn steps_only(recipe: &Recipe, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
+    /// A task that can take the steps of one of so many ranks, and measures nothing.
+    pub(crate) fn steps_only(recipe: &Recipe, executor: Box<dyn Executor>, ranks: usize) -> Result<Self, TrainError> {
         let config = recipe.simmim_config()?;
-        let (batch, accumulation) = (recipe.train.batch_size, recipe.train.accumulation.max(1));
+        let parts = Parts::of(recipe, ranks)?;
         let masks = recipe.mask_spec(&config);
-        let mut session = Session::new(executor, config, recipe.train.seed)?.within(recipe.budget());
-        session.prepare_training(batch / accumulation, accumulation, recipe.adamw())?;
+        let mut session = Session::new(executor, config, recipe.train.seed)?.within(recipe.budget()).among(ranks);
+        session.prepare_training(parts.micro, parts.count, recipe.adamw())?;
         Ok(Self { recipe: recipe.clone(), session, masks, held_out: HeldOut::Absent, probe: None })
     }
 
@@ -69,15 +76,15 @@ impl Task for Pretraining {
 
     fn accumulate(&mut self, batch: &mut Batch, step: u64) -> Result<(), TrainError> {
         let masks = self.draw_masks(batch);
-        self.session.accumulate(&batch.images, &masks, self.recipe.train.seed, step)
+        self.session.accumulate(&batch.images, &masks, &batch.rows, self.recipe.train.seed, step)
     }
 
     fn update(&mut self, step: u64, rate: Rate) -> Result<StepResult, TrainError> {
         self.session.update(step, rate)
     }
 
-    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
-        let loss = self.held_out.loss(&mut self.session, tell)?;
+    fn measure(&mut self, ranks: &Ranks, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError> {
+        let loss = self.held_out.loss(&mut self.session, ranks, tell)?;
         Ok(loss.map(|loss| Measured { loss, top1: None }))
     }
 

@@ -133,6 +133,13 @@ impl Session {
         self
     }
 
+    /// The same model, trained by so many ranks that sum their gradients. Call it before anything else.
+    #[must_use]
+    pub fn among(mut self, ranks: usize) -> Self {
+        self.device.ranks = ranks;
+        self
+    }
+
     /// The model.
     #[must_use]
     pub fn config(&self) -> &SimMimConfig {
@@ -157,7 +164,7 @@ impl Session {
         EncoderProgram::new(self.device.executor(), id, &self.config.encoder, layers, batch)
     }
 
-    /// Compiles the training step: `micro * accumulation` images in as many runs as `accumulation` says.
+    /// Compiles the training step of this rank: `micro * accumulation` images in as many runs as `accumulation` says.
     ///
     /// # Errors
     /// A step that does not fit into the budget, faults of the plan or the device.
@@ -167,7 +174,7 @@ impl Session {
         accumulation: usize,
         adamw: AdamWConfig,
     ) -> Result<(), TrainError> {
-        let graph = training_graph(&self.config, micro, accumulation)?;
+        let graph = training_graph(&self.config, micro, accumulation * self.device.ranks)?;
         let (program, update) =
             self.device.load_step(&graph, &update_graph(self.device.parameters(), &adamw)?, adamw)?;
         let executor = self.device.executor();
@@ -194,18 +201,26 @@ impl Session {
         step: u64,
         rate: impl Into<Rate>,
     ) -> Result<StepResult, TrainError> {
-        self.accumulate(images, masks, seed, step)?;
+        let rows: Vec<usize> = (0..masks.len()).collect();
+        self.accumulate(images, masks, &rows, seed, step)?;
         self.update(step, rate)
     }
 
     /// Adds the gradients of a batch to those so far, and its loss. Does not wait for the device.
     ///
-    /// `images [batch, channels, height, width]`, `masks [batch][patches]`; `step` counts from 0 and chooses, with the seed, the
-    /// branches that drop path drops.
+    /// `images [batch, channels, height, width]`, `masks [batch][patches]`, `rows [batch]`: which of the whole batch each image is. `step`
+    /// counts from 0 and chooses, with the seed and the row, the branches that drop path drops.
     ///
     /// # Errors
     /// Masks of the wrong size, faults of the device. Call [`Session::prepare_training`] first.
-    pub fn accumulate(&mut self, images: &[f32], masks: &[Vec<bool>], seed: u64, step: u64) -> Result<(), TrainError> {
+    pub fn accumulate(
+        &mut self,
+        images: &[f32],
+        masks: &[Vec<bool>],
+        rows: &[usize],
+        seed: u64,
+        step: u64,
+    ) -> Result<(), TrainError> {
         let Some(t) = &self.training else { return Err(unprepared()) };
         let size = images.len() / t.parts.images();
         let executor = self.device.executor_mut();
@@ -213,7 +228,7 @@ impl Session {
             executor.write(t.images, &images[range.start * size..range.end * size])?;
             self.indices.fill(&self.config, Variant::Fast, &masks[range.clone()])?;
             self.indices.write(executor, &t.indices)?;
-            t.drop_path.write(executor, seed, step, &range)?;
+            t.drop_path.write(executor, seed, step, &rows[range])?;
             executor.run(t.program)?;
         }
         Ok(())

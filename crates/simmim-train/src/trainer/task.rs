@@ -2,6 +2,7 @@
 
 use super::{Device, Event, StepResult};
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 use crate::run_folder::RunFolder;
 use crate::trivial::TrivialLosses;
 use simmim_data::Batch;
@@ -31,17 +32,17 @@ pub trait Task {
     fn accumulate(&mut self, batch: &mut Batch, step: u64) -> Result<(), TrainError>;
 
     /// Moves the parameters by the gradients so far, which begin anew; `step` counts from 0. Waits for the device. Between
-    /// [`Task::accumulate`] and this, ranks would sum their gradients.
+    /// [`Task::accumulate`] and this, ranks sum their gradients.
     ///
     /// # Errors
     /// Faults of the device.
     fn update(&mut self, step: u64, rate: Rate) -> Result<StepResult, TrainError>;
 
-    /// Measures on the held-out images; nothing is changed. None where no image could be read.
+    /// Measures on the held-out images, each rank on its share; nothing is changed. None where no image could be read.
     ///
     /// # Errors
-    /// Unreadable images, faults of the device.
-    fn measure(&mut self, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError>;
+    /// Unreadable images, faults of the device; the same on all ranks.
+    fn measure(&mut self, ranks: &Ranks, tell: &mut dyn FnMut(Event)) -> Result<Option<Measured>, TrainError>;
 
     /// Losses of trivial predictors on the held-out images, where they mean something; nothing yet where they are still being
     /// measured, unless `wait` says to.

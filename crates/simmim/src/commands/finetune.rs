@@ -4,14 +4,18 @@
 
 use crate::arguments::{Finetune, LogFormat, StartOf};
 use crate::commands::length::Length;
-use crate::commands::pretrain::{absolute, announce, free_folder, on_interrupt};
+use crate::commands::pretrain::{Settled, absolute, announce, free_folder, on_interrupt};
 use crate::commands::weights::{self, Pretrained};
 use crate::commands::{parse_size, said_of_runs};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::progress::Progress;
+use crate::ranks;
+use simmim_data::Source;
 use simmim_train::pace::seconds_of_finetuning;
-use simmim_train::{Event, FineTuning, LabelledData, Outcome, Recipe, RunFolder, Summary, Trainer, settle_finetuning};
+use simmim_train::{
+    Event, FineTuning, LabelledData, Outcome, Ranks, Recipe, RunFolder, Summary, Trainer, settle_finetuning,
+};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -81,40 +85,62 @@ pub(crate) fn recipe_for(
 }
 
 pub(crate) fn run(a: &Finetune, format: LogFormat) -> Result<ExitCode, Failure> {
-    let weights = match a.weights.as_deref() {
-        None => None,
-        Some(w) if w == Path::new("none") => None,
-        Some(w) => Some(Pretrained::read(w, a.start.resize_patch)?),
-    };
-    let (mut recipe, out, length) = resolve(a, weights.as_ref())?;
-    weights.iter().for_each(|w| w.announce(format));
-    let data = LabelledData::open(&recipe)?;
-    settle_finetuning(&mut recipe, &data)?;
-    let classes = simmim_data::Source::class_names(&data.train).len();
-    let start = weights.map(|w| w.encoder(&recipe, classes)).transpose()?;
-    let mut early = Progress::new(format, 0, 0);
-    let seconds = seconds_of_finetuning(&recipe, &data, device::open(&a.start.device)?, length.care())?;
-    if !a.resume {
-        length.settle(&mut recipe, simmim_data::Source::len(&data.train), seconds, &early)?;
-    }
-    let run = if a.resume { RunFolder::open(&out)? } else { RunFolder::create(&out, &recipe.to_toml(), a.overwrite)? };
+    ranks::run(format, |ranks| train(a, format, ranks))
+}
+
+fn train(a: &Finetune, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failure> {
+    let mut early = Progress::of_rank(ranks, format, 0, 0);
+    // The first rank alone reads weights and writes the run folder.
+    let (mut start, mut out, mut opened) = (None, PathBuf::new(), None);
+    let Settled { recipe, seconds } = ranks::ask_first(ranks, || {
+        let weights = match a.weights.as_deref() {
+            None => None,
+            Some(w) if w == Path::new("none") => None,
+            Some(w) => Some(Pretrained::read(w, a.start.resize_patch)?),
+        };
+        let (mut recipe, folder, length) = resolve(a, weights.as_ref())?;
+        weights.iter().for_each(|w| w.announce(format));
+        let data = LabelledData::open(&recipe)?;
+        settle_finetuning(&mut recipe, &data, ranks.world())?;
+        start = weights.map(|w| w.encoder(&recipe, data.train.class_names().len())).transpose()?;
+        let executor = device::open(&a.start.device)?;
+        let seconds = seconds_of_finetuning(&recipe, &data, executor, length.care())? / ranks.world() as f64;
+        if !a.resume {
+            length.settle(&mut recipe, data.train.len(), seconds, &early)?;
+        }
+        (out, opened) = (folder, Some(data));
+        Ok(Settled { recipe, seconds })
+    })?;
+    let data = ranks.agree(opened.map_or_else(|| LabelledData::open(&recipe), Ok))?;
+    let run = ranks::agree(ranks, || {
+        Ok(match (ranks.is_first(), a.resume) {
+            (false, _) => None,
+            (true, true) => Some(RunFolder::open(&out)?),
+            (true, false) => Some(RunFolder::create(&out, &recipe.to_toml(), a.overwrite)?),
+        })
+    })?;
     let after = |e| Failure::from(e).after_start();
-    let task = FineTuning::new(&recipe, &data, device::open(&a.start.device)?).map_err(after)?;
+    let executor = ranks::agree(ranks, || device::open(&a.start.device))?;
+    let task = ranks.agree(FineTuning::among(&recipe, &data, executor, ranks.world())).map_err(after)?;
     let images = task.images();
-    let mut trainer = Trainer::with_task(recipe, run, images, task, &mut |e| early.show(&e)).map_err(after)?;
+    let mut trainer =
+        Trainer::with_task(recipe, run, images, task, ranks.clone(), &mut |e| early.show(&e)).map_err(after)?;
     let summary = start.as_ref().map(weights::summary);
     if let Some(start) = start {
         trainer.set_weights(start.tensors)?;
     }
-    let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
-    progress.say(&format!("{classes} classes, {} validation images", simmim_data::Source::len(&data.val)));
+    let mut progress = Progress::of_rank(ranks, format, trainer.step(), trainer.total_steps());
+    let classes = data.train.class_names().len();
+    progress.say(&format!("{classes} classes, {} validation images", data.val.len()));
     said_of_runs(&[&data.train, &data.val]).into_iter().for_each(|w| progress.show(&Event::Warning(w)));
     summary.iter().for_each(|line| progress.say(line));
     announce(&trainer, seconds, &progress);
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(after)?;
     progress.finish();
-    conclude(&trainer, &summary, &progress);
+    if let Some(root) = trainer.root() {
+        conclude(&trainer, root, &summary, &progress);
+    }
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
@@ -139,8 +165,8 @@ fn resolve(a: &Finetune, weights: Option<&Pretrained>) -> Result<(Recipe, PathBu
     Ok((recipe, a.out.clone().unwrap_or_else(|| free_folder(&name)), length))
 }
 
-fn conclude(trainer: &Trainer<FineTuning>, summary: &Summary, progress: &Progress) {
-    let root = trainer.root().display();
+fn conclude(trainer: &Trainer<FineTuning>, root: &Path, summary: &Summary, progress: &Progress) {
+    let root = root.display();
     let skipped = trainer.skipped().len();
     if skipped > 0 {
         progress.say(&format!("unreadable images skipped: {skipped}; see {root}/skipped.txt"));

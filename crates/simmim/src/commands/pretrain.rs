@@ -10,6 +10,8 @@ use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::plural;
 use crate::progress::Progress;
+use crate::ranks;
+use serde::{Deserialize, Serialize};
 use simmim_engine::executor::Machine;
 use simmim_models::Precision;
 use simmim_models::weights::timm_call;
@@ -17,7 +19,8 @@ use simmim_train::pace::seconds_of_pretraining;
 use simmim_train::plateau::is_near_mean_color;
 use simmim_train::recipe::Choice;
 use simmim_train::{
-    Event, LiveProbe, Outcome, Recipe, RunFolder, StepMemory, Summary, Task, TrainError, Trainer, open_data, settle,
+    Event, LiveProbe, Outcome, Ranks, Recipe, RunFolder, StepMemory, Summary, Task, TrainError, Trainer, open_data,
+    settle,
 };
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -26,34 +29,61 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> {
-    let mut early = Progress::new(format, 0, 0);
-    let given = a.weights.as_deref().map(Given::read).transpose()?;
-    let (mut recipe, out, length) = resolve(a, given.as_ref(), &early)?;
-    recipe.for_pretraining()?;
-    let data = open_data(&recipe)?;
-    settle(&mut recipe, &data)?;
-    let seconds = seconds_of_pretraining(&recipe, device::open(&a.device)?, length.care())?;
-    if !a.resume {
-        length.settle(&mut recipe, data.train.len(), seconds, &early)?;
-    }
+    ranks::run(format, |ranks| train(a, format, ranks))
+}
+
+/// What the first rank finds out for all.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Settled {
+    pub(crate) recipe: Recipe,
+    /// Of one step on all ranks.
+    pub(crate) seconds: f64,
+}
+
+fn train(a: &Pretrain, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failure> {
+    let mut early = Progress::of_rank(ranks, format, 0, 0);
+    // The first rank alone reads weights and writes the run folder.
+    let (mut given, mut out, mut opened) = (None, PathBuf::new(), None);
+    let Settled { recipe, seconds } = ranks::ask_first(ranks, || {
+        given = a.weights.as_deref().map(Given::read).transpose()?;
+        let (mut recipe, folder, length) = resolve(a, given.as_ref(), &early)?;
+        recipe.for_pretraining()?;
+        let data = open_data(&recipe)?;
+        settle(&mut recipe, &data, ranks.world())?;
+        let seconds = seconds_of_pretraining(&recipe, device::open(&a.device)?, length.care())? / ranks.world() as f64;
+        if !a.resume {
+            length.settle(&mut recipe, data.train.len(), seconds, &early)?;
+        }
+        (out, opened) = (folder, Some(data));
+        Ok(Settled { recipe, seconds })
+    })?;
+    let data = ranks.agree(opened.map_or_else(|| open_data(&recipe), Ok))?;
     let config = recipe.simmim_config()?;
     let demo = recipe.data.path.is_empty();
     let runs = said_of_runs(&[&*data.train, &*data.held_out]);
-    let probe = LiveProbe::open(&recipe, a.device.threads)?;
-    let start = given.map(|given| weights::for_model(given, &config, a.resize_patch, format)).transpose()?;
-    let run = if a.resume {
-        say_what_changes(&out, &recipe, &early)?;
-        RunFolder::open(&out)?
-    } else {
-        RunFolder::create(&out, &recipe.to_toml(), a.overwrite)?
-    };
-    let executor = device::open(&a.device)?;
+    let prepared = ranks::agree(ranks, || {
+        if !ranks.is_first() {
+            return Ok((None, None, None));
+        }
+        let probe = LiveProbe::open(&recipe, a.device.threads)?;
+        let start = given.map(|given| weights::for_model(given, &config, a.resize_patch, format)).transpose()?;
+        let run = if a.resume {
+            say_what_changes(&out, &recipe, &early)?;
+            RunFolder::open(&out)?
+        } else {
+            RunFolder::create(&out, &recipe.to_toml(), a.overwrite)?
+        };
+        Ok((probe, start, Some(run)))
+    });
+    let (probe, start, run) = prepared?;
+    let executor = ranks::agree(ranks, || device::open(&a.device))?;
     let late = |e: TrainError| if a.resume { e.into() } else { Failure::from(e).after_start() };
-    let mut trainer = Trainer::new(recipe, run, data, executor, &mut |e| early.show(&e)).map_err(late)?;
+    let mut trainer =
+        Trainer::among(recipe, run, data, executor, ranks.clone(), &mut |e| early.show(&e)).map_err(late)?;
     if let Some(start) = start {
         trainer.set_weights(start)?;
     }
-    let mut progress = Progress::new(format, trainer.step(), trainer.total_steps());
+    let mut progress = Progress::of_rank(ranks, format, trainer.step(), trainer.total_steps());
     let warnings = probe.iter().flat_map(|p| p.warnings().to_vec()).collect::<Vec<_>>();
     warnings.into_iter().chain(runs).for_each(|w| progress.show(&Event::Warning(w)));
     trainer.set_probe(probe);
@@ -61,7 +91,9 @@ pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> 
     let stop = on_interrupt();
     let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
     progress.finish();
-    conclude(&trainer, &summary, &progress, demo);
+    if let Some(root) = trainer.root() {
+        conclude(&trainer, &quoted(root), &summary, &progress, demo);
+    }
     Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
 }
 
@@ -193,8 +225,14 @@ fn recomputed(step: StepMemory) -> String {
     }
 }
 
+/// The ranks of a training, before what each has.
+fn among(ranks: usize) -> String {
+    if ranks == 1 { String::new() } else { format!("{ranks} ranks, each with ") }
+}
+
 /// The first line of a training, of which a step takes so many seconds on this machine, and warnings about its length.
 pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, seconds: f64, progress: &Progress) {
+    let Some(root) = trainer.root() else { return };
     let device = trainer.task().device();
     let (machine, memory) = (device.executor().machine(), device.executor().memory());
     let parameters: usize = device.parameters().iter().map(simmim_models::ParameterSpec::len).sum();
@@ -213,22 +251,22 @@ pub(crate) fn announce<T: Task>(trainer: &Trainer<T>, seconds: f64, progress: &P
         progress.say(&warning);
     }
     progress.say(&format!(
-        "{} images, {parameters} parameters, {left} steps, {}, on {} thread{} ({}); memory: {:.0} MiB (parameters, gradients, moments) + \
+        "{} images, {parameters} parameters, {left} steps, {}, on {}{} thread{} ({}); memory: {:.0} MiB (parameters, gradients, moments) + \
          {:.0} MiB (activations{}); run folder {}",
         trainer.images(),
         expected(left, seconds),
+        among(trainer.ranks().world()),
         machine.threads,
         plural(machine.threads),
         numbers(device.precision(), &machine),
         mib(memory.states),
         mib(memory.arena + memory.scratch),
         recomputed(device.step_memory()),
-        trainer.root().display(),
+        root.display(),
     ));
 }
 
-fn conclude(trainer: &Trainer, summary: &Summary, progress: &Progress, demo: bool) {
-    let root = quoted(trainer.root());
+fn conclude(trainer: &Trainer, root: &str, summary: &Summary, progress: &Progress, demo: bool) {
     let skipped = trainer.skipped().len();
     if skipped > 0 {
         progress.say(&format!("unreadable images skipped: {skipped}; see {root}/skipped.txt"));

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use simmim_data::{LabelledSource, Source, Subset};
 use simmim_train::classify::{Arm, ArmResult, Comparison, Method, RateTrial};
 use simmim_train::probe::split;
-use simmim_train::{Event, FineTuning, LabelledData, Recipe, RunFolder, TrainError, Trainer, settle_finetuning};
+use simmim_train::{Event, FineTuning, LabelledData, Ranks, Recipe, RunFolder, TrainError, Trainer, settle_finetuning};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -173,7 +173,7 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     let length = Length::of(&flags.0, None);
     let (_, mut recipe) = recipe_for(&a.start, Some(&weights), flags)?;
     let data = LabelledData::open(&recipe)?;
-    settle_finetuning(&mut recipe, &data)?;
+    settle_finetuning(&mut recipe, &data, 1)?;
     // Only what the last step has learnt counts: choosing among measurements would flatter both arms.
     recipe.finetune.iter_mut().for_each(|f| f.validate_epochs = 1e6);
     recipe.validate.every_steps = 0;
@@ -385,7 +385,8 @@ impl Bench {
         let train = task.images();
         let mut early = Progress::new(self.format, 0, 0);
         let mut trainer =
-            Trainer::with_task(recipe.clone(), run, train, task, &mut |e| early.show(&e)).map_err(after)?;
+            Trainer::with_task(recipe.clone(), Some(run), train, task, Ranks::default(), &mut |e| early.show(&e))
+                .map_err(after)?;
         if *arm == Arm::Pretrained {
             let classes = self.data.train.class_names().len();
             trainer.set_weights(self.weights.encoder(&recipe, classes)?.tensors)?;

@@ -1,0 +1,239 @@
+//! Trainings on ranks of MPI, started by mpirun.
+
+#![cfg(all(feature = "mpi", target_os = "linux"))]
+#![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// After this long a training of the tests hangs.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A small model on the built-in images.
+const SMALL: [&str; 12] = [
+    "model.embed_dim=32",
+    "model.depth=2",
+    "model.num_heads=2",
+    "model.drop_path=0.1",
+    "train.batch_size=12",
+    "train.accumulation=0",
+    "data.workers=1",
+    "log.every_steps=1",
+    "validate.images=40",
+    "validate.every_steps=4",
+    "schedule.warmup_steps=0",
+    "reconstruct.images=1",
+];
+
+/// A command on so many ranks; 0: without mpirun.
+fn simmim(ranks: usize, arguments: &[&str], set: &[&str]) -> Command {
+    let program = env!("CARGO_BIN_EXE_simmim");
+    let mut command = if ranks == 0 {
+        Command::new(program)
+    } else {
+        let mut command = Command::new("mpirun");
+        let local = ["--oversubscribe", "--allow-run-as-root", "--bind-to", "none", "--mca", "btl", "self,vader"];
+        command.args(local).args(["-n", &ranks.to_string(), program]);
+        command
+    };
+    command.args(arguments).args(["--threads", "1"]);
+    command.args(set.iter().flat_map(|value| ["--set", *value]));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn pretrain(ranks: usize, out: &Path, more: &[&str]) -> Command {
+    simmim(ranks, &["pretrain", "--out", out.to_str().unwrap()], &[&SMALL[..], more].concat())
+}
+
+fn resume(ranks: usize, out: &Path) -> Command {
+    simmim(ranks, &["pretrain", "--resume", "--out", out.to_str().unwrap()], &[])
+}
+
+/// Waits for the end, but not for ever.
+fn finish(mut child: Child) -> Output {
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("the ranks hang: {}", text(&child.wait_with_output().unwrap()));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn succeed(mut command: Command) -> Output {
+    let output = finish(command.spawn().unwrap());
+    assert!(output.status.success(), "{}", text(&output));
+    output
+}
+
+/// The losses of a run, by step.
+fn losses(run: &Path) -> Vec<(u64, f64, f64)> {
+    let lines = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let number = |line: &Value, key: &str| line[key].as_f64().unwrap_or_default();
+    let line = |line: &str| {
+        let line: Value = serde_json::from_str(line).unwrap();
+        (line["step"].as_u64().unwrap(), number(&line, "loss"), number(&line, "val_loss"))
+    };
+    lines.lines().map(line).collect()
+}
+
+fn assert_close(one: &Path, other: &Path, tolerance: f64) {
+    let (one, other) = (losses(one), losses(other));
+    assert_eq!(one.len(), other.len());
+    for (a, b) in one.iter().zip(&other) {
+        let close = |a: f64, b: f64| (a - b).abs() <= tolerance * a.abs();
+        assert!(a.0 == b.0 && close(a.1, b.1) && close(a.2, b.2), "{a:?}, {b:?}");
+    }
+}
+
+fn checkpoints(run: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(run.join("checkpoints")) else { return 0 };
+    entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("step-")).count()
+}
+
+fn wait_for_checkpoint(run: &Path) {
+    let start = Instant::now();
+    while checkpoints(run) == 0 {
+        assert!(start.elapsed() < PATIENCE, "there is no checkpoint");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The processes that mpirun has started.
+fn ranks_of(mpirun: u32) -> Vec<u32> {
+    let is_child = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+        (name == "simmim" && rest.split_whitespace().nth(1)? == mpirun.to_string()).then_some(pid)
+    };
+    let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let mut found: Vec<u32> = pids.filter_map(is_child).collect();
+    found.sort_unstable();
+    found
+}
+
+fn signal(name: &str, pid: u32) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+/// What the ranks said went wrong: one message, however many they are.
+fn only_error(output: &Output) -> String {
+    let all = text(output);
+    let errors: Vec<&str> = all.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert!(errors.len() == 1 && !output.status.success(), "{all}");
+    errors[0].to_owned()
+}
+
+#[test]
+fn one_to_four_ranks_train_the_same_model_and_repeat_it_bit_for_bit() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |name: &str| place.path().join(name);
+    succeed(pretrain(0, &run("alone"), &["schedule.steps=8"]));
+    succeed(pretrain(0, &run("parts"), &["schedule.steps=8", "train.accumulation=4"]));
+    assert_close(&run("alone"), &run("parts"), 1e-6);
+    for ranks in 1..=4 {
+        let first = run(&ranks.to_string());
+        let said = succeed(pretrain(ranks, &first, &["schedule.steps=8"]));
+        assert_close(&run("alone"), &first, 1e-6);
+        assert_eq!(text(&said).matches("held-out loss ").count(), 2, "{}", text(&said));
+    }
+    succeed(pretrain(3, &run("again"), &["schedule.steps=8"]));
+    let model = |name: &str| std::fs::read(run(name).join("model.safetensors")).unwrap();
+    assert!(model("3") == model("again"));
+}
+
+#[test]
+fn fine_tuning_with_mixup_is_the_same_on_ranks() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let set = [
+        "model.embed_dim=32",
+        "model.depth=2",
+        "model.num_heads=2",
+        "train.batch_size=12",
+        "log.every_steps=1",
+        "augment.mixup=0.8",
+        "augment.cutmix=1.0",
+        "schedule.steps=6",
+        "schedule.warmup_epochs=0",
+        "data.workers=1",
+    ];
+    succeed(pretrain(0, Path::new(&path("model")), &["schedule.steps=1"]));
+    let tuned = |ranks: usize| {
+        let out = path(&format!("tuned-{ranks}"));
+        succeed(simmim(ranks, &["finetune", "--weights", &path("model"), "--out", &out], &set[3..]));
+        PathBuf::from(out)
+    };
+    let alone = tuned(0);
+    for ranks in [2, 3] {
+        assert_close(&alone, &tuned(ranks), 5e-6);
+    }
+}
+
+#[test]
+fn a_killed_rank_ends_all_and_the_run_goes_on_with_fewer() {
+    let place = tempfile::tempdir().unwrap();
+    let (whole, cut) = (place.path().join("whole"), place.path().join("cut"));
+    let set = ["schedule.steps=120", "checkpoint.every_steps=2", "validate.every_steps=0"];
+    succeed(pretrain(0, &whole, &set));
+    for (ranks, killed) in [(3, 2), (2, 0)] {
+        let child =
+            if cut.exists() { resume(ranks, &cut).spawn() } else { pretrain(ranks, &cut, &set).spawn() }.unwrap();
+        wait_for_checkpoint(&cut);
+        std::thread::sleep(Duration::from_millis(200));
+        let running = ranks_of(child.id());
+        if let Some(&rank) = running.get(killed) {
+            signal("-KILL", rank);
+        }
+        let start = Instant::now();
+        let output = finish(child);
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", text(&output));
+        assert!(running.is_empty() || !output.status.success() || losses(&cut).len() == 120, "{}", text(&output));
+    }
+    succeed(resume(1, &cut));
+    // The rounding of other sums grows in 120 steps.
+    assert_close(&whole, &cut, 1e-3);
+}
+
+#[test]
+fn a_signal_stops_all_ranks_with_a_checkpoint() {
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("run");
+    // mpirun would kill the ranks a second after it has told them to stop.
+    let mut command = pretrain(3, &run, &["schedule.steps=100000", "checkpoint.every_steps=5"]);
+    let child = command.env("OMPI_MCA_odls_base_sigkill_timeout", "10").spawn().unwrap();
+    wait_for_checkpoint(&run);
+    signal("-TERM", child.id());
+    let output = finish(child);
+    let said = text(&output);
+    assert!(said.matches("stopped and saved after step").count() == 1 && !output.status.success(), "{said}");
+    let meta = std::fs::read_to_string(run.join("checkpoints/latest")).unwrap();
+    let step: u64 = said.split("saved after step ").nth(1).unwrap().split(';').next().unwrap().parse().unwrap();
+    assert!(meta.contains(&format!("{step:08}")), "{meta}, {said}");
+}
+
+#[test]
+fn what_cannot_go_on_is_said_once() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |name: &str| place.path().join(name);
+    let failed = |mut command: Command| only_error(&finish(command.spawn().unwrap()));
+    let nan = failed(pretrain(
+        3,
+        &run("nan"),
+        &["schedule.steps=40", "optimizer.lr=1e30", "optimizer.clip_norm=0", "guard.on_nan=stop"],
+    ));
+    assert!(nan.contains("not finite"), "{nan}");
+    let uneven = failed(pretrain(4, &run("uneven"), &["train.batch_size=10"]));
+    assert!(uneven.contains("cannot be shared equally by 4 ranks"), "{uneven}");
+    let unknown = failed(pretrain(2, &run("unknown"), &["train.batch=10"]));
+    assert!(unknown.contains("train.batch"), "{unknown}");
+}
