@@ -119,6 +119,40 @@ fn every_export_is_read_back_and_gives_the_same_features() {
 }
 
 #[test]
+fn every_export_of_a_swin_transformer_is_read_back_and_names_the_model() {
+    let place = tempfile::tempdir().unwrap();
+    let here = place.path();
+    let set = "--set train.batch_size=8 --set validate.images=8 --set reconstruct.images=2 --set data.held_out=16 \
+               --set model.depths=[1,2] --set model.embed_dim=8 --set model.num_heads=2 --set model.channels=1 \
+               --set model.image_size=[28,28] --set simmim.mask_patch=4 --set schedule.warmup_epochs=0";
+    for (name, version, class) in [
+        ("v1", "swin_tiny_patch4_window7_32", "SwinForMaskedImageModeling"),
+        ("v2", "swinv2_tiny_window7_32", "Swinv2ForMaskedImageModeling"),
+    ] {
+        let set = format!("{set} --set model.patch_size=2 --set model.window_size=7");
+        let recipe = format!("--recipe swin_small_images_32 --set model.name={version}");
+        good(here, &format!("pretrain {recipe} --out {name} --steps 1 {set}"));
+        let truth = features(here, name, "");
+        for format in ["timm", "hf"] {
+            let (said, _) = good(here, &format!("export --weights {name} --format {format} --out {name}-{format}"));
+            assert!(format == "timm" || said.contains(class), "{said}");
+            close(&features(here, &format!("{name}-{format}"), ""), &truth);
+        }
+        good(here, &format!("export --weights {name} --format official --out {name}.safetensors"));
+        close(&features(here, &format!("{name}.safetensors"), &format!("--recipe {name}/config.toml")), &truth);
+        good(here, &format!("export --weights {name} --format onnx --with-preprocessing --out {name}.onnx"));
+        let more = "--set train.batch_size=8 --set validate.images=8 --set reconstruct.images=2 --set data.held_out=16";
+        let (_, said) = good(here, &format!("pretrain --weights {name}-hf --out {name}-on --steps 1 {more}"));
+        assert!(said.contains("in the names of Hugging Face Swin"), "{said}");
+    }
+    let smaller = "pretrain --recipe swin_small_images_32 --out odd --steps 1 --set model.window_size=5";
+    good(here, &format!("{smaller} {set} --set model.patch_size=2"));
+    let refused = simmim(here, "export --weights odd --format hf --out odd-hf");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(errors(&refused).contains("windows of 5x5 do not divide a map of 14x14"), "{}", errors(&refused));
+}
+
+#[test]
 fn bad_files_are_refused_in_words_and_nothing_in_them_runs() {
     let place = tempfile::tempdir().unwrap();
     let here = place.path();

@@ -6,14 +6,14 @@
 use super::proto::{Attribute, GraphBuilder};
 use crate::error::ModelError;
 use crate::weights::Tensor;
-use simmim_engine::graph::{Node, ValueKind};
+use simmim_engine::graph::{DType, Node, ValueKind};
 use simmim_engine::ops::{Attention, EmbedRow, EmbedRows, Linear, Op, Operation, Packing, PatchGather};
 use simmim_engine::{Graph, ValueId};
 use std::collections::BTreeMap;
 
 /// What a value of the graph is in the ONNX model.
 #[derive(Debug, Clone)]
-enum Known {
+pub(super) enum Known {
     /// Computed at run time, under this name.
     Runtime(String),
     /// Known now.
@@ -22,7 +22,7 @@ enum Known {
     Index(Vec<i32>),
 }
 
-type Result<T> = std::result::Result<T, ModelError>;
+pub(super) type Result<T> = std::result::Result<T, ModelError>;
 
 /// Translates nodes one after the other.
 pub(super) struct Lowering<'a> {
@@ -44,6 +44,10 @@ impl<'a> Lowering<'a> {
                 ValueKind::State => {
                     let data = parameters(&value.name);
                     let data = data.filter(|d| d.len() == value.ty.len()).ok_or_else(|| lacking(&value.name))?;
+                    Known::Fixed(Tensor { shape: value.ty.shape.clone(), data })
+                }
+                ValueKind::Constant(bits) if value.ty.dtype == DType::F32 => {
+                    let data = bits.iter().map(|b| f32::from_bits(b.cast_unsigned())).collect();
                     Known::Fixed(Tensor { shape: value.ty.shape.clone(), data })
                 }
                 ValueKind::Constant(data) => Known::Index(data.clone()),
@@ -71,14 +75,14 @@ impl<'a> Lowering<'a> {
         }
     }
 
-    fn fixed(&self, id: ValueId) -> Result<&Tensor> {
+    pub(super) fn fixed(&self, id: ValueId) -> Result<&Tensor> {
         match &self.values[&id.index()] {
             Known::Fixed(tensor) => Ok(tensor),
             _ => Err(no_form("a parameter that is computed at run time")),
         }
     }
 
-    fn index(&self, id: ValueId) -> Result<&[i32]> {
+    pub(super) fn index(&self, id: ValueId) -> Result<&[i32]> {
         match &self.values[&id.index()] {
             Known::Index(index) => Ok(index),
             _ => Err(no_form("indices that are given at run time")),
@@ -90,7 +94,15 @@ impl<'a> Lowering<'a> {
         let shape = |at: usize| self.graph.shape(i[at]).to_vec();
         match &node.op {
             Op::PatchGather(op) => self.patches(op, i),
+            Op::Linear(op) if self.fixed(i[0]).is_ok() => self.fixed_linear(op, i),
             Op::Linear(op) => self.linear(op, i),
+            Op::Pointwise(op) => self.pointwise(op, i),
+            Op::Zero(op) => {
+                Ok(Known::Fixed(Tensor { shape: op.shape.clone(), data: vec![0.0; op.shape.iter().product()] }))
+            }
+            Op::Reshape(op) => self.reshaped(op, i),
+            Op::CosineHeads(op) => self.cosine(op, i),
+            Op::WindowAttention(op) => self.window_attention(op, i),
             Op::EmbedRows(op) => self.embed(op, i),
             Op::GatherRows(_) => {
                 let (x, index) = (self.name(i[0])?, self.index(i[1])?.to_vec());
@@ -213,11 +225,7 @@ impl<'a> Lowering<'a> {
         if !shared.is_empty() {
             let rows = op.special();
             let tokens = self.parameter("tokens", &Tensor { shape: vec![1, rows, dim], data: shared });
-            let images = self.images.clone();
-            let sizes = self.apply("Shape", &[&images], &[("start", Attribute::Int(0)), ("end", Attribute::Int(1))]);
-            let rest = self.integers(&[rows as i64, dim as i64]);
-            let shape = self.apply("Concat", &[&sizes, &rest], &[("axis", Attribute::Int(0))]);
-            let spread = self.apply("Expand", &[&tokens, &shape], &[]);
+            let spread = self.for_each_image(&tokens, &[rows, dim]);
             x = self.apply("Concat", &[&x, &spread], &[("axis", Attribute::Int(1))]);
         }
         Ok(Known::Runtime(x))
@@ -273,13 +281,32 @@ impl<'a> Lowering<'a> {
     }
 
     fn part(&mut self, x: &str, at: i64) -> String {
+        self.part_of(x, at, 0)
+    }
+
+    /// One element of an axis, which is gone then.
+    pub(super) fn part_of(&mut self, x: &str, at: i64, axis: i64) -> String {
         let index = self.fresh("index");
         self.builder.integers(&index, &[], &[at]);
-        self.apply("Gather", &[x, &index], &[("axis", Attribute::Int(0))])
+        self.apply("Gather", &[x, &index], &[("axis", Attribute::Int(axis))])
+    }
+
+    /// A value `[1, ...rest]` for each image of the batch.
+    pub(super) fn for_each_image(&mut self, x: &str, rest: &[usize]) -> String {
+        let images = self.images.clone();
+        let sizes = self.apply("Shape", &[&images], &[("start", Attribute::Int(0)), ("end", Attribute::Int(1))]);
+        let rest: Vec<i64> = rest.iter().map(|&d| d as i64).collect();
+        let rest = self.integers(&rest);
+        let shape = self.apply("Concat", &[&sizes, &rest], &[("axis", Attribute::Int(0))]);
+        self.apply("Expand", &[x, &shape], &[])
+    }
+
+    pub(super) fn shape(&self, id: ValueId) -> &'a [usize] {
+        self.graph.shape(id)
     }
 
     /// Rows of the second axis; `x` itself where they are all of them in order.
-    fn gather(&mut self, x: &str, rows: usize, index: &[i32]) -> Result<String> {
+    pub(super) fn gather(&mut self, x: &str, rows: usize, index: &[i32]) -> Result<String> {
         if index.len() == rows && index.iter().enumerate().all(|(at, &row)| row == at as i32) {
             return Ok(x.to_owned());
         }
@@ -291,7 +318,7 @@ impl<'a> Lowering<'a> {
         Ok(self.apply("Gather", &[x, &index], &[("axis", Attribute::Int(1))]))
     }
 
-    fn reshape(&mut self, x: &str, shape: &[i64]) -> String {
+    pub(super) fn reshape(&mut self, x: &str, shape: &[i64]) -> String {
         let shape = self.integers(shape);
         self.apply("Reshape", &[x, &shape], &[])
     }
@@ -302,7 +329,7 @@ impl<'a> Lowering<'a> {
         name
     }
 
-    fn scalar(&mut self, value: f32) -> String {
+    pub(super) fn scalar(&mut self, value: f32) -> String {
         let name = self.fresh("number");
         self.builder.floats(&name, &[], &[value]);
         name
@@ -338,6 +365,6 @@ fn lacking(name: &str) -> ModelError {
     ModelError::geometry(format!("the weights lack {name}"), "give the weights of the whole model")
 }
 
-fn no_form(what: &str) -> ModelError {
+pub(super) fn no_form(what: &str) -> ModelError {
     ModelError::geometry(format!("{what}: there is no form of it in ONNX here"), "export to another format")
 }

@@ -2,6 +2,7 @@
 
 mod lower;
 mod proto;
+mod windows;
 
 use crate::classifier::{ClassifierBuild, ClassifierConfig, classifier_graph};
 use crate::encoder::{Encoder, EncoderOutputs, encoder_graph};

@@ -59,7 +59,7 @@ pub struct Folder {
     pub class: String,
 }
 
-fn cannot(what: impl Into<String>, help: &str) -> ModelError {
+pub(super) fn cannot(what: impl Into<String>, help: &str) -> ModelError {
     ModelError::geometry(what, help)
 }
 
@@ -107,7 +107,7 @@ impl Model<'_> {
                 "export to hf or onnx",
             ));
         }
-        let (mut weights, left, architecture, mut arguments) = if self.relative() {
+        let (mut weights, left, architecture, arguments) = if self.relative() {
             if !e.class_token {
                 return Err(cannot("timm's BEiT has a class token, the model has none", "export to onnx or official"));
             }
@@ -124,31 +124,9 @@ impl Model<'_> {
             (Purpose::Classifier(Pool::Cls, _), _) | (Purpose::Encoder | Purpose::Reconstruction, true) => "token",
             _ => "avg",
         };
-        arguments.insert("num_classes".into(), classes.len().into());
-        arguments.insert("global_pool".into(), pool.into());
-        let i = &self.images;
-        let mut config = json!({
-            "architecture": architecture,
-            "num_classes": classes.len(),
-            "num_features": e.embed_dim,
-            "global_pool": pool,
-            "model_args": arguments,
-            "pretrained_cfg": {
-                "input_size": [e.channels, e.image_size.0, e.image_size.1],
-                "fixed_input_size": true,
-                "interpolation": if i.bicubic { "bicubic" } else { "bilinear" },
-                "crop_pct": i.crop,
-                "crop_mode": "center",
-                "mean": rounded(&i.mean),
-                "std": rounded(&i.std),
-                "num_classes": classes.len(),
-                "first_conv": "patch_embed.proj",
-                "classifier": "head",
-            },
-        });
-        if !classes.is_empty() {
-            config["label_names"] = classes.into();
-        }
+        let size = [e.channels, e.image_size.0, e.image_size.1];
+        let head = (pool, "head");
+        let config = timm_config(architecture, e.embed_dim, size, head, &classes, arguments, &self.images);
         let left = left.into_iter().filter(|name| !of_task(name)).collect();
         Ok(Folder { files: vec![("config.json", config)], weights, left, class: architecture.to_owned() })
     }
@@ -246,20 +224,8 @@ impl Model<'_> {
             weights.retain(|name, _| !name.ends_with("mask_token"));
         }
         left.retain(|name| !of_task(name));
-        let i = &self.images;
-        let processor = json!({
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": true,
-            "size": { "height": e.image_size.0, "width": e.image_size.1 },
-            "resample": if i.bicubic { 3 } else { 2 },
-            "do_rescale": true,
-            "rescale_factor": 1.0 / 255.0,
-            "do_normalize": true,
-            "image_mean": rounded(&i.mean),
-            "image_std": rounded(&i.std),
-        });
         Ok(Folder {
-            files: vec![("config.json", config), ("preprocessor_config.json", processor)],
+            files: vec![("config.json", config), ("preprocessor_config.json", processor(e.image_size, &self.images))],
             weights,
             left,
             class,
@@ -268,7 +234,6 @@ impl Model<'_> {
 
     fn hf_common(&self, kind: &str, class: &str) -> Value {
         let e = self.encoder;
-        let sides = |(h, w): (usize, usize)| if h == w { json!(h) } else { json!([h, w]) };
         let mut config = json!({
             "architectures": [class],
             "model_type": kind,
@@ -285,9 +250,7 @@ impl Model<'_> {
             "dtype": "float32",
         });
         if let Purpose::Classifier(_, classes) = &self.purpose {
-            let pairs = || classes.iter().enumerate();
-            config["id2label"] = pairs().map(|(i, name)| (i.to_string(), json!(name))).collect::<Map<_, _>>().into();
-            config["label2id"] = pairs().map(|(i, name)| (name.clone(), json!(i))).collect::<Map<_, _>>().into();
+            class_pairs(&mut config, classes);
         }
         config
     }
@@ -373,8 +336,75 @@ impl Model<'_> {
     }
 }
 
-fn of_task(name: &str) -> bool {
+pub(super) fn of_task(name: &str) -> bool {
     name.ends_with("mask_token") || name.starts_with("decoder.")
+}
+
+/// One number where both sides are equal.
+pub(super) fn sides((height, width): (usize, usize)) -> Value {
+    if height == width { json!(height) } else { json!([height, width]) }
+}
+
+/// Names of the classes as Hugging Face keeps them; nothing for no classes.
+pub(super) fn class_pairs(config: &mut Value, classes: &[String]) {
+    if classes.is_empty() {
+        return;
+    }
+    let pairs = || classes.iter().enumerate();
+    config["id2label"] = pairs().map(|(i, name)| (i.to_string(), json!(name))).collect::<Map<_, _>>().into();
+    config["label2id"] = pairs().map(|(i, name)| (name.clone(), json!(i))).collect::<Map<_, _>>().into();
+}
+
+/// `preprocessor_config.json`.
+pub(super) fn processor((height, width): (usize, usize), images: &Images) -> Value {
+    json!({
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": true,
+        "size": { "height": height, "width": width },
+        "resample": if images.bicubic { 3 } else { 2 },
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": rounded(&images.mean),
+        "image_std": rounded(&images.std),
+    })
+}
+
+/// timm's `config.json`. `head`: how tokens are pooled, and the name of the classifier.
+pub(super) fn timm_config(
+    architecture: &str,
+    features: usize,
+    input_size: [usize; 3],
+    (pool, head): (&str, &str),
+    classes: &[String],
+    mut arguments: Map<String, Value>,
+    images: &Images,
+) -> Value {
+    arguments.insert("num_classes".into(), classes.len().into());
+    arguments.insert("global_pool".into(), pool.into());
+    let mut config = json!({
+        "architecture": architecture,
+        "num_classes": classes.len(),
+        "num_features": features,
+        "global_pool": pool,
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": input_size,
+            "fixed_input_size": true,
+            "interpolation": if images.bicubic { "bicubic" } else { "bilinear" },
+            "crop_pct": images.crop,
+            "crop_mode": "center",
+            "mean": rounded(&images.mean),
+            "std": rounded(&images.std),
+            "num_classes": classes.len(),
+            "first_conv": "patch_embed.proj",
+            "classifier": head,
+        },
+    });
+    if !classes.is_empty() {
+        config["label_names"] = classes.into();
+    }
+    config
 }
 
 /// Floats as the shortest decimals that mean them.

@@ -6,6 +6,7 @@ mod facts;
 mod fit;
 mod format;
 mod hub;
+mod hub_swin;
 mod interpolate;
 mod load;
 mod swin;
@@ -20,6 +21,7 @@ pub use fit::{
 };
 pub use format::{Element, Entry, Format, Stored, sniff};
 pub use hub::{Folder, Images, Model, Purpose};
+pub use hub_swin::SwinModel;
 pub use load::Loaded;
 pub use timm::{classifier_to_timm, encoder_to_timm, timm_call};
 

@@ -10,10 +10,10 @@ use crate::meter::say;
 use simmim_data::demo_held_out;
 use simmim_models::onnx::{Preprocessing, classifier_onnx, encoder_onnx};
 use simmim_models::weights::{
-    Folder, Images, May, Model, Purpose, Target, Tensor, Weights, normalises_pooled, with_our_names, write,
+    Folder, Images, May, Model, Purpose, SwinModel, Target, Tensor, Weights, normalises_pooled, with_our_names, write,
     write_for_torch,
 };
-use simmim_models::{ClassifierConfig, Encoder, Mode, ParameterSpec};
+use simmim_models::{ClassifierConfig, Encoder, Head, Mode, ModelError, ParameterSpec};
 use simmim_train::Recipe;
 use simmim_train::classify::ClassifierFile;
 use simmim_train::recipe::{InterpolationKind, Statistic};
@@ -51,43 +51,63 @@ pub(crate) fn run(a: &Export, format: LogFormat) -> Result<ExitCode, Failure> {
     let Exported { encoder, classifier, purpose, images, weights } = exported;
     let preprocessing =
         a.with_preprocessing.then(|| Preprocessing { mean: images.mean.clone(), std: images.std.clone() });
-    let Encoder::Vit(vit) = &encoder else { return swin(a, &weights) };
-    let model = Model { encoder: vit, purpose, images, weights };
+    if a.format == ExportFormat::Onnx {
+        let parameters = |name: &str| weights.get(name).map(|t| t.data.clone());
+        let bytes = match (&classifier, &purpose) {
+            (Some(config), Purpose::Classifier(_, classes)) => {
+                classifier_onnx(config, classes, &parameters, preprocessing.as_ref())?
+            }
+            _ => encoder_onnx(&encoder, &parameters, preprocessing.as_ref())?,
+        };
+        simmim_files::write(&a.out, &bytes).map_err(|e| Failure::running(format!("{}: {e}", a.out.display())))?;
+        println!("ONNX model: {}", a.out.display());
+        let path = quoted(&a.out);
+        println!("in onnxruntime: onnxruntime.InferenceSession(\"{path}\")");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let model = match &encoder {
+        Encoder::Vit(encoder) => Written::Vit(Model { encoder, purpose, images, weights }),
+        Encoder::Swin(encoder) => Written::Swin(SwinModel { encoder, purpose, images, weights }),
+    };
     match a.format {
         ExportFormat::Timm => finish(&a.out, &model.timm()?, format, "timm")?,
         ExportFormat::Hf => finish(&a.out, &model.hugging_face()?, format, "transformers")?,
-        ExportFormat::Official => {
+        ExportFormat::Official | ExportFormat::Onnx => {
             write(&a.out, &model.official(a.per_block_tables))?;
             println!("weights in the names of microsoft/SimMIM: {}", a.out.display());
-        }
-        ExportFormat::Onnx => {
-            let parameters = |name: &str| model.weights.get(name).map(|t| t.data.clone());
-            let bytes = match (&classifier, &model.purpose) {
-                (Some(config), Purpose::Classifier(_, classes)) => {
-                    classifier_onnx(config, classes, &parameters, preprocessing.as_ref())?
-                }
-                _ => encoder_onnx(&encoder, &parameters, preprocessing.as_ref())?,
-            };
-            simmim_files::write(&a.out, &bytes).map_err(|e| Failure::running(format!("{}: {e}", a.out.display())))?;
-            println!("ONNX model: {}", a.out.display());
-            let path = quoted(&a.out);
-            println!("in onnxruntime: onnxruntime.InferenceSession(\"{path}\")");
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// A Swin transformer, whose run holds an encoder for timm already.
-fn swin(a: &Export, weights: &Weights) -> Result<ExitCode, Failure> {
-    if a.format != ExportFormat::Official {
-        return Err(Failure::input(
-            "a Swin transformer has no such export yet",
-            "take --format official, or the encoder.safetensors of its run, which timm loads",
-        ));
+/// A model of either family to be written.
+enum Written<'a> {
+    Vit(Model<'a>),
+    Swin(SwinModel<'a>),
+}
+
+impl Written<'_> {
+    fn timm(&self) -> Result<Folder, ModelError> {
+        match self {
+            Self::Vit(model) => model.timm(),
+            Self::Swin(model) => model.timm(),
+        }
     }
-    write(&a.out, weights)?;
-    println!("weights in the names of microsoft/SimMIM: {}", a.out.display());
-    Ok(ExitCode::SUCCESS)
+
+    fn hugging_face(&self) -> Result<Folder, ModelError> {
+        match self {
+            Self::Vit(model) => model.hugging_face(),
+            Self::Swin(model) => model.hugging_face(),
+        }
+    }
+
+    /// A Swin transformer has its tables per block anyway.
+    fn official(&self, per_block: bool) -> Weights {
+        match self {
+            Self::Vit(model) => model.official(per_block),
+            Self::Swin(model) => model.official(),
+        }
+    }
 }
 
 /// Refuses a folder that holds something already.
@@ -125,9 +145,9 @@ fn snippet(folder: &Folder, library: &str, path: &str) -> String {
         let path = path.trim_matches('"');
         return format!("in timm: timm.create_model(\"local-dir:{path}\", pretrained=True)");
     }
-    let auto = match folder.class.as_str() {
-        "ViTForMaskedImageModeling" => "AutoModelForMaskedImageModeling",
-        "ViTForImageClassification" | "BeitForImageClassification" => "AutoModelForImageClassification",
+    let auto = match folder.class.split_once("For") {
+        Some((_, "MaskedImageModeling")) => "AutoModelForMaskedImageModeling",
+        Some((_, "ImageClassification")) => "AutoModelForImageClassification",
         _ => "AutoModel",
     };
     format!("in transformers: transformers.{auto}.from_pretrained({path})")
@@ -168,7 +188,8 @@ fn encoder(a: &Export, format: LogFormat) -> Result<Exported, Failure> {
     say(format, "message", &summary(&fitted));
     let weights = named(&specs, fitted.tensors);
     let whole = weights.contains_key("encoder.mask_token") && weights.contains_key("decoder.0.weight");
-    let official = config.mode == Mode::Official;
+    // Others have a head of one layer.
+    let official = config.mode == Mode::Official && config.head == Head::Linear;
     let purpose = if whole && official { Purpose::Reconstruction } else { Purpose::Encoder };
     let images = images(&recipe, 1.0)?;
     Ok(Exported { encoder: config.encoder, classifier: None, purpose, images, weights })
