@@ -184,7 +184,7 @@ impl Report {
                      together on one side. Otherwise the validation images are of another kind"
                 };
                 format!(
-                    "{name}: {:.1} % on held-out training images and {:.1} % on VAL: what was selected may be the wrong choice. {why}",
+                    "{name}: {:.1} % on held-out training images and {:.1} % on VAL: what was selected may be the wrong choice; {why}",
                     split * 100.0,
                     val * 100.0
                 )
