@@ -5,11 +5,14 @@
 
 use serde_json::Value;
 use simmim_engine::cpu::CpuExecutor;
-use simmim_engine::{Executor, Program};
+use simmim_engine::{Executor, Graph, Program};
+use simmim_models::classifier::{ClassifierBuild, classifier_graph};
 use simmim_models::encoder::{EncoderOutputs, encoder_graph};
-use simmim_models::names::{IMAGES, NORMED_TOKENS};
-use simmim_models::weights::{Dialect, Format, Loaded, May, Stored, Target, Tensor, Weights, head_classes};
-use simmim_models::{Encoder, SwinConfig, VitConfig};
+use simmim_models::names::{IMAGES, LOGITS, NORMED_TOKENS};
+use simmim_models::weights::{
+    Dialect, Format, Loaded, May, Stored, Target, Tensor, Weights, head_classes, match_classifier,
+};
+use simmim_models::{Encoder, Pool, SwinConfig, VitConfig};
 use simmim_models::{ModelError, SimMimConfig};
 use simmim_testing::relative_error;
 use std::path::{Path, PathBuf};
@@ -37,17 +40,22 @@ fn place(case: &str) -> PathBuf {
 /// All tokens after the norm.
 fn tokens(encoder: &Encoder, weights: &[(String, Vec<f32>)], images: &Tensor) -> Vec<f32> {
     let graph = encoder_graph(encoder, images.shape[0], &EncoderOutputs::Norm).unwrap();
+    computed(&graph, weights, &images.data, NORMED_TOKENS, images.shape[0] * row(encoder))
+}
+
+/// An output of so many values that a graph computes from images.
+fn computed(graph: &Graph, weights: &[(String, Vec<f32>)], images: &[f32], output: &str, len: usize) -> Vec<f32> {
     let mut executor = CpuExecutor::new(1).unwrap();
-    let id = executor.load(Program::compile(&graph).unwrap()).unwrap();
+    let id = executor.load(Program::compile(graph).unwrap()).unwrap();
     for value in graph.values() {
         if let Some((name, data)) = weights.iter().find(|(name, _)| *name == value.name) {
             executor.write_state(name, data).unwrap();
         }
     }
-    executor.write(executor.input(id, IMAGES).unwrap(), &images.data).unwrap();
+    executor.write(executor.input(id, IMAGES).unwrap(), images).unwrap();
     executor.run(id).unwrap();
-    let mut found = vec![0.0; images.shape[0] * row(encoder)];
-    executor.read(executor.output(id, NORMED_TOKENS).unwrap(), &mut found).unwrap();
+    let mut found = vec![0.0; len];
+    executor.read(executor.output(id, output).unwrap(), &mut found).unwrap();
     found
 }
 
@@ -93,6 +101,30 @@ fn features_are_those_of_the_library_that_made_the_file() {
         let error = relative_error(&found, &truth.data);
         assert!(error < 2e-5, "{name}: {error:e}");
     }
+}
+
+#[test]
+fn classifiers_give_the_logits_of_the_library_that_made_them() {
+    let expected = expected().0;
+    for (case, pool) in [
+        ("hf_vit_classifier", Pool::Cls),
+        ("timm_swin_classifier", Pool::Mean),
+        ("hf_swin_classifier", Pool::Mean),
+        ("hf_swinv2_classifier", Pool::Mean),
+    ] {
+        let loaded = Loaded::open(&place(case)).unwrap();
+        let config = loaded.classifier().unwrap();
+        assert_eq!((config.pool, config.classes), (pool, 3), "{case}");
+        let weights = match_classifier(&loaded.path, &config, loaded.classifier_weights()).unwrap();
+        let (images, truth) = (&expected[&format!("{case}.images")], &expected[&format!("{case}.logits")]);
+        let build = ClassifierBuild { batch: images.shape[0], accumulation: None, train: false, average: false };
+        let (graph, _) = classifier_graph(&config, build).unwrap();
+        let found = computed(&graph, &weights, &images.data, LOGITS, truth.data.len());
+        let error = relative_error(&found, &truth.data);
+        assert!(error < 2e-5, "{case}: {error:e}");
+    }
+    let none = Loaded::open(&place("hf_swin")).unwrap().classifier().unwrap_err();
+    assert!(none.to_string().contains("no linear classifier"), "{none}");
 }
 
 #[test]

@@ -153,6 +153,29 @@ fn every_export_of_a_swin_transformer_is_read_back_and_names_the_model() {
 }
 
 #[test]
+fn classifiers_of_others_predict_with_their_class_names() {
+    let place = tempfile::tempdir().unwrap();
+    for (case, known) in [
+        ("hf_vit_classifier", true),
+        ("hf_swin_classifier", true),
+        ("hf_swinv2_classifier", true),
+        ("timm_swin_classifier", false),
+    ] {
+        let weights = fixture(case);
+        let arguments = format!("predict --weights {} --data {HELD_OUT} --out {case}.csv", weights.display());
+        let (_, said) = good(place.path(), &arguments);
+        assert!(said.contains("3 classes") && said.contains("numbered") != known, "{said}");
+        let table = std::fs::read_to_string(place.path().join(format!("{case}.csv"))).unwrap();
+        let class = table.lines().nth(1).unwrap().rsplit(',').nth(1).unwrap().to_owned();
+        let names = if known { ["cat", "dog", "owl"] } else { ["0", "1", "2"] };
+        assert!(names.contains(&&*class), "{class}");
+    }
+    let out = simmim(place.path(), &format!("evaluate --weights {}", fixture("hf_swin").display()));
+    assert_eq!(out.status.code(), Some(2));
+    assert!(errors(&out).contains("it holds no linear classifier"), "{}", errors(&out));
+}
+
+#[test]
 fn bad_files_are_refused_in_words_and_nothing_in_them_runs() {
     let place = tempfile::tempdir().unwrap();
     let here = place.path();

@@ -5,6 +5,7 @@ use super::dialect::Dialect;
 use super::facts::{Facts, Structure, ratio};
 use super::format::{Format, Stored};
 use super::{METADATA_KEY, Translation, Weights};
+use crate::classifier::{ClassifierConfig, Pool};
 use crate::encoder::Encoder;
 use crate::error::ModelError;
 use crate::vit::{Position, PositionInit, VitConfig, WeightInit};
@@ -138,6 +139,53 @@ impl Loaded {
             Structure::Vit(facts) => self.vit(facts).map(Encoder::Vit),
             Structure::Swin(facts) => facts.config(&self.card).map(Encoder::Swin),
         }
+    }
+
+    /// The classifier that these weights are.
+    ///
+    /// # Errors
+    /// [`ModelError::Format`] where there is no linear head, where the model is not known, or where the head reads what no classifier here
+    /// gives it.
+    pub fn classifier(&self) -> Result<ClassifierConfig, ModelError> {
+        let wrong = |what: &str, help: &str| ModelError::Format {
+            path: self.path.clone(),
+            what: what.to_owned(),
+            help: help.to_owned(),
+        };
+        const OTHER: &str =
+            "fine-tune its encoder here (simmim finetune --weights), or evaluate it with the library that made it";
+        let classes = self.facts.classes().ok_or_else(|| wrong("it holds no linear classifier", OTHER))?;
+        let encoder = self
+            .encoder()
+            .ok_or_else(|| wrong("the file does not say which model it is", "put its config.json beside it"))?;
+        let pooled_norm = matches!(&self.facts, Structure::Vit(f) if f.pooled_norm);
+        let token = encoder.geometry().class_token && self.card.mean_pool != Some(true);
+        let pool = match &encoder {
+            Encoder::Swin(_) => Pool::Mean,
+            Encoder::Vit(_) if pooled_norm => Pool::Mean,
+            Encoder::Vit(_) if token => Pool::Cls,
+            Encoder::Vit(_) => {
+                return Err(wrong(
+                    "it classifies the mean of normed tokens; here a mean is normed after pooling",
+                    OTHER,
+                ));
+            }
+        };
+        let width = encoder.geometry().width;
+        if self.weights.get("head.weight").is_some_and(|head| head.shape.get(1) != Some(&width)) {
+            return Err(wrong(&format!("its head does not read one token of width {width}"), OTHER));
+        }
+        let mut config = ClassifierConfig::new(encoder, classes);
+        config.pool = pool;
+        Ok(config)
+    }
+
+    /// The parameters of [`Loaded::classifier`].
+    #[must_use]
+    pub fn classifier_weights(&self) -> Weights {
+        let mut weights = self.weights.clone();
+        weights.retain(|name, _| !super::hub::of_task(name));
+        weights
     }
 
     fn vit(&self, f: &Facts) -> Option<VitConfig> {

@@ -86,7 +86,8 @@ Examples:
   simmim evaluate --weights runs/classes --data photos/val --out report
   simmim evaluate --weights runs/classes/best.safetensors --data photos/val --json")]
 pub(crate) struct Evaluate {
-    /// Classifier: a fine-tuning run (its best weights), a checkpoint, or best.safetensors / last.safetensors.
+    /// Classifier: a fine-tuning run (its best weights), a checkpoint, best.safetensors / last.safetensors, or one of timm, Hugging Face
+    /// or microsoft/SimMIM with its config.json or configuration.
     #[arg(long, value_name = "FT")]
     pub(crate) weights: PathBuf,
     /// Labelled images; default: the validation images of the built-in demo set.
@@ -107,7 +108,8 @@ pub(crate) struct Evaluate {
 Example:
   simmim predict --weights runs/classes --data new_photos --out classes.csv")]
 pub(crate) struct Predict {
-    /// Classifier: a fine-tuning run (its best weights), a checkpoint, or best.safetensors / last.safetensors.
+    /// Classifier: a fine-tuning run (its best weights), a checkpoint, best.safetensors / last.safetensors, or one of timm, Hugging Face
+    /// or microsoft/SimMIM with its config.json or configuration.
     #[arg(long, value_name = "FT")]
     pub(crate) weights: PathBuf,
     /// Images; labels are not needed.

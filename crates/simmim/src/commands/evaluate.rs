@@ -7,6 +7,7 @@
 )]
 
 use crate::arguments::Evaluate;
+use crate::commands::weights::classifier;
 use crate::commands::{open_images, write_file};
 use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 
 /// A classifier ready to predict, with what it was made by.
 pub(crate) fn load(weights: &Path, device: &DeviceArguments) -> Result<(ClassifierFile, Classifier), Failure> {
-    let file = ClassifierFile::read(weights)?;
+    let (file, said) = classifier(weights)?;
+    said.iter().for_each(|line| eprintln!("{line}"));
     let parameters = file.parameters(weights)?;
     let config = file.recipe.classifier_config(file.classes.len())?;
     let mut classifier = Classifier::new(device::open(device)?, config, 0)?.in_precision(device.precision());

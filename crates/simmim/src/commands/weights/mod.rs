@@ -1,8 +1,10 @@
 //! Finding weights and the model they belong to.
 
+mod classifier;
 mod given;
 mod settings;
 
+pub(crate) use classifier::classifier;
 pub(crate) use given::{Given, origin};
 
 use crate::arguments::{LogFormat, WeightsOf};
