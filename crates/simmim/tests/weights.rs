@@ -193,6 +193,16 @@ fn bad_files_are_refused_in_words_and_nothing_in_them_runs() {
     std::fs::write(&config, text.replace("\"hidden_size\": 16", "\"hidden_size\": 24")).unwrap();
     let whole = std::fs::read(fixture("zip_ddp/w.pth")).unwrap();
     std::fs::write(here.join("cut.pth"), &whole[..whole.len() / 2]).unwrap();
+    // An entry of the directory that claims to be compressed, so that little could become much.
+    let mut bomb = whole.clone();
+    let header = bomb.windows(4).position(|four| four == b"PK\x01\x02").unwrap();
+    bomb[header + 10] = 8;
+    std::fs::write(here.join("bomb.pth"), bomb).unwrap();
+    // Axes of 16 in the pickle become axes of 240, with the storages as they were.
+    let wide: Vec<usize> = whole.windows(2).enumerate().filter(|(_, two)| two == b"K\x10").map(|(at, _)| at).collect();
+    let mut short = whole.clone();
+    wide.iter().for_each(|at| short[at + 1] = 240);
+    std::fs::write(here.join("short.pth"), short).unwrap();
     let mut overlapping = b"..........{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},\"b\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[4,12]}}"[2..].to_vec();
     let length = overlapping.len() as u64 - 8;
     overlapping[..8].copy_from_slice(&length.to_le_bytes());
@@ -206,6 +216,8 @@ fn bad_files_are_refused_in_words_and_nothing_in_them_runs() {
         ("hf_vit_mim", "model-00002-of-00003.safetensors"),
         ("hf_vit", "config.json contradicts the tensors: it says width 24, the tensors 16"),
         ("cut.pth", "not a whole PyTorch checkpoint"),
+        ("bomb.pth", "is compressed, which torch.save never does"),
+        ("short.pth", "does not fit its storage of"),
         ("overlapping.safetensors", "not a whole safetensors"),
         ("pointer.safetensors", "a pointer of Git LFS"),
         ("page.pth", "is a web page"),
