@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail loudly")]
 
 use serde_json::Value;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -52,17 +53,32 @@ fn resume(ranks: usize, out: &Path) -> Command {
     simmim(ranks, &["pretrain", "--resume", "--out", out.to_str().unwrap()], &[])
 }
 
-/// Waits for the end, but not for ever.
+/// Waits for the end, but not for ever. What the ranks say is read while they run: a full pipe would hold them up.
 fn finish(mut child: Child) -> Output {
+    let (said, warned) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let read = |mut from: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut all = Vec::new();
+            from.read_to_end(&mut all).map(|_| all)
+        })
+    };
+    let (said, warned) = (read(Box::new(said)), read(Box::new(warned)));
     let start = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if start.elapsed() > PATIENCE {
+    let mut hangs = false;
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > PATIENCE && !hangs {
+            hangs = true;
             child.kill().unwrap();
-            panic!("the ranks hang: {}", text(&child.wait_with_output().unwrap()));
         }
         std::thread::sleep(Duration::from_millis(20));
-    }
-    child.wait_with_output().unwrap()
+    };
+    let [stdout, stderr] = [said, warned].map(|reader| reader.join().unwrap().unwrap());
+    let output = Output { status, stdout, stderr };
+    assert!(!hangs, "the ranks hang: {}", text(&output));
+    output
 }
 
 fn text(output: &Output) -> String {
