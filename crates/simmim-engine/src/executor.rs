@@ -11,6 +11,7 @@
 use crate::error::EngineError;
 use crate::graph::{DType, Element};
 use crate::plan::{Output, Program};
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 
 /// Names a program loaded into an executor.
@@ -177,6 +178,55 @@ impl Peaks {
 /// What is done with each state that [`Executor::visit_states`] finds: it is given the state's name and its floats.
 pub type Visit<'a> = dyn FnMut(&str, &mut [f32]) -> Result<(), EngineError> + 'a;
 
+/// The states of an executor, lent ([`Executor::with_states`], [`Executor::run_visiting`]).
+pub trait States {
+    /// The floats of a state.
+    ///
+    /// # Errors
+    /// [`EngineError::Unknown`], faults of the device.
+    fn state(&mut self, name: &str) -> Result<&mut [f32], EngineError>;
+}
+
+/// What is done with the states while they are lent.
+pub type Borrow<'a> = dyn FnMut(&mut dyn States) -> Result<(), EngineError> + 'a;
+
+/// What is done with each state that a run is done with: it is given the state's name and the states.
+pub type Finished<'a> = dyn FnMut(&str, &mut dyn States) -> Result<(), EngineError> + 'a;
+
+/// States that were read from a device, to be written there again.
+struct Fetched<'a, E: ?Sized> {
+    executor: &'a mut E,
+    lens: BTreeMap<String, usize>,
+    held: BTreeMap<String, Vec<f32>>,
+}
+
+impl<'a, E: Executor + ?Sized> Fetched<'a, E> {
+    fn of(executor: &'a mut E) -> Result<Self, EngineError> {
+        let mut lens = BTreeMap::new();
+        for program in (0..).map_while(|number| executor.program(ProgramId(number)).ok()) {
+            lens.extend(program.states().iter().map(|state| (state.name.clone(), state.ty.len())));
+        }
+        Ok(Self { executor, lens, held: BTreeMap::new() })
+    }
+
+    fn write_back(self) -> Result<(), EngineError> {
+        self.held.iter().try_for_each(|(name, floats)| self.executor.write_state(name, floats))
+    }
+}
+
+impl<E: Executor + ?Sized> States for Fetched<'_, E> {
+    fn state(&mut self, name: &str) -> Result<&mut [f32], EngineError> {
+        if !self.held.contains_key(name) {
+            let names = || self.lens.keys().map(String::as_str);
+            let len = *self.lens.get(name).ok_or_else(|| unknown("state", name, names()))?;
+            let mut floats = vec![0.0; len];
+            self.executor.read_state(name, &mut floats)?;
+            self.held.insert(name.to_owned(), floats);
+        }
+        Ok(self.held.entry(name.to_owned()).or_default())
+    }
+}
+
 /// Runs programs that share states by name.
 ///
 /// All programs share one arena. An input holds what was written to it until any program runs or an input of another program is
@@ -299,6 +349,34 @@ pub trait Executor: Send {
     /// # Errors
     /// Those of `visit`, faults of the device.
     fn visit_states(&mut self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), EngineError>;
+
+    /// Lends the states. What was changed is written when `body` returns.
+    ///
+    /// # Errors
+    /// Those of `body`, faults of the device.
+    fn with_states(&mut self, body: &mut Borrow<'_>) -> Result<(), EngineError> {
+        let mut states = Fetched::of(self)?;
+        body(&mut states)?;
+        states.write_back()
+    }
+
+    /// Runs a program as [`Executor::run`] does, and names each of its states of floats that begins with `prefix` to `finished` as soon as the
+    /// run is done with it, the same ones in the same order in every run: so ranks send gradients while the backward of earlier layers
+    /// runs. An executor that cannot say when runs first, and waits.
+    ///
+    /// # Errors
+    /// As [`Executor::run`], those of `finished`.
+    fn run_visiting(
+        &mut self,
+        program: ProgramId,
+        prefix: &str,
+        finished: &mut Finished<'_>,
+    ) -> Result<(), EngineError> {
+        self.run(program)?;
+        let names: Vec<String> =
+            self.program(program)?.last_uses(prefix).into_iter().map(|(_, name)| name.to_owned()).collect();
+        self.with_states(&mut |states| names.iter().try_for_each(|name| finished(name, states)))
+    }
 
     /// Turns the timing of instructions on or off and forgets what was measured.
     fn set_profile(&mut self, on: bool);

@@ -6,13 +6,15 @@ use super::arena::{Args, Located, Memory};
 use super::kernels;
 use crate::error::EngineError;
 use crate::executor::{
-    self, ArenaContents, Executor, InputSlot, Machine, OutputSlot, Peaks, ProgramId, Timing, Visit, check_index_input,
+    self, ArenaContents, Borrow, Executor, Finished, InputSlot, Machine, OutputSlot, Peaks, ProgramId, States, Timing,
+    Visit, check_index_input,
 };
 use crate::graph::{Bf16, DType, TensorType};
 use crate::host::{Cpu, Isa, Pool};
 use crate::mixed::COPY_PREFIX;
 use crate::ops::{Op, Operation};
 use crate::plan::{self, ALIGNMENT, Buffer, Instruction, Location, Program};
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 /// An instruction with the addresses of its values.
@@ -148,6 +150,43 @@ impl CpuExecutor {
         }
     }
 
+    /// Runs a program; after the instruction of each number in `last`, which ascend, `finished` is called with the name beside it.
+    fn execute(
+        &mut self,
+        id: ProgramId,
+        mut last: &[(usize, String)],
+        finished: &mut Finished<'_>,
+    ) -> Result<(), EngineError> {
+        self.loaded(id)?;
+        let loaded = &mut self.programs[id.number()];
+        self.contents.run(id, &loaded.program)?;
+        let floats = self.scratch.bytes() / size_of::<f32>();
+        let mut lent = Lent { states: &self.states, blocks: &mut self.blocks, touched: BTreeSet::new() };
+        for (at, ready) in loaded.ready.iter().enumerate() {
+            let start = self.profile.then(Instant::now);
+            for &(from, to) in &ready.copies {
+                let (input, output) = (&ready.inputs[from], &ready.outputs[to]);
+                // SAFETY: both hold as many bytes inside memory of this executor and do not overlap (`Program::verify`).
+                unsafe { std::ptr::copy_nonoverlapping(input.start, output.start, output.ty.bytes()) };
+            }
+            // SAFETY: (1) addresses were computed by `locate_all` for memory that the executor owns and has not moved since;
+            // (2) `Program::verify` has checked the overlaps when the program was made; (3) `&mut self`, and what `lent` gives out is
+            // not held beyond a call of `finished`.
+            let mut args = unsafe { Args::new(&ready.inputs, &ready.outputs, self.scratch.slice_mut(0, floats)) };
+            kernels::run(&self.cpu, &ready.op, &mut args);
+            if let Some(start) = start {
+                loaded.seconds[at] += start.elapsed().as_secs_f64();
+            }
+            while let Some(((_, name), rest)) = last.split_first().filter(|((of, _), _)| *of == at) {
+                finished(name, &mut lent)?;
+                last = rest;
+            }
+        }
+        let touched = lent.touched;
+        touched.iter().for_each(|name| self.round_copy(name));
+        Ok(())
+    }
+
     fn start_of(&self, loaded: &Loaded, buffer: &Buffer) -> *mut u8 {
         match buffer.location {
             Location::Arena(offset) => self.arena.locate(offset, &buffer.ty),
@@ -193,15 +232,38 @@ impl CpuExecutor {
     }
 
     fn state(&mut self, name: &str, len: usize) -> Result<&mut [f32], EngineError> {
-        let floats = || self.states.iter().filter(|s| s.ty.dtype == DType::F32);
-        let Some(State { ty, block, offset, .. }) = floats().find(|s| s.name == name) else {
-            let known: Vec<&str> = floats().map(|s| s.name.as_str()).collect();
-            return Err(EngineError::Unknown { kind: "state", name: name.to_owned(), known: known.join(", ") });
-        };
-        if ty.len() != len {
-            return Err(EngineError::Length { name: name.to_owned(), expected: ty.len(), found: len });
+        let floats = place(&self.states, &mut self.blocks, name)?;
+        if floats.len() != len {
+            return Err(EngineError::Length { name: name.to_owned(), expected: floats.len(), found: len });
         }
-        Ok(self.blocks[*block].slice_mut(*offset, len))
+        Ok(floats)
+    }
+}
+
+/// The floats of a state.
+fn place<'a>(states: &[State], blocks: &'a mut [Memory], name: &str) -> Result<&'a mut [f32], EngineError> {
+    let floats = || states.iter().filter(|s| s.ty.dtype == DType::F32);
+    let Some(State { ty, block, offset, .. }) = floats().find(|s| s.name == name) else {
+        let known: Vec<&str> = floats().map(|s| s.name.as_str()).collect();
+        return Err(EngineError::Unknown { kind: "state", name: name.to_owned(), known: known.join(", ") });
+    };
+    Ok(blocks[*block].slice_mut(*offset, ty.len()))
+}
+
+/// The states while they are lent.
+struct Lent<'a> {
+    states: &'a [State],
+    blocks: &'a mut [Memory],
+    /// Those whose copies may have to be rounded anew.
+    touched: BTreeSet<String>,
+}
+
+impl States for Lent<'_> {
+    fn state(&mut self, name: &str) -> Result<&mut [f32], EngineError> {
+        if !self.touched.contains(name) {
+            self.touched.insert(name.to_owned());
+        }
+        place(self.states, self.blocks, name)
     }
 }
 
@@ -281,26 +343,21 @@ impl Executor for CpuExecutor {
     }
 
     fn run(&mut self, id: ProgramId) -> Result<(), EngineError> {
-        self.loaded(id)?;
-        let loaded = &mut self.programs[id.number()];
-        self.contents.run(id, &loaded.program)?;
-        let floats = self.scratch.bytes() / size_of::<f32>();
-        for (at, ready) in loaded.ready.iter().enumerate() {
-            let start = self.profile.then(Instant::now);
-            for &(from, to) in &ready.copies {
-                let (input, output) = (&ready.inputs[from], &ready.outputs[to]);
-                // SAFETY: both hold as many bytes inside memory of this executor and do not overlap (`Program::verify`).
-                unsafe { std::ptr::copy_nonoverlapping(input.start, output.start, output.ty.bytes()) };
-            }
-            // SAFETY: (1) addresses were computed by `locate_all` for memory that the executor owns and has not moved since;
-            // (2) `Program::verify` has checked the overlaps when the program was made; (3) `&mut self`.
-            let mut args = unsafe { Args::new(&ready.inputs, &ready.outputs, self.scratch.slice_mut(0, floats)) };
-            kernels::run(&self.cpu, &ready.op, &mut args);
-            if let Some(start) = start {
-                loaded.seconds[at] += start.elapsed().as_secs_f64();
-            }
-        }
-        Ok(())
+        self.execute(id, &[], &mut |_, _| Ok(()))
+    }
+
+    fn run_visiting(&mut self, id: ProgramId, prefix: &str, finished: &mut Finished<'_>) -> Result<(), EngineError> {
+        let last = self.loaded(id)?.program.last_uses(prefix);
+        let last: Vec<(usize, String)> = last.into_iter().map(|(at, name)| (at, name.to_owned())).collect();
+        self.execute(id, &last, finished)
+    }
+
+    fn with_states(&mut self, body: &mut Borrow<'_>) -> Result<(), EngineError> {
+        let mut lent = Lent { states: &self.states, blocks: &mut self.blocks, touched: BTreeSet::new() };
+        let result = body(&mut lent);
+        let touched = lent.touched;
+        touched.iter().for_each(|name| self.round_copy(name));
+        result
     }
 
     fn read(&mut self, slot: OutputSlot, into: &mut [f32]) -> Result<(), EngineError> {
@@ -464,6 +521,41 @@ mod tests {
         assert!(matches!(executor.run(program), Err(EngineError::NotWritten { .. })));
         executor.write_indices(index, &[3, 0]).unwrap();
         executor.run(program).unwrap();
+    }
+
+    #[test]
+    fn states_are_named_when_a_run_is_done_with_them_and_can_be_changed_then() {
+        // y = a + b, then z = a + c: b is done with first.
+        let mut graph = Graph::new();
+        let [a, b, c] = ["s.a", "s.b", "s.c"].map(|name| graph.state(name, &[1, 3]));
+        let y = graph.apply1(Residual::default(), &[a, b]).unwrap();
+        let z = graph.apply1(Residual::default(), &[a, c]).unwrap();
+        graph.output("y", y);
+        graph.output("z", z);
+        let mut executor = CpuExecutor::new(1).unwrap();
+        let program = executor.load(Program::compile(&graph).unwrap()).unwrap();
+        for (name, value) in [("s.a", 1.0), ("s.b", 20.0), ("s.c", 300.0)] {
+            executor.write_state(name, &[value; 3]).unwrap();
+        }
+        let mut seen = Vec::new();
+        executor
+            .run_visiting(program, "s.", &mut |name, states| {
+                seen.push(name.to_owned());
+                states.state(name)?.fill(0.5);
+                assert!(matches!(states.state("x"), Err(EngineError::Unknown { .. })));
+                // What is changed is changed at once.
+                if name == "s.b" { states.state("s.c").map(|c| c.fill(400.0)) } else { Ok(()) }
+            })
+            .unwrap();
+        assert_eq!(seen, ["s.b", "s.a", "s.c"]);
+        let (y, z) = (executor.output(program, "y").unwrap(), executor.output(program, "z").unwrap());
+        let mut found = [0.0; 3];
+        for (slot, value) in [(y, 21.0), (z, 401.0)] {
+            executor.read(slot, &mut found).unwrap();
+            assert_eq!(found, [value; 3]);
+        }
+        executor.read_state("s.c", &mut found).unwrap();
+        assert_eq!(found, [0.5; 3]);
     }
 
     #[test]

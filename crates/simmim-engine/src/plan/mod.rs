@@ -8,7 +8,7 @@ mod layout;
 mod verify;
 
 use crate::error::EngineError;
-use crate::graph::{Graph, TensorType, ValueId, ValueKind};
+use crate::graph::{DType, Graph, TensorType, ValueId, ValueKind};
 use crate::ops::{Op, Operation};
 use layout::{Interval, place};
 use std::collections::HashMap;
@@ -150,6 +150,24 @@ impl Program {
     #[must_use]
     pub fn states(&self) -> &[State] {
         &self.states
+    }
+
+    /// The states of floats whose names begin with `prefix`, and for each the number of the last instruction that touches it, ascending.
+    #[must_use]
+    pub fn last_uses(&self, prefix: &str) -> Vec<(usize, &str)> {
+        let mut last = vec![None; self.states.len()];
+        for (at, instruction) in self.instructions.iter().enumerate() {
+            for buffer in instruction.inputs.iter().chain(&instruction.outputs) {
+                if let Location::State(n) = buffer.location {
+                    last[n] = Some(at);
+                }
+            }
+        }
+        let wanted = |state: &State| state.name.starts_with(prefix) && state.ty.dtype == DType::F32;
+        let states = self.states.iter().zip(last).filter(|(state, _)| wanted(state));
+        let mut uses: Vec<_> = states.filter_map(|(state, at)| Some((at?, state.name.as_str()))).collect();
+        uses.sort_by_key(|(at, _)| *at);
+        uses
     }
 
     /// The constants, by number.
