@@ -541,15 +541,23 @@ fn global_norm(s: &mut Stream) -> Graph {
 fn adamw(s: &mut Stream) -> Graph {
     let mut b = builder(s);
     let shape = [b.size(200), b.size(60)];
+    let len = shape[0] * shape[1];
+    // The moments of all, or of a part.
+    let part = if b.flag() && len > 1 { b.size(len as u64 - 1) } else { len };
+    let start = if part < len { b.size((len - part) as u64 + 1) - 1 } else { 0 };
+    let moments = if part < len { vec![part] } else { shape.to_vec() };
     let inputs = [
         b.input("param", &shape),
         b.input("grad", &shape),
-        b.input("m", &shape),
-        b.input("positive v", &shape),
+        b.input("m", &moments),
+        b.input("positive v", &moments),
         b.input("positive step", &[4]),
         b.input("clip", &[1]),
     ];
-    b.finish(AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.05, lr_scale: 0.5, copy: false }, &inputs)
+    b.finish(
+        AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-3, weight_decay: 0.05, lr_scale: 0.5, copy: false, start },
+        &inputs,
+    )
 }
 
 /// All cases.

@@ -162,7 +162,7 @@ fn loss_and_update(c: &mut Criterion) {
     Bench::new(&[&classes, &classes]).run(c, "cross_entropy_grad", CrossEntropyGrad { scale: 1.0 });
     let weight = [HIDDEN, DIM];
     Bench::new(&[&weight, &weight, &weight]).run(c, "global_norm", GlobalNorm { max_norm: Some(1.0) });
-    let op = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, lr_scale: 1.0, copy: false };
+    let op = AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.05, lr_scale: 1.0, copy: false, start: 0 };
     Bench::new(&[&weight, &weight, &weight, &weight, &[4], &[1]]).run(c, "adamw", op);
     Bench::new(&[&weight, &weight, &[1]]).run(c, "moving_average", MovingAverage);
     Bench::new(&[&[1]]).run(c, "drain", Drain);

@@ -276,7 +276,7 @@ mod tests {
         let gradient = g.state("grad.first", &[DIM, DIM]);
         let norm = g.apply(GlobalNorm { max_norm: None }, &[gradient]).unwrap();
         let [first, m, v] = ["first", "m.first", "v.first"].map(|name| g.state(name, &[DIM, DIM]));
-        let op = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, lr_scale: 1.0, copy: false };
+        let op = AdamW { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, lr_scale: 1.0, copy: false, start: 0 };
         g.apply(op, &[first, gradient, m, v, step, norm[1]]).unwrap();
         g.output("norm", norm[0]);
         g

@@ -50,6 +50,8 @@ pub(crate) fn kept_branch(block: usize, branch: &str) -> String {
 
 /// State: sum of the losses of a step's parts so far, `[1]`.
 pub const LOSS_SUM: &str = "step.loss";
+/// Input of the optimiser's program of one of several ranks: the factor of all gradients.
+pub const CLIP: &str = "clip";
 /// Prefix of the states that hold first moments.
 pub const FIRST_MOMENT_PREFIX: &str = "exp_avg.";
 /// Prefix of the states that hold second moments.

@@ -101,15 +101,17 @@ pub(super) fn updates(b: &mut Builder<'_>, instructions: &[Instruction], operand
             let bytes = outputs[to].ty.bytes();
             b.push(crate::step::Step::Copy { to: outputs[to].at, from: given[from].at, bytes });
         }
-        let count = outputs[0].len() as i64;
         if let Op::AdamW(op) = &i.op {
+            let count = outputs[2].len() as i64;
             (inputs[0], inputs[1]) = (given[4].at, given[5].at);
             let (beta1, beta2, eps, weight_decay, lr_scale) =
                 (op.beta1, op.beta2, op.eps, op.weight_decay, op.lr_scale);
-            let addresses = [0, 1, 2, 3].map(|n: usize| outputs[n].at);
+            let [param, grad] = [0, 1].map(|n: usize| outputs[n].at.element(op.start));
+            let addresses = [param, grad, outputs[2].at, outputs[3].at];
             adamw.push(AdamWTensor { addresses, count, beta1, beta2, eps, weight_decay, lr_scale, unused: 0.0 });
         } else {
             inputs[2] = given[2].at;
+            let count = outputs[0].len() as i64;
             averages.push(AverageTensor { average: outputs[0].at, param: given[1].at, count });
         }
     }

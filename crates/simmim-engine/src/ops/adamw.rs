@@ -5,6 +5,9 @@
 //! `sqrt(1 - beta2^t)`, floor), `clip [1]` -> the updated `param`, a zeroed `grad`, the updated `m` and `v`, all in place. With a
 //! `copy [...]` in bfloat16, the updated `param` rounded to it, in place too.
 //!
+//! `m` and `v` may be those of a part, `[n]`: then the `n` elements of `param`, `grad` and `copy` from `start` on are updated, and the rest
+//! stays. So ranks share out the moments.
+//!
 //! # Mathematics
 //! `lr = lr_scale rate + (1 - lr_scale) floor`: the floor is the part of the rate that layer-wise decay leaves alone. `g = clip grad`,
 //! `param *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g`, `v = beta2 v + (1 - beta2) g^2`,
@@ -33,6 +36,8 @@ pub struct AdamW {
     pub lr_scale: f32,
     /// Whether the parameter has a copy in bfloat16, which is written too.
     pub copy: bool,
+    /// First element of the parameter that the moments belong to; 0 where they belong to all.
+    pub start: usize,
 }
 
 impl Operation for AdamW {
@@ -42,8 +47,10 @@ impl Operation for AdamW {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, EngineError> {
         let check = Check::new(self.name(), inputs, 6 + usize::from(self.copy))?;
-        for (at, role) in [(1, "grad"), (2, "m"), (3, "v")] {
-            check.shape(at, role, &inputs[0].shape)?;
+        check.shape(1, "grad", &inputs[0].shape)?;
+        check.shape(3, "v", &inputs[2].shape)?;
+        if self.start + inputs[2].len() > inputs[0].len() || inputs[2].len() == inputs[0].len() {
+            check.shape(2, "m", &inputs[0].shape)?;
         }
         check.len(4, "step", 4)?;
         check.len(5, "clip", 1)?;
@@ -73,18 +80,19 @@ impl Operation for AdamW {
         let lr = lr * scale + floor * (1.0 - scale);
         let clip = inputs[5].f64()[0];
         let (beta1, beta2) = (f64::from(self.beta1), f64::from(self.beta2));
-        for i in 0..outputs[0].len() {
+        for of in 0..outputs[2].len() {
+            let i = self.start + of;
             let g = outputs[1][i] * clip;
             outputs[1][i] = 0.0;
             if !clip.is_finite() {
                 continue;
             }
-            let m = beta1 * outputs[2][i] + (1.0 - beta1) * g;
-            let v = beta2 * outputs[3][i] + (1.0 - beta2) * g * g;
+            let m = beta1 * outputs[2][of] + (1.0 - beta1) * g;
+            let v = beta2 * outputs[3][of] + (1.0 - beta2) * g * g;
             let update = lr / correction1 * m / (v.sqrt() / correction2 + f64::from(self.eps));
             outputs[0][i] = outputs[0][i] * (1.0 - lr * f64::from(self.weight_decay)) - update;
-            outputs[2][i] = m;
-            outputs[3][i] = v;
+            outputs[2][of] = m;
+            outputs[3][of] = v;
             if self.copy {
                 outputs[4][i] = outputs[0][i];
             }

@@ -11,6 +11,9 @@ pub(crate) fn adamw(cpu: &Cpu, op: &AdamW, args: &mut Args<'_>) {
     let (inputs, mut outputs, _) = args.parts();
     let [param, grad, m, v] = std::array::from_fn(|_| outputs.take::<f32>());
     let copy = if op.copy { outputs.take::<Bf16>() } else { &mut [] };
+    let part = op.start..op.start + m.len();
+    let copy = if op.copy { &mut copy[part.clone()] } else { copy };
+    let (param, grad) = (&mut param[part.clone()], &mut grad[part]);
     let (step, clip) = (inputs.f32(4), inputs.f32(5)[0]);
     if !clip.is_finite() {
         grad.fill(0.0);
@@ -26,7 +29,7 @@ pub(crate) fn adamw(cpu: &Cpu, op: &AdamW, args: &mut Args<'_>) {
         root: 1.0 / step[2],
         eps: op.eps,
     };
-    let len = param.len();
+    let len = m.len();
     cpu.pool.for_rows(([param, grad, m, v], [copy]), len, rows_per_task(4), |_, ([param, grad, m, v], [copy])| {
         update(cpu.isa, param, grad, m, v, &factors);
         convert(cpu.isa, &param[..copy.len()], copy);
