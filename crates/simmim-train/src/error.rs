@@ -69,6 +69,12 @@ pub enum TrainError {
     /// A failure on one of several ranks, for which all stop.
     #[error(transparent)]
     Rank(RankFailure),
+    /// Ranks that are missing, found by one that waits for them. The others may not know.
+    #[error("{what}")]
+    Ranks {
+        /// Which, and how it was noticed.
+        what: String,
+    },
     /// Weights that are no longer the same on all ranks.
     #[error("step {step}: the weights of rank {rank} of {ranks} differ from those of the others")]
     RanksDiffer {
@@ -174,6 +180,11 @@ impl TrainError {
                     .to_owned(),
             ),
             Self::Rank(failure) => failure.help.clone(),
+            Self::Ranks { .. } => Some(
+                "look at its machine; what the first rank does alone (pictures, probes, checkpoints) counts as well, and train.rank_timeout allows \
+                 longer; go on with --resume"
+                    .to_owned(),
+            ),
             Self::RanksDiffer { .. } => Some(
                 "its processor or memory may be faulty, or its kernels are others (SIMMIM_ISA sets them for all); earlier checkpoints are \
                  intact: continue with --resume"

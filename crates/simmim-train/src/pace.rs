@@ -1,6 +1,7 @@
 //! How long a training takes on this machine: some of its steps are timed before it begins.
 
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
 use crate::trainer::{FineTuning, LabelledData, Pretraining, Task};
 use simmim_data::{Batch, Source};
@@ -38,7 +39,7 @@ impl Care {
 /// Impossible sizes, faults of the device.
 pub fn seconds_of_pretraining(recipe: &Recipe, executor: Box<dyn Executor>, care: Care) -> Result<f64, TrainError> {
     let part = one_part(recipe);
-    let mut task = Pretraining::steps_only(&part, executor, 1)?;
+    let mut task = Pretraining::steps_only(&part, executor, &Ranks::default())?;
     let values = recipe.simmim_config()?.encoder.geometry().image_values();
     Ok(seconds_per_step(recipe, &mut task, noise(part.train.batch_size, values, u64::MAX), care)?.0)
 }

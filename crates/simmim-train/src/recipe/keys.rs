@@ -103,6 +103,19 @@ pub const KEYS: &[(&str, &str)] = &[
         "activations that the backward computes again, bit for bit: none, block (of all blocks) or auto (of the fewest that fit into train.memory)",
     ),
     ("train.memory", "bytes for parameters, gradients, moments and activations; 0: as many as it takes"),
+    (
+        "train.bucket_bytes",
+        "of several ranks: bytes of gradients that travel together, as soon as the backward has computed them",
+    ),
+    (
+        "train.gradient_precision",
+        "of several ranks: what gradients are rounded to before they travel: float32 or bfloat16",
+    ),
+    (
+        "train.shard_optimizer",
+        "of several ranks: each keeps its share of the moments alone and updates its share of the parameters; the checkpoints are the same",
+    ),
+    ("train.rank_timeout", "of several ranks: seconds that they wait for one of them before they stop and name it"),
     ("validate.every_steps", "steps between validations; 0: only at the end"),
     ("validate.images", "validation images to use, under fixed masks"),
     ("reconstruct.every_steps", "steps between reconstruction pictures; 0: only at the end"),

@@ -100,6 +100,7 @@ section!(
     /// The step.
     Train {
         batch_size: usize, accumulation: usize, seed: u64, precision: Precision, recompute: Recompute, memory: u64,
+        bucket_bytes: usize, gradient_precision: Precision, shard_optimizer: bool, rank_timeout: u64,
     }
 );
 section!(

@@ -5,14 +5,15 @@ use super::device::{Device, DropPath, Parts, Update};
 use super::memory::Budget;
 use super::session::unprepared;
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 use simmim_data::{DataError, Source, Transform, load_centered};
 use simmim_engine::autodiff::differentiate_states;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, ProgramId};
 use simmim_models::classifier::{ClassifierBuild, classifier_graph};
 use simmim_models::names::{IMAGES, LOGITS, TARGETS};
-use simmim_models::optimizer::{AdamWConfig, Rate, averaging_update_graph, sum_loss, update_graph};
+use simmim_models::optimizer::{AdamWConfig, Rate, sum_loss};
 use simmim_models::weights::Weights;
-use simmim_models::{ClassifierConfig, ModelError, ParameterSpec, Precision};
+use simmim_models::{ClassifierConfig, ModelError, Precision};
 use std::sync::mpsc::sync_channel;
 
 /// Images of one run of the prediction program.
@@ -62,15 +63,6 @@ pub(super) fn finetuning_graph(config: &ClassifierConfig, micro: usize, parts: u
     Ok(graph)
 }
 
-/// The optimiser's graph, with a moving average of the weights where there is a decay for it.
-pub(super) fn finetuning_update(
-    parameters: &[ParameterSpec],
-    adamw: &AdamWConfig,
-    ema: f64,
-) -> Result<Graph, TrainError> {
-    Ok(if ema > 0.0 { averaging_update_graph(parameters, adamw)? } else { update_graph(parameters, adamw)? })
-}
-
 impl Classifier {
     /// A classifier with its starting values: a pure function of the seed.
     ///
@@ -95,10 +87,10 @@ impl Classifier {
         self
     }
 
-    /// The same model, trained by so many ranks that sum their gradients. Call it before anything else.
+    /// The same model, trained by ranks that sum their gradients. Call it before anything else.
     #[must_use]
-    pub fn among(mut self, ranks: usize) -> Self {
-        self.device.ranks = ranks;
+    pub fn among(mut self, ranks: &Ranks) -> Self {
+        self.device.ranks = ranks.clone();
         self
     }
 
@@ -131,9 +123,8 @@ impl Classifier {
         ema: f64,
     ) -> Result<(), TrainError> {
         self.ema = ema;
-        let graph = finetuning_graph(&self.config, micro, accumulation * self.device.ranks)?;
-        let update = finetuning_update(self.device.parameters(), &adamw, ema)?;
-        let (program, update) = self.device.load_step(&graph, &update, adamw)?;
+        let graph = finetuning_graph(&self.config, micro, accumulation * self.device.ranks.world())?;
+        let (program, update) = self.device.load_step(&graph, ema > 0.0, adamw)?;
         self.prediction = Some(self.load_prediction()?);
         let executor = self.device.executor();
         // A frozen encoder drops nothing.
@@ -159,7 +150,8 @@ impl Classifier {
 
     /// Adds the gradients of a batch to those so far, and its loss: `images [batch, channels, height, width]` with soft labels
     /// `targets [batch, classes]`; `rows [batch]` says which of the whole batch each image is. `step` counts from 0 and chooses, with the
-    /// seed and the row, the branches that drop path drops. Does not wait for the device.
+    /// seed and the row, the branches that drop path drops. Of several ranks, the gradients are those of all. Alone it does not wait for
+    /// the device.
     ///
     /// # Errors
     /// Faults of the device. Call [`Classifier::prepare_training`] first.
@@ -173,12 +165,13 @@ impl Classifier {
     ) -> Result<(), TrainError> {
         let Some(t) = &self.training else { return Err(unprepared()) };
         let (size, classes) = (images.len() / t.parts.images(), self.config.classes);
-        let executor = self.device.executor_mut();
         for range in t.parts.ranges() {
+            let executor = self.device.executor_mut();
             executor.write(t.images, &images[range.start * size..range.end * size])?;
             executor.write(t.targets, &targets[range.start * classes..range.end * classes])?;
+            let last = range.end == t.parts.images();
             t.drop_path.write(executor, seed, step, &rows[range])?;
-            executor.run(t.program)?;
+            if last { self.device.run_last(t.program)? } else { executor.run(t.program)? }
         }
         Ok(())
     }

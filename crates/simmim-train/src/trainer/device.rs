@@ -3,13 +3,18 @@
 use super::StepResult;
 use super::memory::{Budget, StepMemory, fit};
 use crate::error::TrainError;
+use crate::ranks::Ranks;
 use crate::recipe::Recipe;
+use simmim_engine::ops::GlobalNorm;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, Program, ProgramId, mixed};
 use simmim_models::encoder::Branch;
 use simmim_models::names::{
-    AVERAGE_DECAY, AVERAGE_PREFIX, FIRST_MOMENT_PREFIX, GRADIENT_NORM, LOSS, SECOND_MOMENT_PREFIX, STEP,
+    AVERAGE_DECAY, AVERAGE_PREFIX, CLIP, FIRST_MOMENT_PREFIX, GRADIENT_NORM, GRADIENT_PREFIX, LOSS, LOSS_SUM,
+    SECOND_MOMENT_PREFIX, STEP,
 };
-use simmim_models::optimizer::{AdamWConfig, Rate};
+use simmim_models::optimizer::{
+    AdamWConfig, Rate, Share, averages_graph, averaging_update_graph, sharded_update_graph, update_graph,
+};
 use simmim_models::weights::{Tensor, Weights};
 use simmim_models::{ModelError, ParameterSpec, Precision};
 use simmim_random::{Purpose, Stream};
@@ -46,16 +51,40 @@ impl Parts {
     }
 }
 
-/// The optimiser's program.
+/// The optimiser's programs.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Update {
     program: ProgramId,
     step: InputSlot,
-    /// Only where moving averages are kept.
-    decay: Option<InputSlot>,
+    norm: Norm,
+    /// The program that moves the averages, where they are kept, and its decay.
+    averages: Option<(ProgramId, InputSlot)>,
     loss: OutputSlot,
-    norm: OutputSlot,
     adamw: AdamWConfig,
+}
+
+/// Where the norm of all gradients comes from.
+#[derive(Debug, Clone, Copy)]
+enum Norm {
+    /// The program computes it.
+    Computed(OutputSlot),
+    /// The ranks have summed its squares; the program takes the factor that clips.
+    Summed(InputSlot),
+}
+
+/// The graphs of the optimiser: one, or for the share of a rank one, and another for the averages, which need whole parameters.
+pub(super) fn update_graphs(
+    parameters: &[ParameterSpec],
+    adamw: &AdamWConfig,
+    averages: bool,
+    share: Share,
+) -> Result<Vec<Graph>, TrainError> {
+    Ok(match (share.is_whole(), averages) {
+        (true, false) => vec![update_graph(parameters, adamw)?],
+        (true, true) => vec![averaging_update_graph(parameters, adamw)?],
+        (false, false) => vec![sharded_update_graph(parameters, adamw, share)?],
+        (false, true) => vec![sharded_update_graph(parameters, adamw, share)?, averages_graph(parameters)?],
+    })
 }
 
 /// Inputs of a program that say which samples keep which branch.
@@ -106,7 +135,11 @@ pub struct Device {
     /// What programs compute with, and how a step may spend memory.
     pub(super) budget: Budget,
     /// Ranks whose gradients are summed, each of its share of the batch.
-    pub(super) ranks: usize,
+    pub(super) ranks: Ranks,
+    /// Sum of the squares of all gradients of the step, where ranks share out the moments.
+    squares: f64,
+    /// Whole moments on their way to the ranks that keep them.
+    moments: BTreeMap<String, Vec<f32>>,
     /// What a step takes, once it is loaded.
     step_memory: StepMemory,
     /// Parameters of which programs read a copy, and whether the update that writes the copies is loaded.
@@ -123,6 +156,10 @@ impl std::fmt::Debug for Device {
     }
 }
 
+fn is_moment(name: &str) -> bool {
+    name.starts_with(FIRST_MOMENT_PREFIX) || name.starts_with(SECOND_MOMENT_PREFIX)
+}
+
 impl Device {
     /// With starting values that are a pure function of the seed.
     pub(super) fn new(executor: Box<dyn Executor>, parameters: Vec<ParameterSpec>, seed: u64) -> Self {
@@ -133,7 +170,9 @@ impl Device {
             idle,
             averages: false,
             budget: Budget::default(),
-            ranks: 1,
+            ranks: Ranks::default(),
+            squares: 0.0,
+            moments: BTreeMap::new(),
             step_memory: StepMemory::default(),
             copied: BTreeSet::new(),
             updates: false,
@@ -184,12 +223,13 @@ impl Device {
     pub(super) fn load_step(
         &mut self,
         graph: &Graph,
-        update: &Graph,
+        averages: bool,
         adamw: AdamWConfig,
     ) -> Result<(ProgramId, Update), TrainError> {
-        let (graph, memory) = fit(graph, update, self.budget)?;
+        let updates = update_graphs(&self.parameters, &adamw, averages, self.ranks.share())?;
+        let (graph, memory) = fit(graph, &updates, self.budget)?;
         self.step_memory = memory;
-        Ok((self.load_copying(&graph)?, self.load_update(update, adamw)?))
+        Ok((self.load_copying(&graph)?, self.load_update(&updates, adamw)?))
     }
 
     fn load_copying(&mut self, graph: &Graph) -> Result<ProgramId, TrainError> {
@@ -213,30 +253,126 @@ impl Device {
         Ok(id)
     }
 
-    /// Loads the optimiser's program. Moving averages are kept from now on where it has an input for their decay; they start with
+    /// Loads the optimiser's programs. Moving averages are kept from now on where one has an input for their decay; they start with
     /// [`Device::start_averages`]. Programs that train come before it.
-    fn load_update(&mut self, graph: &Graph, adamw: AdamWConfig) -> Result<Update, TrainError> {
-        self.averages = graph.find_input(AVERAGE_DECAY).is_some();
-        let program = self.load_lowered(&mixed::keep_copies(graph, &self.copied)?)?;
+    fn load_update(&mut self, graphs: &[Graph], adamw: AdamWConfig) -> Result<Update, TrainError> {
+        self.averages = graphs.iter().any(|graph| graph.find_input(AVERAGE_DECAY).is_some());
+        let sharded = !self.ranks.share().is_whole();
+        let mut programs = Vec::with_capacity(graphs.len());
+        for graph in graphs {
+            // Parameters that come from other ranks are rounded to their copies as they come, and this rank's with them.
+            let graph = if sharded { graph } else { &mixed::keep_copies(graph, &self.copied)? };
+            programs.push(self.load_lowered(graph)?);
+        }
         self.updates = true;
+        match programs[..] {
+            [program] => self.update_of(program, self.averages.then_some(program), adamw),
+            [program, averaging] => self.update_of(program, Some(averaging), adamw),
+            _ => Err(TrainError::Internal { what: "an optimiser has one program or two".into() }),
+        }
+    }
+
+    fn update_of(
+        &self,
+        program: ProgramId,
+        averaging: Option<ProgramId>,
+        adamw: AdamWConfig,
+    ) -> Result<Update, TrainError> {
         let executor = &*self.executor;
-        let decay = self.averages.then(|| executor.input(program, AVERAGE_DECAY)).transpose()?;
-        let (loss, norm) = (executor.output(program, LOSS)?, executor.output(program, GRADIENT_NORM)?);
-        Ok(Update { program, step: executor.input(program, STEP)?, decay, loss, norm, adamw })
+        let norm = match self.ranks.share().is_whole() {
+            true => Norm::Computed(executor.output(program, GRADIENT_NORM)?),
+            false => Norm::Summed(executor.input(program, CLIP)?),
+        };
+        let averages = averaging.map(|id| Ok::<_, TrainError>((id, executor.input(id, AVERAGE_DECAY)?))).transpose()?;
+        let (step, loss) = (executor.input(program, STEP)?, executor.output(program, LOSS)?);
+        Ok(Update { program, step, norm, averages, loss, adamw })
+    }
+
+    /// Runs the last part of a step; the gradients are those of all ranks then.
+    pub(super) fn run_last(&mut self, program: ProgramId) -> Result<(), TrainError> {
+        self.squares = self.ranks.run_summing(&mut *self.executor, program, GRADIENT_PREFIX, LOSS_SUM)?;
+        Ok(())
     }
 
     /// Moves the parameters by the gradients so far, and their averages, where there are any, with `decay`; `step` counts from 0.
-    /// Waits for the device.
+    /// Waits for the device. Where ranks share out the moments each moves its slices, and gets those of the others.
     pub(super) fn update(&mut self, u: &Update, step: u64, rate: Rate, decay: f64) -> Result<StepResult, TrainError> {
         self.executor.write(u.step, &u.adamw.step_input(rate, step + 1))?;
-        if let Some(slot) = u.decay {
+        if let Norm::Summed(clip) = u.norm {
+            let factor = GlobalNorm { max_norm: u.adamw.clip_norm }.clip(self.squares.sqrt());
+            self.executor.write(clip, &[factor as f32])?;
+        }
+        if let Some((_, slot)) = u.averages.filter(|(id, _)| *id == u.program) {
             self.executor.write(slot, &[decay as f32])?;
         }
         self.executor.run(u.program)?;
-        let (mut loss, mut norm) = ([0.0], [0.0]);
+        let (mut loss, mut norm) = ([0.0], [self.squares.sqrt() as f32]);
         self.executor.read(u.loss, &mut loss)?;
-        self.executor.read(u.norm, &mut norm)?;
+        if let Norm::Computed(slot) = u.norm {
+            self.executor.read(slot, &mut norm)?;
+        }
+        if !self.ranks.share().is_whole() {
+            let names: Vec<String> = self.parameters.iter().filter(|p| p.used).map(|p| p.name.clone()).collect();
+            self.ranks.gather_slices(&mut *self.executor, &names)?;
+        }
+        if let Some((id, slot)) = u.averages.filter(|(id, _)| *id != u.program) {
+            self.executor.write(slot, &[decay as f32])?;
+            self.executor.run(id)?;
+        }
         Ok(StepResult { loss: loss[0], grad_norm: norm[0] })
+    }
+
+    /// Gives all ranks what the first has: parameters, averages, and the moments that they keep.
+    pub(super) fn share_states(&mut self) -> Result<(), TrainError> {
+        let sharded = !self.ranks.share().is_whole();
+        let ranks = self.ranks.clone();
+        ranks.broadcast_states(&mut *self.executor, |name| !(sharded && is_moment(name)))?;
+        if ranks.ask_first(|| Ok(!self.moments.is_empty()))? {
+            for (name, len) in self.moment_lens() {
+                let whole = ranks.hand_out(self.moments.remove(&name).unwrap_or_default(), len)?;
+                let slice = ranks.share().of(len);
+                if !slice.is_empty() {
+                    self.executor.write_state(&name, &whole[slice])?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The moments of a checkpoint, and how many values each has on all ranks together.
+    fn moment_lens(&self) -> Vec<(String, usize)> {
+        let moments = self.checkpoint_shapes().into_iter().filter(|(name, _)| is_moment(name));
+        moments.map(|(name, shape)| (name, shape.iter().product())).collect()
+    }
+
+    /// Answers the first rank, which writes a checkpoint with what `write` does, and asks for the moments of the others one by one.
+    pub(super) fn with_all_moments<T>(
+        &mut self,
+        write: Option<impl FnOnce(&mut Self) -> Result<T, TrainError>>,
+    ) -> Result<Option<T>, TrainError> {
+        if self.ranks.share().is_whole() {
+            return write.map(|write| write(self)).transpose();
+        }
+        if let Some(write) = write {
+            let written = write(self);
+            self.ranks.tell(None)?;
+            return written.map(Some);
+        }
+        let moments = self.moment_lens();
+        while let Some(number) = self.ranks.tell(None)? {
+            let (name, len) =
+                moments.get(number).ok_or_else(|| TrainError::Internal { what: "no such moment".into() })?;
+            self.join_moment(name, *len)?;
+        }
+        Ok(None)
+    }
+
+    fn join_moment(&mut self, name: &str, len: usize) -> Result<Vec<f32>, TrainError> {
+        let mut mine = vec![0.0; self.ranks.share().of(len).len()];
+        if !mine.is_empty() {
+            self.executor.read_state(name, &mut mine)?;
+        }
+        self.ranks.join_slices(&mine, len)
     }
 
     /// All parameters under the official names; their moving averages instead where `average` asks for them and they are kept.
@@ -263,7 +399,12 @@ impl Device {
     }
 
     fn write_tensors(&mut self, tensors: Vec<(String, Vec<f32>)>) -> Result<(), TrainError> {
+        let sharded = !self.ranks.share().is_whole();
         for (name, data) in tensors {
+            if sharded && is_moment(&name) {
+                self.moments.insert(name, data);
+                continue;
+            }
             match self.idle.get_mut(&name) {
                 Some(place) => *place = data,
                 None => self.executor.write_state(&name, &data)?,
@@ -294,13 +435,21 @@ impl Device {
         self.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).chain(kept).collect()
     }
 
-    /// One tensor of [`Device::checkpoint_shapes`].
+    /// One tensor of [`Device::checkpoint_shapes`]. Where ranks share out the moments, the first may ask for these while it writes a
+    /// checkpoint.
     ///
     /// # Errors
     /// [`TrainError::Engine`] for an unknown name, faults of the device.
     pub fn read_tensor(&mut self, name: &str) -> Result<Vec<f32>, TrainError> {
         if let Some(data) = self.idle.get(name) {
             return Ok(data.clone());
+        }
+        if is_moment(name) && !self.ranks.share().is_whole() {
+            let moments = self.moment_lens();
+            let found = moments.iter().enumerate().find(|(_, (known, _))| known == name);
+            let (number, (_, len)) = found.ok_or_else(|| TrainError::Internal { what: format!("no moment {name}") })?;
+            self.ranks.tell(Some(number))?;
+            return self.join_moment(name, *len);
         }
         let prefixes = [FIRST_MOMENT_PREFIX, SECOND_MOMENT_PREFIX, AVERAGE_PREFIX];
         let owner = prefixes.iter().find_map(|p| name.strip_prefix(p)).unwrap_or(name);

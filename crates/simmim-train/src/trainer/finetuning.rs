@@ -1,8 +1,8 @@
 //! The task of fine-tuning: labelled images, mixed and softened labels, top-1 on the validation images.
 
 use super::classifier::PREDICTED;
-use super::classifier::{Classifier, finetuning_graph, finetuning_update};
-use super::device::Parts;
+use super::classifier::{Classifier, finetuning_graph};
+use super::device::{Parts, update_graphs};
 use super::memory::settle_parts;
 use super::{Device, Event, Measured, StepResult, Task};
 use crate::classify::{ClassifierFile, Scores};
@@ -67,8 +67,9 @@ impl LabelledData {
 pub fn settle_finetuning(recipe: &mut Recipe, data: &LabelledData, ranks: usize) -> Result<(), TrainError> {
     recipe.fix_statistics(&data.train)?;
     let config = recipe.classifier_config(data.train.class_names().len())?;
-    let update = finetuning_update(&config.parameters(), &recipe.adamw(), recipe.finetuning()?.0.ema)?;
-    settle_parts(recipe, &update, ranks, |micro, parts| finetuning_graph(&config, micro, parts))
+    let averages = recipe.finetuning()?.0.ema > 0.0;
+    let updates = update_graphs(&config.parameters(), &recipe.adamw(), averages, recipe.share_of_moments(ranks))?;
+    settle_parts(recipe, &updates, ranks, |micro, parts| finetuning_graph(&config, micro, parts))
 }
 
 /// Fine-tuning by a recipe.
@@ -90,10 +91,10 @@ impl FineTuning {
     /// # Errors
     /// Impossible sizes, a recipe for pre-training.
     pub fn new(recipe: &Recipe, data: &LabelledData, executor: Box<dyn Executor>) -> Result<Self, TrainError> {
-        Self::among(recipe, data, executor, 1)
+        Self::among(recipe, data, executor, &Ranks::default())
     }
 
-    /// As [`FineTuning::new`], as one of so many ranks.
+    /// As [`FineTuning::new`], as one of several ranks.
     ///
     /// # Errors
     /// As [`FineTuning::new`], a batch that the ranks cannot share equally.
@@ -101,11 +102,12 @@ impl FineTuning {
         recipe: &Recipe,
         data: &LabelledData,
         executor: Box<dyn Executor>,
-        ranks: usize,
+        ranks: &Ranks,
     ) -> Result<Self, TrainError> {
+        let ranks = &ranks.clone().following(recipe);
         let config = recipe.classifier_config(data.train.class_names().len())?;
         let ema = recipe.finetuning()?.0.ema;
-        let parts = Parts::of(recipe, ranks)?;
+        let parts = Parts::of(recipe, ranks.world())?;
         let mut classifier = Classifier::new(executor, config, recipe.train.seed)?.within(recipe.budget()).among(ranks);
         classifier.prepare_training(parts.micro, parts.count, recipe.adamw(), ema)?;
         Ok(Self {

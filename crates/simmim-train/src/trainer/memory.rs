@@ -8,7 +8,9 @@ use simmim_engine::mixed::{copies, keep_copies};
 use simmim_engine::recompute::{blocks, recompute};
 use simmim_engine::{Graph, Program};
 use simmim_models::Precision;
+use simmim_models::optimizer::Share;
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 /// Which activations the backward computes again. The results are the same bit for bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -46,6 +48,11 @@ impl Recipe {
     pub fn budget(&self) -> Budget {
         let t = &self.train;
         Budget { precision: t.precision, recompute: t.recompute, memory: t.memory }
+    }
+
+    /// The moments that the first of so many ranks keeps.
+    pub(super) fn share_of_moments(&self, ranks: usize) -> Share {
+        if self.train.shard_optimizer { Share { rank: 0, world: ranks } } else { Share::default() }
     }
 
     /// Whether images are mixed with their mirror images in the batch.
@@ -92,13 +99,22 @@ impl StepMemory {
     }
 }
 
-/// The graph of one part of a step as it is to be compiled, `graph` being of floats and `update` that of the optimiser.
+/// The graph of one part of a step as it is to be compiled, `graph` being of floats and `updates` those of the optimiser.
 ///
 /// # Errors
 /// [`TrainError::Input`] where the step does not fit into the budget; faults of the graphs.
-pub fn fit<'a>(graph: &'a Graph, update: &Graph, budget: Budget) -> Result<(Cow<'a, Graph>, StepMemory), TrainError> {
+pub fn fit<'a>(
+    graph: &'a Graph,
+    updates: &[Graph],
+    budget: Budget,
+) -> Result<(Cow<'a, Graph>, StepMemory), TrainError> {
     let lowered = budget.precision.lower(graph)?;
-    let states = Program::compile(&keep_copies(update, &copies(&lowered))?)?.state_bytes();
+    let mut states = BTreeMap::new();
+    for update in updates {
+        let update = Program::compile(&keep_copies(update, &copies(&lowered))?)?;
+        states.extend(update.states().iter().map(|state| (state.name.clone(), state.ty.bytes())));
+    }
+    let states = states.values().fold(0, |sum: usize, bytes| sum.saturating_add(*bytes));
     let blocks = blocks(&lowered);
     let candidates = match budget.recompute {
         Recompute::None => 0..=0,
@@ -149,19 +165,19 @@ fn too_little(budget: Budget, least: StepMemory) -> TrainError {
 /// As [`fit`].
 pub(super) fn settle_parts(
     recipe: &mut Recipe,
-    update: &Graph,
+    updates: &[Graph],
     ranks: usize,
     graph: impl Fn(usize, usize) -> Result<Graph, TrainError>,
 ) -> Result<(), TrainError> {
     let (share, budget) = (recipe.share(ranks)?, recipe.budget());
     if recipe.train.accumulation == 0 {
-        let parts = fewest_parts(share, budget, update, |micro, parts| graph(micro, parts * ranks))?;
+        let parts = fewest_parts(share, budget, updates, |micro, parts| graph(micro, parts * ranks))?;
         // Counted over all ranks, so that a part has as many images at any number of them.
         recipe.train.accumulation = parts * ranks;
     }
     if budget.memory > 0 {
         let parts = Parts::of(recipe, ranks)?;
-        fit(&graph(parts.micro, parts.count * ranks)?, update, budget)?;
+        fit(&graph(parts.micro, parts.count * ranks)?, updates, budget)?;
     }
     Ok(())
 }
@@ -175,12 +191,12 @@ const ARENA_BYTES: usize = 256 << 20;
 pub(super) fn fewest_parts(
     batch: usize,
     budget: Budget,
-    update: &Graph,
+    updates: &[Graph],
     graph: impl Fn(usize, usize) -> Result<Graph, TrainError>,
 ) -> Result<usize, TrainError> {
     let unlimited = Budget { memory: 0, ..budget };
     for parts in (1..=batch).filter(|parts| batch.is_multiple_of(*parts)) {
-        let (_, memory) = fit(&graph(batch / parts, parts)?, update, unlimited)?;
+        let (_, memory) = fit(&graph(batch / parts, parts)?, updates, unlimited)?;
         if memory.arena <= ARENA_BYTES.max(memory.states / 3 * 2) && budget.allows(memory.bytes()) {
             return Ok(parts);
         }

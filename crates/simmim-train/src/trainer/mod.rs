@@ -35,6 +35,7 @@ use crate::recipe::{Reaction, Recipe};
 use crate::run_folder::RunFolder;
 use crate::schedule::LearningRate;
 use crate::trivial::TrivialLosses;
+use device::update_graphs;
 use log::Log;
 use memory::settle_parts;
 use records::Records;
@@ -42,8 +43,6 @@ use simmim_data::{Loader, LoaderConfig, Position, Source, Transparency};
 use simmim_engine::Executor;
 use simmim_engine::executor::Machine;
 use simmim_models::Precision;
-use simmim_models::names::{GRADIENT_PREFIX, LOSS_SUM};
-use simmim_models::optimizer::update_graph;
 use simmim_models::weights::{self, Weights};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -156,8 +155,8 @@ pub struct Trainer<T = Pretraining> {
 pub fn settle(recipe: &mut Recipe, data: &Data, ranks: usize) -> Result<(), TrainError> {
     recipe.fix_statistics(&*data.train)?;
     let config = recipe.simmim_config()?;
-    let update = update_graph(&config.parameters(), &recipe.adamw())?;
-    settle_parts(recipe, &update, ranks, |micro, parts| training_graph(&config, micro, parts))
+    let updates = update_graphs(&config.parameters(), &recipe.adamw(), false, recipe.share_of_moments(ranks))?;
+    settle_parts(recipe, &updates, ranks, |micro, parts| training_graph(&config, micro, parts))
 }
 
 /// The number of training images, which has to be that of all ranks.
@@ -201,7 +200,7 @@ impl Trainer {
         ranks: Ranks,
         tell: &mut dyn FnMut(Event),
     ) -> Result<Self, TrainError> {
-        let task = ranks.agree(Pretraining::new(&recipe, &data, executor, ranks.world()))?;
+        let task = ranks.agree(Pretraining::new(&recipe, &data, executor, &ranks))?;
         Self::with_task(recipe, run, data.train, task, ranks, tell)
     }
 
@@ -351,9 +350,11 @@ impl<T: Task> Trainer<T> {
         let mut silence = |_| {};
         // The first rank tells what all of them do.
         let tell: &mut dyn FnMut(Event) = if self.ranks.is_first() { tell } else { &mut silence };
-        let begun = if self.step == 0 && self.given_weights { self.save(tell) } else { Ok(()) };
-        self.ranks.agree(begun)?;
-        self.ranks.collectives().broadcast_states(self.task.device_mut().executor_mut(), "")?;
+        self.task.device_mut().share_states()?;
+        if self.ranks.any(self.step == 0 && self.given_weights)? {
+            let begun = self.save(tell);
+            self.ranks.agree(begun)?;
+        }
         self.begin_log();
         let mut measured = None;
         while self.step < self.schedule.total_steps && !self.ranks.any(stop.load(Ordering::Relaxed))? {
@@ -475,8 +476,6 @@ impl<T: Task> Trainer<T> {
         let rate = self.schedule.at(self.step);
         self.task.accumulate(&mut batch, self.step)?;
         self.loader.recycle(batch);
-        let device = self.task.device_mut();
-        self.ranks.sum_states(device.executor_mut(), &[GRADIENT_PREFIX, LOSS_SUM])?;
         let result = self.task.update(self.step, rate)?;
         self.step += 1;
         if self.judge(result, tell)? {
@@ -626,7 +625,7 @@ impl<T: Task> Trainer<T> {
             self.curve = Curve::of(&records.lines()?);
             Ok(found.meta)
         })?;
-        self.ranks.collectives().broadcast_states(self.task.device_mut().executor_mut(), "")?;
+        self.task.device_mut().share_states()?;
         (self.best, self.step) = (meta.best, meta.step);
         self.begin_log();
         self.guard.restore(&meta.recent_losses);
@@ -634,8 +633,11 @@ impl<T: Task> Trainer<T> {
         Ok(true)
     }
 
+    /// Writes a checkpoint, where this rank does; the others have the moments that they keep ready.
     fn save(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(), TrainError> {
-        let Some(records) = &mut self.records else { return Ok(()) };
+        let Some(records) = &mut self.records else {
+            return self.task.device_mut().with_all_moments(None::<fn(&mut Device) -> _>).map(|_: Option<()>| ());
+        };
         let at = self.position;
         let machine = self.task.device().executor().machine();
         let meta = Meta {
@@ -650,10 +652,12 @@ impl<T: Task> Trainer<T> {
             best: self.best,
             classes: self.task.classes().to_vec(),
         };
-        let device = self.task.device_mut();
-        let shapes = device.checkpoint_shapes();
-        let fetch = |name: &str| device.read_tensor(name);
-        if let Some(moved) = records.checkpoints.save(&meta, shapes, fetch, self.recipe.checkpoint.keep)? {
+        let keep = self.recipe.checkpoint.keep;
+        let write = |device: &mut Device| {
+            let shapes = device.checkpoint_shapes();
+            records.checkpoints.save(&meta, shapes, |name| device.read_tensor(name), keep)
+        };
+        if let Some(moved) = self.task.device_mut().with_all_moments(Some(write))?.flatten() {
             tell(Event::Warning(format!(
                 "the checkpoint of step {} was damaged and is now {}; delete it once you no longer need it",
                 self.step,

@@ -28,17 +28,18 @@ impl Pretraining {
         recipe: &Recipe,
         data: &Data,
         executor: Box<dyn Executor>,
-        ranks: usize,
+        ranks: &Ranks,
     ) -> Result<Self, TrainError> {
         let mut task = Self::steps_only(recipe, executor, ranks)?;
         task.held_out = HeldOut::start(recipe, data, task.session.config(), &task.masks);
         Ok(task)
     }
 
-    /// A task that can take the steps of one of so many ranks, and measures nothing.
-    pub(crate) fn steps_only(recipe: &Recipe, executor: Box<dyn Executor>, ranks: usize) -> Result<Self, TrainError> {
+    /// A task that can take the steps of one of several ranks, and measures nothing.
+    pub(crate) fn steps_only(recipe: &Recipe, executor: Box<dyn Executor>, ranks: &Ranks) -> Result<Self, TrainError> {
         let config = recipe.simmim_config()?;
-        let parts = Parts::of(recipe, ranks)?;
+        let ranks = &ranks.clone().following(recipe);
+        let parts = Parts::of(recipe, ranks.world())?;
         let masks = recipe.mask_spec(&config);
         let mut session = Session::new(executor, config, recipe.train.seed)?.within(recipe.budget()).among(ranks);
         session.prepare_training(parts.micro, parts.count, recipe.adamw())?;

@@ -1,13 +1,14 @@
 //! A model on a device: the compiled programs of training and evaluation over one set of parameters.
 
-use super::device::{Device, DropPath, Parts, Update};
+use super::device::{Device, DropPath, Parts, Update, update_graphs};
 use super::memory::{Budget, fewest_parts};
 use crate::error::TrainError;
 use crate::features::{EncoderProgram, Layer};
+use crate::ranks::Ranks;
 use simmim_engine::autodiff::differentiate;
 use simmim_engine::{Executor, Graph, InputSlot, OutputSlot, ProgramId};
 use simmim_models::names::{IMAGES, LOSS, PREDICTION, TARGET};
-use simmim_models::optimizer::{AdamWConfig, Rate, sum_loss, update_graph};
+use simmim_models::optimizer::{AdamWConfig, Rate, Share, sum_loss};
 use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
 use simmim_models::weights::Weights;
 use simmim_models::{ModelError, Precision, SimMimConfig};
@@ -105,7 +106,7 @@ pub fn training_graph(config: &SimMimConfig, micro: usize, accumulation: usize) 
 /// # Errors
 /// As [`training_graph`].
 pub fn choose_accumulation(config: &SimMimConfig, batch: usize, budget: Budget) -> Result<usize, TrainError> {
-    let update = update_graph(&config.parameters(), &AdamWConfig::default())?;
+    let update = update_graphs(&config.parameters(), &AdamWConfig::default(), false, Share::default())?;
     fewest_parts(batch, budget, &update, |micro, parts| training_graph(config, micro, parts))
 }
 
@@ -133,10 +134,10 @@ impl Session {
         self
     }
 
-    /// The same model, trained by so many ranks that sum their gradients. Call it before anything else.
+    /// The same model, trained by ranks that sum their gradients. Call it before anything else.
     #[must_use]
-    pub fn among(mut self, ranks: usize) -> Self {
-        self.device.ranks = ranks;
+    pub fn among(mut self, ranks: &Ranks) -> Self {
+        self.device.ranks = ranks.clone();
         self
     }
 
@@ -174,9 +175,8 @@ impl Session {
         accumulation: usize,
         adamw: AdamWConfig,
     ) -> Result<(), TrainError> {
-        let graph = training_graph(&self.config, micro, accumulation * self.device.ranks)?;
-        let (program, update) =
-            self.device.load_step(&graph, &update_graph(self.device.parameters(), &adamw)?, adamw)?;
+        let graph = training_graph(&self.config, micro, accumulation * self.device.ranks.world())?;
+        let (program, update) = self.device.load_step(&graph, false, adamw)?;
         let executor = self.device.executor();
         self.training = Some(Training {
             parts: Parts { micro, count: accumulation },
@@ -206,7 +206,7 @@ impl Session {
         self.update(step, rate)
     }
 
-    /// Adds the gradients of a batch to those so far, and its loss. Does not wait for the device.
+    /// Adds the gradients of a batch to those so far, and its loss; of several ranks, those of all. Alone it does not wait for the device.
     ///
     /// `images [batch, channels, height, width]`, `masks [batch][patches]`, `rows [batch]`: which of the whole batch each image is. `step`
     /// counts from 0 and chooses, with the seed and the row, the branches that drop path drops.
@@ -223,13 +223,14 @@ impl Session {
     ) -> Result<(), TrainError> {
         let Some(t) = &self.training else { return Err(unprepared()) };
         let size = images.len() / t.parts.images();
-        let executor = self.device.executor_mut();
         for range in t.parts.ranges() {
+            let executor = self.device.executor_mut();
             executor.write(t.images, &images[range.start * size..range.end * size])?;
             self.indices.fill(&self.config, Variant::Fast, &masks[range.clone()])?;
             self.indices.write(executor, &t.indices)?;
+            let last = range.end == t.parts.images();
             t.drop_path.write(executor, seed, step, &rows[range])?;
-            executor.run(t.program)?;
+            if last { self.device.run_last(t.program)? } else { executor.run(t.program)? }
         }
         Ok(())
     }

@@ -25,14 +25,14 @@ pub trait Task {
     /// The device with the parameters, to read and overwrite them.
     fn device_mut(&mut self) -> &mut Device;
 
-    /// Adds the gradients of a batch, which may be changed, to those so far; `step` counts from 0. Does not wait for the device.
+    /// Adds the gradients of a batch, which may be changed, to those so far; `step` counts from 0. Of several ranks, the gradients are those
+    /// of all then. Alone it does not wait for the device.
     ///
     /// # Errors
     /// Faults of the device.
     fn accumulate(&mut self, batch: &mut Batch, step: u64) -> Result<(), TrainError>;
 
-    /// Moves the parameters by the gradients so far, which begin anew; `step` counts from 0. Waits for the device. Between
-    /// [`Task::accumulate`] and this, ranks sum their gradients.
+    /// Moves the parameters by the gradients so far, which begin anew; `step` counts from 0. Waits for the device.
     ///
     /// # Errors
     /// Faults of the device.

@@ -39,7 +39,7 @@ pub(crate) fn run(a: &Inspect) -> Result<ExitCode, Failure> {
     let graph = training_graph(&config, batch / parts, parts)?;
     let specs = config.parameters();
     let update = update_graph(&specs, &AdamWConfig::default())?;
-    let (lowered, memory) = fit(&graph, &update, recipe.budget())?;
+    let (lowered, memory) = fit(&graph, std::slice::from_ref(&update), recipe.budget())?;
     let program = Program::compile(&lowered)?;
     let flops = program.flops() * parts as u64;
     let build = Build { batch, variant: Variant::Plain, accumulation: 1, train: true, outputs: false };

@@ -23,7 +23,7 @@ pub(crate) fn run(
         Err(failure) if !failure.is_shared() => {
             let code = failure.code();
             Failure::from(failure.at_rank(ranks.rank())).report(format);
-            ranks.collectives().abort(code)
+            ranks.abort(code)
         }
         other => {
             let code = other.unwrap_or_else(|failure| match ranks.is_first() {
@@ -31,7 +31,7 @@ pub(crate) fn run(
                 false => ExitCode::from(failure.code()),
             });
             // A launcher ends the others as soon as one has left with a code.
-            ranks.collectives().barrier()?;
+            ranks.barrier()?;
             Ok(code)
         }
     }
@@ -67,7 +67,7 @@ fn started(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
 
 #[cfg(feature = "mpi")]
 fn several(_: usize) -> Result<Ranks, Failure> {
-    mpi::Mpi::open()
+    mpi::open()
 }
 
 #[cfg(not(feature = "mpi"))]

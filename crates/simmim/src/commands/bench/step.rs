@@ -65,7 +65,7 @@ impl Bench {
         let mut executor = device::open_with(&a.what.device, a.what.isa.as_deref())?;
         let specs = config.parameters();
         let update = update_graph(&specs, &AdamWConfig::default())?;
-        let (graph, _) = fit(&graph, &update, budget)?;
+        let (graph, _) = fit(&graph, std::slice::from_ref(&update), budget)?;
         let part = executor.load(Program::compile(&graph)?)?;
         let update = keep_copies(&update, &copies(&graph))?;
         let update = executor.load(Program::compile(&update)?)?;
