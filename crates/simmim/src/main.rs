@@ -4,6 +4,7 @@ mod arguments;
 mod commands;
 mod device;
 mod diagnostics;
+mod interrupt;
 mod meter;
 mod npy;
 mod progress;

@@ -168,6 +168,61 @@ fn one_to_four_ranks_train_the_same_model_and_repeat_it_bit_for_bit() {
 }
 
 #[test]
+fn moments_that_are_shared_out_and_small_pieces_change_no_bit_and_rounded_gradients_little() {
+    let place = tempfile::tempdir().unwrap();
+    let run = |name: &str, set: &[&str]| {
+        let out = place.path().join(name);
+        let set = [&["schedule.steps=6", "optimizer.clip_norm=0"], set].concat();
+        succeed(pretrain(3, &out, &set));
+        out
+    };
+    let whole = run("whole", &[]);
+    let files = |out: &Path| {
+        let state = std::fs::read(out.join("checkpoints/step-00000006/state.safetensors")).unwrap();
+        (std::fs::read(out.join("model.safetensors")).unwrap(), state)
+    };
+    let pieces = run("pieces", &["train.bucket_bytes=1000"]);
+    assert!(files(&pieces) == files(&whole));
+    let sharded = run("sharded", &["train.shard_optimizer=true", "train.bucket_bytes=1000"]);
+    assert!(files(&sharded) == files(&whole));
+    let rounded = run("rounded", &["train.gradient_precision=bfloat16"]);
+    assert!(files(&rounded) != files(&whole));
+    assert_close(&whole, &rounded, 1e-2);
+}
+
+#[test]
+fn a_swin_transformer_trains_the_same_on_ranks() {
+    let place = tempfile::tempdir().unwrap();
+    let set = [
+        "model.channels=1",
+        "model.embed_dim=12",
+        "model.depths=[1,1,1]",
+        "model.num_heads=[1,2,4]",
+        "model.drop_path=0.2",
+        "train.batch_size=12",
+        "train.accumulation=0",
+        "data.workers=1",
+        "log.every_steps=1",
+        "validate.images=40",
+        "validate.every_steps=4",
+        "schedule.steps=4",
+        "schedule.epochs=0",
+        "schedule.warmup_steps=0",
+        "schedule.warmup_epochs=0",
+        "reconstruct.images=1",
+    ];
+    let run = |ranks: usize, more: &[&str]| {
+        let out = place.path().join(format!("{ranks}-{}", more.len()));
+        let arguments = ["pretrain", "--recipe", "swin_small_images_32", "--out", out.to_str().unwrap()];
+        succeed(simmim(ranks, &arguments, &[&set[..], more].concat()));
+        out
+    };
+    let alone = run(0, &[]);
+    assert_close(&alone, &run(3, &[]), 2e-6);
+    assert_close(&alone, &run(2, &["train.shard_optimizer=true"]), 2e-6);
+}
+
+#[test]
 fn fine_tuning_with_mixup_is_the_same_on_ranks() {
     let place = tempfile::tempdir().unwrap();
     let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
@@ -241,6 +296,94 @@ fn a_signal_stops_all_ranks_with_a_checkpoint() {
     assert_eq!(checkpoints(&run), 1, "{said}");
     let (latest, last) = (std::fs::read_to_string(run.join("checkpoints/latest")).unwrap(), losses(&run).len());
     assert!(latest.contains(&format!("{last:08}")), "{latest}, {last} steps: {said}");
+}
+
+#[test]
+fn twenty_killed_ranks_cost_no_bit() {
+    let place = tempfile::tempdir().unwrap();
+    let (whole, cut) = (place.path().join("whole"), place.path().join("cut"));
+    let set = [
+        "schedule.steps=1500",
+        "checkpoint.every_steps=10",
+        "validate.every_steps=0",
+        "log.every_steps=50",
+        "train.shard_optimizer=true",
+    ];
+    succeed(pretrain(2, &whole, &set));
+    let mut kills = 0;
+    while kills < 20 {
+        let child = if cut.exists() { resume(2, &cut).spawn() } else { pretrain(2, &cut, &set).spawn() }.unwrap();
+        if kills == 0 {
+            wait_for_checkpoint(&cut);
+        }
+        // Another moment and another rank each time.
+        let start = Instant::now();
+        while ranks_of(child.id()).len() < 2 && start.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(100 + kills * 7919 % 400));
+        let running = ranks_of(child.id());
+        if running.len() == 2 {
+            signal("-KILL", running[(kills * 13 % 5 % 2) as usize]);
+            kills += 1;
+        }
+        let output = finish(child);
+        assert!(!output.status.success(), "it ended before twenty kills: {}", text(&output));
+    }
+    succeed(resume(2, &cut));
+    let model = |run: &Path| std::fs::read(run.join("model.safetensors")).unwrap();
+    assert!(model(&whole) == model(&cut));
+    assert_eq!(losses(&whole), losses(&cut));
+}
+
+#[test]
+fn a_rank_that_hangs_is_named_and_ends_all() {
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("run");
+    let set = ["schedule.steps=1000000", "checkpoint.every_steps=50", "validate.every_steps=0", "train.rank_timeout=2"];
+    for stopped in [2, 0] {
+        let lines = || std::fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len());
+        let before = lines();
+        let child = if before > 0 { resume(3, &run).spawn() } else { pretrain(3, &run, &set).spawn() }.unwrap();
+        let start = Instant::now();
+        while lines() <= before + 1000 {
+            assert!(start.elapsed() < PATIENCE, "there is no step");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let ranks = ranks_of(child.id());
+        signal("-STOP", ranks[stopped]);
+        let start = Instant::now();
+        let output = finish(child);
+        assert!(start.elapsed() < Duration::from_secs(30), "{}", text(&output));
+        let error = only_error(&output);
+        assert!(error.contains(&format!("2 seconds: rank {stopped} does not answer")), "{error}");
+        while ranks.iter().any(|rank| Path::new(&format!("/proc/{rank}/stat")).exists()) {
+            assert!(start.elapsed() < Duration::from_secs(30), "a rank is left");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn the_signal_for_requeueing_gives_its_exit_code_on_ranks_and_alone() {
+    let place = tempfile::tempdir().unwrap();
+    for ranks in [0, 2] {
+        let run = place.path().join(ranks.to_string());
+        let mut command =
+            pretrain(ranks, &run, &["schedule.steps=1000000", "checkpoint.every_steps=0", "validate.every_steps=0"]);
+        let child = command.args(["--requeue-signal", "usr1"]).spawn().unwrap();
+        let start = Instant::now();
+        while std::fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
+            assert!(start.elapsed() < PATIENCE, "there is no step");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // mpirun hands this signal on; batch systems send it to every rank.
+        signal("-USR1", child.id());
+        let output = finish(child);
+        assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+        assert_eq!(text(&output).matches("stopped and saved after step").count(), 1, "{}", text(&output));
+        assert_eq!(checkpoints(&run), 1);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::{MemoryArguments, RecipeArguments};
 use crate::commands::length::minutes;
 use crate::device::DeviceArguments;
+use crate::interrupt::InterruptArguments;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -63,6 +64,8 @@ pub(crate) struct Finetune {
     /// Continue the run in `--out` from its last checkpoint.
     #[arg(long, requires = "out", conflicts_with_all = ["overwrite", "weights"])]
     pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) interrupt: InterruptArguments,
     /// Replace the run in `--out`.
     #[arg(long, requires = "out")]
     pub(crate) overwrite: bool,

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 success; 1 failed while running (files written so far are kept); 2 invalid arguments or input, nothing was written;
-130 interrupted with Ctrl-C, after a checkpoint was written.
+130 interrupted with Ctrl-C, after a checkpoint was written; 75 interrupted with the signal of --requeue-signal, after one was written.
 
 Environment: SIMMIM_ISA selects the instruction set (amx, avx512bf16, avx512, avx2, portable); the default is the widest the processor has.";
 

@@ -3,6 +3,7 @@
 use super::{MemoryArguments, RecipeArguments};
 use crate::commands::length::minutes;
 use crate::device::DeviceArguments;
+use crate::interrupt::InterruptArguments;
 use clap::Args;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ pub(crate) struct Pretrain {
     /// Continue the run in `--out` from its last checkpoint.
     #[arg(long, requires = "out", conflicts_with_all = ["overwrite", "weights", "recipe"])]
     pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) interrupt: InterruptArguments,
     /// Replace the run in `--out`.
     #[arg(long, requires = "out")]
     pub(crate) overwrite: bool,

@@ -4,11 +4,12 @@
 
 use crate::arguments::{Finetune, LogFormat, StartOf};
 use crate::commands::length::Length;
-use crate::commands::pretrain::{Settled, absolute, announce, free_folder, on_interrupt};
+use crate::commands::pretrain::{Settled, absolute, announce, free_folder};
 use crate::commands::weights::{self, Pretrained};
 use crate::commands::{parse_size, said_of_runs};
 use crate::device;
 use crate::diagnostics::Failure;
+use crate::interrupt::Interrupt;
 use crate::progress::Progress;
 use crate::ranks;
 use simmim_data::Source;
@@ -121,7 +122,7 @@ fn train(a: &Finetune, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Fai
     })?;
     let after = |e| Failure::from(e).after_start();
     let executor = ranks::agree(ranks, || device::open(&a.start.device))?;
-    let task = ranks.agree(FineTuning::among(&recipe, &data, executor, ranks.world())).map_err(after)?;
+    let task = ranks.agree(FineTuning::among(&recipe, &data, executor, ranks)).map_err(after)?;
     let images = task.images();
     let mut trainer =
         Trainer::with_task(recipe, run, images, task, ranks.clone(), &mut |e| early.show(&e)).map_err(after)?;
@@ -135,13 +136,13 @@ fn train(a: &Finetune, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Fai
     said_of_runs(&[&data.train, &data.val]).into_iter().for_each(|w| progress.show(&Event::Warning(w)));
     summary.iter().for_each(|line| progress.say(line));
     announce(&trainer, seconds, &progress);
-    let stop = on_interrupt();
-    let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(after)?;
+    let interrupt = Interrupt::listen(a.interrupt)?;
+    let summary = trainer.run(interrupt.stop(), &mut |e| progress.show(&e)).map_err(after)?;
     progress.finish();
     if let Some(root) = trainer.root() {
         conclude(&trainer, root, &summary, &progress);
     }
-    Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
+    interrupt.code(summary.outcome, ranks)
 }
 
 /// The recipe with the flags on top, the run folder, and what the flags say of the length.

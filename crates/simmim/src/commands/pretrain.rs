@@ -8,6 +8,7 @@ use crate::commands::weights::{self, Given};
 use crate::commands::{quoted, said_of_runs};
 use crate::device;
 use crate::diagnostics::Failure;
+use crate::interrupt::Interrupt;
 use crate::meter::plural;
 use crate::progress::Progress;
 use crate::ranks;
@@ -25,8 +26,6 @@ use simmim_train::{
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) fn run(a: &Pretrain, format: LogFormat) -> Result<ExitCode, Failure> {
     ranks::run(format, |ranks| train(a, format, ranks))
@@ -88,26 +87,14 @@ fn train(a: &Pretrain, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Fai
     warnings.into_iter().chain(runs).for_each(|w| progress.show(&Event::Warning(w)));
     trainer.set_probe(probe);
     announce(&trainer, seconds, &progress);
-    let stop = on_interrupt();
-    let summary = trainer.run(&stop, &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
+    let interrupt = Interrupt::listen(a.interrupt)?;
+    let summary =
+        trainer.run(interrupt.stop(), &mut |e| progress.show(&e)).map_err(|e| Failure::from(e).after_start())?;
     progress.finish();
     if let Some(root) = trainer.root() {
         conclude(&trainer, &quoted(root), &summary, &progress, demo);
     }
-    Ok(if summary.outcome == Outcome::Stopped { ExitCode::from(130) } else { ExitCode::SUCCESS })
-}
-
-/// Is set by the first Ctrl-C; the second one ends the process.
-pub(crate) fn on_interrupt() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = Arc::clone(&stop);
-    // A second handler in one process is the only way to fail; then Ctrl-C ends the process as usual.
-    let _ = ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-    });
-    stop
+    interrupt.code(summary.outcome, ranks)
 }
 
 /// Names the settings in which a resumed run will differ from what it was: they break the promise that it ends with the same

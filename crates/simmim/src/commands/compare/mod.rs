@@ -8,23 +8,26 @@ mod report;
 use crate::arguments::{Compare, CompareMethod, LogFormat};
 use crate::commands::finetune::{Flags, recipe_for};
 use crate::commands::length::Length;
-use crate::commands::pretrain::{free_folder, on_interrupt, warmup_warning};
+use crate::commands::pretrain::{free_folder, warmup_warning};
 use crate::commands::weights::Pretrained;
 use crate::commands::write_file;
 use crate::device::{self, DeviceArguments};
 use crate::diagnostics::Failure;
+use crate::interrupt::{Interrupt, InterruptArguments};
 use crate::progress::Progress;
 use probes::Probes;
 use serde::{Deserialize, Serialize};
 use simmim_data::{LabelledSource, Source, Subset};
 use simmim_train::classify::{Arm, ArmResult, Comparison, Method, RateTrial};
 use simmim_train::probe::split;
-use simmim_train::{Event, FineTuning, LabelledData, Ranks, Recipe, RunFolder, TrainError, Trainer, settle_finetuning};
+use simmim_train::{
+    Event, FineTuning, LabelledData, Outcome, Ranks, Recipe, RunFolder, TrainError, Trainer, settle_finetuning,
+};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// One line for each finished training, so that an interrupted comparison can continue.
@@ -55,7 +58,7 @@ struct Bench {
     lr: Vec<f64>,
     scratch_lr: Vec<f64>,
     format: LogFormat,
-    stop: Arc<AtomicBool>,
+    interrupt: Interrupt,
 }
 
 /// The images of one share and seed.
@@ -126,7 +129,7 @@ pub(crate) fn run(a: &Compare, format: LogFormat) -> Result<ExitCode, Failure> {
                     wanted.dedup();
                     probes = Some(Probes::prepare(a, &bench.data, &wanted, &measured, format)?);
                 }
-                let stopped = bench.stop.load(Ordering::Relaxed);
+                let stopped = bench.interrupt.stop().load(Ordering::Relaxed);
                 let probes = probes.as_ref().filter(|_| !stopped);
                 probes.map(|probes| probes.run(s.share, s.seed, &s.images, arm)).transpose()?
             }
@@ -134,7 +137,7 @@ pub(crate) fn run(a: &Compare, format: LogFormat) -> Result<ExitCode, Failure> {
         };
         let Some(result) = result else {
             progress.say("stopped; run the same command again to continue");
-            return Ok(ExitCode::from(130));
+            return bench.interrupt.code(Outcome::Stopped, &Ranks::default());
         };
         progress.say(&format!("{title}: {:.2} % in {:.0} s", 100.0 * result.top1, result.seconds));
         append(&bench.out.join(RESULTS), &result)?;
@@ -197,8 +200,9 @@ fn prepare(a: &Compare, format: LogFormat) -> Result<Bench, Failure> {
     };
     let (lr, scratch_lr) = (rates("--lr", &a.lr)?, rates("--scratch-lr", &a.scratch_lr)?);
     let out = a.out.clone().unwrap_or_else(|| free_folder("compare"));
-    let (device, stop) = (a.start.device.clone(), on_interrupt());
-    Ok(Bench { recipe, length, weights, data, out, device, lr, scratch_lr, format, stop })
+    let interrupt = Interrupt::listen(InterruptArguments::default())?;
+    let device = a.start.device.clone();
+    Ok(Bench { recipe, length, weights, data, out, device, lr, scratch_lr, format, interrupt })
 }
 
 /// The images of every share and seed.
@@ -398,7 +402,7 @@ impl Bench {
                 progress.show(&e);
             }
         };
-        let summary = trainer.run(&self.stop, &mut tell).map_err(after)?;
+        let summary = trainer.run(self.interrupt.stop(), &mut tell).map_err(after)?;
         progress.finish();
         drop(trainer);
         for name in ["checkpoints", "best.safetensors", "last.safetensors"] {
