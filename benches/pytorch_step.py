@@ -3,6 +3,9 @@ official one on a Swin transformer.
 
     python benches/pytorch_step.py --model vit_small_patch32_224 --image-size 224 --batch 32 --threads 2 --json
 
+Started by `python -m torch.distributed.run --nproc-per-node N`, it trains on N processes with DistributedDataParallel and gloo; --batch is
+that of each, and the first prints.
+
 Images are standard normal noise and stay the same; masks are drawn anew in every step, as the tutorial does, and their drawing
 is inside the measured time. Needs torch and timm.
 
@@ -21,6 +24,7 @@ import time
 
 import timm
 import torch
+import torch.distributed
 from torch import nn
 from torch.nn import functional as F
 
@@ -131,6 +135,15 @@ def main():
         model = SimMim(vit, a.mask_ratio).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=5e-2, fused=True)
     images = torch.randn(a.batch, 3, a.image_size, a.image_size)
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > 1:
+        # DistributedDataParallel waits for a gradient of every parameter that wants one; the final norm and the class token have none.
+        model(images[:1]).backward()
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+        optimizer.zero_grad()
+        torch.distributed.init_process_group("gloo")
+        model = torch.nn.parallel.DistributedDataParallel(model)
     if a.inference:
         model = (model.encoder if a.model.startswith("swin") else model.vit).eval()
     forward = model.forward_features if a.inference else model
@@ -165,7 +178,8 @@ def main():
         "batch": a.batch,
         "threads": torch.get_num_threads(),
         "mask_ratio": a.mask_ratio,
-        "images_per_second": a.batch / median,
+        "ranks": ranks,
+        "images_per_second": ranks * a.batch / median,
         "milliseconds": median * 1e3,
         "milliseconds_min": min(seconds) * 1e3,
         "milliseconds_max": max(seconds) * 1e3,
@@ -179,6 +193,11 @@ def main():
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
+    if ranks > 1:
+        first = torch.distributed.get_rank() == 0
+        torch.distributed.destroy_process_group()
+        if not first:
+            return
     if a.json:
         print(json.dumps(result))
     else:

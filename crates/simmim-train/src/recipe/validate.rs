@@ -125,6 +125,8 @@ impl Recipe {
         }
         check.that(m.mlp_ratio > 0.0 && m.mlp_ratio <= 64.0, "model.mlp_ratio", m.mlp_ratio, "give 4, or up to 64")?;
         check.within("train.batch_size", t.batch_size, 1, 1_000_000)?;
+        check.within("train.bucket_bytes", t.bucket_bytes, 256, 1 << 30)?;
+        check.that(t.rank_timeout > 0, "train.rank_timeout", t.rank_timeout, "give seconds, such as 600")?;
         if t.accumulation > 0 && t.batch_size % t.accumulation != 0 {
             let found = format!("{}, which does not divide train.batch_size = {}", t.accumulation, t.batch_size);
             return Err(wrong(
