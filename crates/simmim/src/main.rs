@@ -7,6 +7,7 @@ mod diagnostics;
 mod interrupt;
 mod meter;
 mod npy;
+mod parts;
 mod progress;
 mod ranks;
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         Command::Neighbors(a) => commands::neighbors::run(&a, format),
         Command::Finetune(a) => commands::finetune::run(&a, format),
         Command::Evaluate(a) => commands::evaluate::run(&a),
-        Command::Predict(a) => commands::predict::run(&a),
+        Command::Predict(a) => commands::predict::run(&a, format),
         Command::Compare(a) => commands::compare::run(&a, format),
         Command::Export(a) => commands::export::run(&a, format),
         Command::Inspect(a) => commands::inspect::run(&a),

@@ -402,3 +402,32 @@ fn what_cannot_go_on_is_said_once() {
     let unknown = failed(pretrain(2, &run("unknown"), &["train.batch=10"]));
     assert!(unknown.contains("train.batch"), "{unknown}");
 }
+
+#[test]
+fn ranks_embed_their_shares() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    succeed(pretrain(0, Path::new(&path("run")), &["schedule.steps=1"]));
+    for i in 0..5u8 {
+        let image = image::GrayImage::from_fn(28, 28, |x, y| image::Luma([(x * y) as u8 ^ (i * 50)]));
+        std::fs::create_dir_all(path("images")).unwrap();
+        image.save(path(&format!("images/{i}.png"))).unwrap();
+    }
+    let embed = |ranks: usize, out: &str, more: &[&str]| {
+        let given = ["embed", "--weights", &path("run"), "--data", &path("images"), "--out", &path(out)];
+        simmim(ranks, &[&given[..], more].concat(), &[])
+    };
+    succeed(embed(0, "whole.csv", &[]));
+    succeed(embed(2, "shares.csv", &[]));
+    let rows = |name: &str| {
+        let text = std::fs::read_to_string(path(name)).unwrap();
+        text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let together = [rows("shares.csv/part-00000-of-00002.csv"), rows("shares.csv/part-00001-of-00002.csv")].concat();
+    assert!(together == rows("whole.csv"));
+    let refused = only_error(&finish(embed(2, "new.csv", &["--part", "0/2"]).spawn().unwrap()));
+    assert!(refused.contains("--part is given, and a launcher has started several ranks"), "{refused}");
+    std::fs::remove_dir_all(path("images")).unwrap();
+    let missing = only_error(&finish(embed(2, "gone.csv", &[]).spawn().unwrap()));
+    assert!(missing.contains("images"), "{missing}");
+}

@@ -37,6 +37,25 @@ impl Key {
         encoder: &Encoder,
         weights: &[(String, Vec<f32>)],
     ) -> Result<Self, DataError> {
+        let mut rest = format!("{encoder:?} {:?}", plan.pooling);
+        // Floats, which were all there was at first, are not named, so that what was kept and probed before counts.
+        if plan.precision != Precision::Float32 {
+            rest += plan.precision.name();
+        }
+        let weights = weights.iter().map(|(name, values)| (name.as_str(), values.as_slice()));
+        Self::of(source, &plan.transform, &rest, weights)
+    }
+
+    /// The key of what follows from all images of `source`, from weights, and from the `rest`.
+    ///
+    /// # Errors
+    /// As [`Key::new`].
+    pub fn of<'w>(
+        source: &dyn Source,
+        transform: &Transform,
+        rest: &str,
+        weights: impl Iterator<Item = (&'w str, &'w [f32])>,
+    ) -> Result<Self, DataError> {
         let mut data = blake3::Hasher::new();
         for index in 0..source.len() {
             let label = source.label(index).map_or(u64::MAX, |l| l as u64);
@@ -44,18 +63,14 @@ impl Key {
             data.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(&label.to_le_bytes());
             match source.stamp(index) {
                 Some((size, changed)) => data.update(&size.to_le_bytes()).update(&changed.to_le_bytes()),
-                None => hash_pixels(&mut data, source, index, plan.transform.wanted()),
+                None => hash_pixels(&mut data, source, index, transform.wanted()),
             };
         }
         // Crop, flip and policy are those of training.
         let Transform { size, channels, background, interpolation, mean, std, keep, crop: _, flip: _, policy: _ } =
-            &plan.transform;
+            transform;
         let transform = format!("{size:?} {channels} {background} {interpolation:?} {mean:?} {std:?} {keep}");
-        data.update(format!("{transform} {encoder:?} {:?}", plan.pooling).as_bytes());
-        // Floats, which were all there was at first, are not named, so that what was kept and probed before counts.
-        if plan.precision != Precision::Float32 {
-            data.update(plan.precision.name().as_bytes());
-        }
+        data.update(format!("{transform} {rest}").as_bytes());
         let mut all = blake3::Hasher::new();
         for (name, values) in weights {
             all.update(name.as_bytes()).update(&(values.len() as u64).to_le_bytes());

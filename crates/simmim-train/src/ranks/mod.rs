@@ -96,6 +96,13 @@ impl Ranks {
         self
     }
 
+    /// The same ranks, which wait for each other however long it takes: for shares of different lengths.
+    #[must_use]
+    pub fn without_limit(self) -> Self {
+        self.link.iter().for_each(|link| link.set_limit(Duration::MAX));
+        self
+    }
+
     /// The number of this rank.
     #[must_use]
     pub fn rank(&self) -> usize {

@@ -4,6 +4,7 @@ use super::{MemoryArguments, RecipeArguments};
 use crate::commands::length::minutes;
 use crate::device::DeviceArguments;
 use crate::interrupt::InterruptArguments;
+use crate::parts::PartArguments;
 use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -121,6 +122,8 @@ pub(crate) struct Predict {
     /// Table to write: file, class, probability.
     #[arg(long, value_name = "F.csv")]
     pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) parts: PartArguments,
     #[command(flatten)]
     pub(crate) device: DeviceArguments,
 }

@@ -2,6 +2,7 @@
 
 use super::at_least_one;
 use crate::device::DeviceArguments;
+use crate::parts::PartArguments;
 use clap::{Args, ValueEnum};
 use simmim_train::features::Pooling;
 use std::path::PathBuf;
@@ -96,6 +97,7 @@ impl Pool {
 Examples:
   simmim embed --weights runs/photos --data photos --out features.npy
   simmim embed --weights runs/photos --data photos --out features.parquet --layer 8
+  simmim embed --weights runs/photos --data photos --out features.parquet --part $SLURM_ARRAY_TASK_ID/16
   simmim embed --weights vit.safetensors --model vit_small_patch16_224 \\
       --data photos --out f.npy --pool none --layer 8")]
 pub(crate) struct Embed {
@@ -108,6 +110,8 @@ pub(crate) struct Embed {
     /// label (the class, if known) and vector.
     #[arg(long, value_name = "F.npy|.parquet|.csv")]
     pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) parts: PartArguments,
     /// How to pool the tokens of an image into one vector.
     #[arg(long, value_enum, default_value_t = Pool::Mean)]
     pub(crate) pool: Pool,

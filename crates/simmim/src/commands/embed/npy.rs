@@ -35,7 +35,7 @@ impl Sink for Npy {
         feature.iter().try_for_each(|v| self.file.write_all(&v.to_le_bytes())).map_err(fail(&self.path))
     }
 
-    fn finish(mut self: Box<Self>) -> Result<String, Failure> {
+    fn finish(mut self: Box<Self>) -> Result<(Vec<PathBuf>, String), Failure> {
         // Where images were left out, the array has fewer rows than its header said.
         let header = header(self.names.len(), &self.shape);
         self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(&header)).map_err(fail(&self.path))?;
@@ -45,6 +45,7 @@ impl Sink for Npy {
         let file = self.file.into_inner().map_err(fail(&self.path))?;
         file.commit().map_err(fail(&self.path))?;
         let shape: Vec<usize> = std::iter::once(self.names.len()).chain(self.shape.iter().copied()).collect();
-        Ok(format!("{} with shape {shape:?}; the image paths are in {}", self.path.display(), names.display()))
+        let said = format!("{} with shape {shape:?}; the image paths are in {}", self.path.display(), names.display());
+        Ok((vec![self.path, names], said))
     }
 }

@@ -38,11 +38,12 @@ impl Sink for Csv {
         self.file.write_record(fields).map_err(fail(&self.path))
     }
 
-    fn finish(self: Box<Self>) -> Result<String, Failure> {
+    fn finish(self: Box<Self>) -> Result<(Vec<PathBuf>, String), Failure> {
         let file = self.file.into_inner().map_err(fail(&self.path))?;
         file.commit().map_err(fail(&self.path))?;
         let (rows, cols) = (self.rows, self.cols);
-        Ok(format!("{} with {rows} rows: path, label, {cols} numbers", self.path.display()))
+        let said = format!("{} with {rows} rows: path, label, {cols} numbers", self.path.display());
+        Ok((vec![self.path], said))
     }
 }
 
@@ -136,10 +137,11 @@ impl Sink for Parquet {
         Ok(())
     }
 
-    fn finish(mut self: Box<Self>) -> Result<String, Failure> {
+    fn finish(mut self: Box<Self>) -> Result<(Vec<PathBuf>, String), Failure> {
         self.group().map_err(fail(&self.path))?;
         let file = self.file.into_inner().map_err(fail(&self.path))?;
         file.commit().map_err(fail(&self.path))?;
-        Ok(format!("{} with {} rows: path, label, vector", self.path.display(), self.rows))
+        let said = format!("{} with {} rows: path, label, vector", self.path.display(), self.rows);
+        Ok((vec![self.path], said))
     }
 }
