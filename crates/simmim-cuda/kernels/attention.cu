@@ -37,13 +37,13 @@ __device__ __forceinline__ void grad_bias_of(const Attention& attention, const S
             more = found[0];
             if (!more) continue;
             float score[4][4], grad[4][4];
-            load_rows<ROWS, DIM, THREADS>(queries, attention.queries_of(batch, head), 0, which);
-            load_rows<COLUMNS, DIM, THREADS>(columns, attention.keys_of(batch, head), key);
+            load_rows<THREADS>(queries, attention.part_of(QUERIES, batch, head), 0, which);
+            load_rows<THREADS>(columns, attention.part_of(KEYS, batch, head), key);
             __syncthreads();
             dots_of<ROWS, DIM>(score, queries, columns);
             __syncthreads();
-            load_rows<ROWS, DIM, THREADS>(queries, attention.outputs_of(saved.grad_out, batch, head), 0, which);
-            load_rows<COLUMNS, DIM, THREADS>(columns, attention.values_of(batch, head), key);
+            load_rows<THREADS>(queries, attention.outputs_of(saved.grad_out, batch, head), 0, which);
+            load_rows<THREADS>(columns, attention.part_of(VALUES, batch, head), key);
             __syncthreads();
             dots_of<ROWS, DIM>(grad, queries, columns);
 #pragma unroll

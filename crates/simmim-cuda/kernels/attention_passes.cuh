@@ -14,14 +14,14 @@ __device__ __forceinline__ void forward(const A& attention, float* out, float* l
     SHARED(float, columns, [COLUMNS][DIM + PAD]);
     SHARED(float, weights, [ROWS][COLUMNS + PAD]);
     int batch = blockIdx.x / attention.heads, head = blockIdx.x % attention.heads, first = blockIdx.y * ROWS;
-    attention.template load_queries<ROWS, DIM, THREADS>(queries, batch, head, first);
+    attention.template load<THREADS>(queries, QUERIES, batch, head, first);
     Result<DIM> result = {};
     float largest[4], total[4] = {};
 #pragma unroll
     for (int i = 0; i < 4; i++) largest[i] = -INFINITY;
     for (int key = 0; key < attention.tokens; key += COLUMNS) {
         __syncthreads();
-        attention.template load_keys<COLUMNS, DIM, THREADS>(columns, batch, head, key);
+        attention.template load<THREADS>(columns, KEYS, batch, head, key);
         __syncthreads();
         float score[4][4];
         dots_of<ROWS, DIM>(score, queries, columns);
@@ -48,7 +48,7 @@ __device__ __forceinline__ void forward(const A& attention, float* out, float* l
             result.scale_row(i, shrink);
         }
         __syncthreads();
-        attention.template load_values<COLUMNS, DIM, THREADS>(columns, batch, head, key);
+        attention.template load<THREADS>(columns, VALUES, batch, head, key);
         __syncthreads();
         result.add(weights, columns);
     }
@@ -71,17 +71,17 @@ __device__ __forceinline__ void grad_queries(const A& attention, const Saved& sa
     SHARED(float, columns, [COLUMNS][DIM + PAD]);
     SHARED(float, weights, [ROWS][COLUMNS + PAD]);
     int batch = blockIdx.x / attention.heads, head = blockIdx.x % attention.heads, first = blockIdx.y * ROWS;
-    attention.template load_queries<ROWS, DIM, THREADS>(queries, batch, head, first);
-    attention.template load_outputs<ROWS, DIM, THREADS>(grads, saved.grad_out, batch, head, first);
+    attention.template load<THREADS>(queries, QUERIES, batch, head, first);
+    attention.template load_outputs<THREADS>(grads, saved.grad_out, batch, head, first);
     Result<DIM> result = {};
     for (int key = 0; key < attention.tokens; key += COLUMNS) {
         float score[4][4], grad[4][4];
         __syncthreads();
-        attention.template load_values<COLUMNS, DIM, THREADS>(columns, batch, head, key);
+        attention.template load<THREADS>(columns, VALUES, batch, head, key);
         __syncthreads();
         dots_of<ROWS, DIM>(grad, grads, columns);
         __syncthreads();
-        attention.template load_keys<COLUMNS, DIM, THREADS>(columns, batch, head, key);
+        attention.template load<THREADS>(columns, KEYS, batch, head, key);
         __syncthreads();
         dots_of<ROWS, DIM>(score, queries, columns);
 #pragma unroll
@@ -118,13 +118,13 @@ __device__ __forceinline__ void grad_keys(const A& attention, const Saved& saved
     SHARED(float, columns, [COLUMNS][DIM + PAD]);
     SHARED(float, weights, [ROWS][COLUMNS + PAD]);
     int batch = blockIdx.x / attention.heads, head = blockIdx.x % attention.heads, first = blockIdx.y * ROWS;
-    attention.template load_keys<ROWS, DIM, THREADS>(keys, batch, head, first);
-    attention.template load_values<ROWS, DIM, THREADS>(values, batch, head, first);
+    attention.template load<THREADS>(keys, KEYS, batch, head, first);
+    attention.template load<THREADS>(values, VALUES, batch, head, first);
     Result<DIM> grad_k = {}, grad_v = {};
     for (int query = 0; query < attention.queries; query += COLUMNS) {
         float p[4][4], grad[4][4];
         __syncthreads();
-        attention.template load_queries<COLUMNS, DIM, THREADS>(columns, batch, head, query);
+        attention.template load<THREADS>(columns, QUERIES, batch, head, query);
         __syncthreads();
         dots_of<ROWS, DIM>(p, keys, columns);
 #pragma unroll
@@ -140,12 +140,12 @@ __device__ __forceinline__ void grad_keys(const A& attention, const Saved& saved
             }
         }
         __syncthreads();
-        attention.template load_outputs<COLUMNS, DIM, THREADS>(columns, saved.grad_out, batch, head, query);
+        attention.template load_outputs<THREADS>(columns, saved.grad_out, batch, head, query);
         __syncthreads();
         grad_v.add(weights, columns);
         dots_of<ROWS, DIM>(grad, values, columns);
         __syncthreads();
-        attention.template load_queries<COLUMNS, DIM, THREADS>(columns, batch, head, query);
+        attention.template load<THREADS>(columns, QUERIES, batch, head, query);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
 #pragma unroll

@@ -7,6 +7,9 @@
 constexpr int COLUMNS = 32;
 constexpr int PAD = 4;
 
+// In the order in which a packed layer holds them.
+enum Part { QUERIES, KEYS, VALUES };
+
 // One head of a tensor: `count` rows of head_dim floats, `stride` apart.
 struct Head {
     const float* start;
@@ -21,8 +24,9 @@ __device__ __forceinline__ float4 load4(const float* from) { return *reinterpret
 
 // Rows `first .. first + COUNT` of a head, zeros outside of it. `which` names the rows instead where it is not null; a negative one
 // is zeros.
-template <int COUNT, int DIM, int THREADS>
-__device__ __forceinline__ void load_rows(float (&tile)[COUNT][DIM + PAD], Head from, int first, const int* which = nullptr) {
+template <int THREADS, int COUNT, int WIDTH>
+__device__ __forceinline__ void load_rows(float (&tile)[COUNT][WIDTH], Head from, int first, const int* which = nullptr) {
+    constexpr int DIM = WIDTH - PAD;
     for (int at = threadIdx.x; at < COUNT * DIM; at += THREADS) {
         int i = at / DIM, c = at % DIM, row = which ? which[i] : first + i;
         bool valid = row >= 0 && row < from.count && c < from.dim;
@@ -136,30 +140,21 @@ struct Attention {
     __device__ __forceinline__ Head head_of(const float* start, Index stride, int count, int batch, int head) const {
         return {start + batch * count * stride + head * head_dim, stride, count, head_dim};
     }
-    __device__ __forceinline__ Head queries_of(int batch, int head) const { return head_of(q, q_stride, queries, batch, head); }
-    __device__ __forceinline__ Head keys_of(int batch, int head) const { return head_of(kv, kv_stride, tokens, batch, head); }
-    __device__ __forceinline__ Head values_of(int batch, int head) const {
-        return head_of(kv + heads * head_dim, kv_stride, tokens, batch, head);
+    __device__ __forceinline__ Head part_of(Part part, int batch, int head) const {
+        if (part == QUERIES) return head_of(q, q_stride, queries, batch, head);
+        return head_of(part == KEYS ? kv : kv + heads * head_dim, kv_stride, tokens, batch, head);
     }
     // A tensor of the shape of the output.
     __device__ __forceinline__ Head outputs_of(const float* start, int batch, int head) const {
         return head_of(start, heads * head_dim, queries, batch, head);
     }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_queries(float (&tile)[COUNT][DIM + PAD], int batch, int head, int first) const {
-        load_rows<COUNT, DIM, THREADS>(tile, queries_of(batch, head), first);
+    template <int THREADS, int COUNT, int WIDTH>
+    __device__ __forceinline__ void load(float (&tile)[COUNT][WIDTH], Part part, int batch, int head, int first) const {
+        load_rows<THREADS>(tile, part_of(part, batch, head), first);
     }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_keys(float (&tile)[COUNT][DIM + PAD], int batch, int head, int first) const {
-        load_rows<COUNT, DIM, THREADS>(tile, keys_of(batch, head), first);
-    }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_values(float (&tile)[COUNT][DIM + PAD], int batch, int head, int first) const {
-        load_rows<COUNT, DIM, THREADS>(tile, values_of(batch, head), first);
-    }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][DIM + PAD], const float* start, int batch, int head, int first) const {
-        load_rows<COUNT, DIM, THREADS>(tile, outputs_of(start, batch, head), first);
+    template <int THREADS, int COUNT, int WIDTH>
+    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][WIDTH], const float* start, int batch, int head, int first) const {
+        load_rows<THREADS>(tile, outputs_of(start, batch, head), first);
     }
     __device__ __forceinline__ float* output_row(float* out, int batch, int head, int of) const {
         return out + ((static_cast<Index>(batch) * queries + of) * heads + head) * head_dim;

@@ -20,9 +20,10 @@ struct Windows {
     }
     __device__ __forceinline__ Index dim() const { return static_cast<Index>(heads) * head_dim; }
 
-    // Places `first .. first + COUNT` of part 0 (queries), 1 (keys) or 2 (values); zeros behind the last.
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load(float (&tile)[COUNT][DIM + PAD], int part, int sample, int head, int first) const {
+    // Places `first .. first + COUNT` of a part; zeros behind the last.
+    template <int THREADS, int COUNT, int WIDTH>
+    __device__ __forceinline__ void load(float (&tile)[COUNT][WIDTH], Part part, int sample, int head, int first) const {
+        constexpr int DIM = WIDTH - PAD;
         Index column = part * dim() + head * head_dim, image = sample / windows;
         for (int at = threadIdx.x; at < COUNT * DIM; at += THREADS) {
             int i = at / DIM, c = at % DIM, place = first + i;
@@ -38,20 +39,9 @@ struct Windows {
             tile[i][c] = value;
         }
     }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_queries(float (&tile)[COUNT][DIM + PAD], int sample, int head, int first) const {
-        load<COUNT, DIM, THREADS>(tile, 0, sample, head, first);
-    }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_keys(float (&tile)[COUNT][DIM + PAD], int sample, int head, int first) const {
-        load<COUNT, DIM, THREADS>(tile, 1, sample, head, first);
-    }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_values(float (&tile)[COUNT][DIM + PAD], int sample, int head, int first) const {
-        load<COUNT, DIM, THREADS>(tile, 2, sample, head, first);
-    }
-    template <int COUNT, int DIM, int THREADS>
-    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][DIM + PAD], const float* start, int sample, int head, int first) const {
+    template <int THREADS, int COUNT, int WIDTH>
+    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][WIDTH], const float* start, int sample, int head, int first) const {
+        constexpr int DIM = WIDTH - PAD;
         Index image = sample / windows;
         for (int at = threadIdx.x; at < COUNT * DIM; at += THREADS) {
             int i = at / DIM, c = at % DIM, place = first + i;
@@ -107,13 +97,13 @@ __device__ __forceinline__ void grad_bias_part(const Windows& windows, const Sav
     for (int sample = part * samples_of_part; sample < min(samples, (part + 1) * samples_of_part); sample++) {
         float score[4][4], grad[4][4];
         __syncthreads();
-        windows.load_queries<ROWS, DIM, THREADS>(rows, sample, head, query);
-        windows.load_keys<COLUMNS, DIM, THREADS>(columns, sample, head, key);
+        windows.load<THREADS>(rows, QUERIES, sample, head, query);
+        windows.load<THREADS>(columns, KEYS, sample, head, key);
         __syncthreads();
         dots_of<ROWS, DIM>(score, rows, columns);
         __syncthreads();
-        windows.load_outputs<ROWS, DIM, THREADS>(rows, saved.grad_out, sample, head, query);
-        windows.load_values<COLUMNS, DIM, THREADS>(columns, sample, head, key);
+        windows.load_outputs<THREADS>(rows, saved.grad_out, sample, head, query);
+        windows.load<THREADS>(columns, VALUES, sample, head, key);
         __syncthreads();
         dots_of<ROWS, DIM>(grad, rows, columns);
 #pragma unroll

@@ -44,54 +44,24 @@ struct Kernels {
     bias: (&'static str, usize),
 }
 
-const KERNELS: [Kernels; 4] = [
-    Kernels {
-        head_dim: 32,
-        forward: ("attention_32", 64),
-        queries: ("attention_grad_queries_32", 32),
-        keys: ("attention_grad_keys_32", 32),
-        bias: ("attention_grad_bias_32", 32),
-    },
-    Kernels {
-        head_dim: 64,
-        forward: ("attention_64", 64),
-        queries: ("attention_grad_queries_64", 32),
-        keys: ("attention_grad_keys_64", 32),
-        bias: ("attention_grad_bias_64", 32),
-    },
-    Kernels {
-        head_dim: 96,
-        forward: ("attention_96", 32),
-        queries: ("attention_grad_queries_96", 32),
-        keys: ("attention_grad_keys_96", 32),
-        bias: ("attention_grad_bias_96", 32),
-    },
-    Kernels {
-        head_dim: 128,
-        forward: ("attention_128", 32),
-        queries: ("attention_grad_queries_128", 16),
-        keys: ("attention_grad_keys_128", 16),
-        bias: ("attention_grad_bias_128", 32),
-    },
-];
+macro_rules! kernels {
+    ($file:literal: $($head_dim:literal: [$forward:literal, $queries:literal, $keys:literal, $bias:literal]),*) => {
+        [$(Kernels {
+            head_dim: $head_dim,
+            forward: (concat!($file, "_", $head_dim), $forward),
+            queries: (concat!($file, "_grad_queries_", $head_dim), $queries),
+            keys: (concat!($file, "_grad_keys_", $head_dim), $keys),
+            bias: (concat!($file, "_grad_bias_", $head_dim), $bias),
+        }),*]
+    };
+}
+
+const KERNELS: [Kernels; 4] = kernels!(
+    "attention": 32: [64, 32, 32, 32], 64: [64, 32, 32, 32], 96: [32, 32, 32, 32], 128: [32, 16, 16, 32]
+);
 
 /// The same within windows.
-const WINDOW_KERNELS: [Kernels; 2] = [
-    Kernels {
-        head_dim: 32,
-        forward: ("window_attention_32", 64),
-        queries: ("window_attention_grad_queries_32", 32),
-        keys: ("window_attention_grad_keys_32", 32),
-        bias: ("window_attention_grad_bias_32", 32),
-    },
-    Kernels {
-        head_dim: 64,
-        forward: ("window_attention_64", 64),
-        queries: ("window_attention_grad_queries_64", 32),
-        keys: ("window_attention_grad_keys_64", 32),
-        bias: ("window_attention_grad_bias_64", 32),
-    },
-];
+const WINDOW_KERNELS: [Kernels; 2] = kernels!("window_attention": 32: [64, 32, 32, 32], 64: [64, 32, 32, 32]);
 
 /// Windows of an image's batch for which a block sums the gradient of the bias, at least; and parts of that sum, at most.
 const SAMPLES_OF_PART: usize = 16;
