@@ -3,13 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test or benchmark may fail loudly")]
 
-use simmim_cases::{Case, cases, random_inputs};
+use simmim_cases::{Case, LIMIT, cases, mixed_limit, random_inputs};
 use simmim_engine::cpu::{CpuExecutor, Isa};
 use simmim_engine::graph::Node;
 use simmim_engine::mixed::{mixed, mixed_everywhere};
-use simmim_engine::ops::{LayerNormGradInput, Linear, Op, Operation};
+use simmim_engine::ops::{LayerNormGradInput, Linear, Op};
 use simmim_engine::reference::{Data, Tensor, evaluate};
-use simmim_engine::{DType, Executor, Graph, Program, TensorType};
+use simmim_engine::{Executor, Graph, Program, TensorType};
 use simmim_random::{Purpose, Stream};
 use std::collections::HashMap;
 
@@ -46,7 +46,7 @@ fn check(case: &Case, seed: u64) {
         let one = run(&graph, &given, isa, 1);
         for ((name, _), (found, truth)) in graph.outputs().iter().zip(one.iter().zip(&truth)) {
             let error = simmim_testing::relative_error(found, truth);
-            assert!(error < 2e-5, "{} {name} on {}: {error:e}\n{graph}", case.variant, isa.name());
+            assert!(error < LIMIT, "{} {name} on {}: {error:e}\n{graph}", case.variant, isa.name());
         }
         for threads in [2, 3] {
             for (a, b) in one.iter().zip(run(&graph, &given, isa, threads)) {
@@ -54,22 +54,6 @@ fn check(case: &Case, seed: u64) {
                 assert!(error < 1e-6, "{} differs with {threads} threads: {error:e}", case.variant);
             }
         }
-    }
-}
-
-/// How far a result in mixed precision may lie from the reference, which rounds what is stored in bfloat16 as the kernels do. Products of
-/// rounded operands are exact and their sums floats, so where nothing else is rounded the bound is that of floats. A stored result
-/// can fall on the other side of the middle between two numbers: half of 2^-7 and the error of the sum. Attention also rounds
-/// probabilities and the gradients of scores, each by 2^-9 of a term; the sums of these may nearly cancel.
-fn bound(graph: &Graph, output: simmim_engine::ValueId, variant: &str) -> f64 {
-    let rounds = |node: &&simmim_engine::graph::Node| {
-        node.outputs.contains(&output) && node.inputs.iter().any(|v| graph.ty(*v).dtype == DType::Bf16)
-    };
-    let maker = graph.nodes().iter().find(rounds);
-    match maker.map(|node| node.op.name()) {
-        _ if variant.contains("Attention") => 1.5 * 2f64.powi(-7),
-        Some("cast") => 2f64.powi(-8) + 2e-5,
-        _ => 2e-5,
     }
 }
 
@@ -85,7 +69,8 @@ fn check_mixed(case: &Case, seed: u64) -> bool {
         let one = run(&graph, &given, isa, 1);
         for ((name, value), found) in graph.outputs().iter().zip(&one) {
             let truth: Vec<f32> = values[value.index()].f64().iter().map(|&v| v as f32).collect();
-            let (error, bound) = (simmim_testing::relative_error(found, &truth), bound(&graph, *value, case.variant));
+            let error = simmim_testing::relative_error(found, &truth);
+            let bound = mixed_limit(&graph, *value, case.variant);
             assert!(error <= bound, "{} {name} on {}: {error:e} > {bound:e}\n{graph}", case.variant, isa.name());
         }
         assert_eq!(one, run(&graph, &given, isa, 3), "{} differs with threads on {}", case.variant, isa.name());

@@ -3,6 +3,7 @@
 
 #[allow(unreachable_pub, reason = "a crate of its own, compiled here for the types of this build")]
 #[path = "../../../simmim-cases/src/lib.rs"]
+#[allow(dead_code, reason = "limits are for those who compute")]
 mod cases;
 
 use super::*;
