@@ -1,6 +1,7 @@
-// Stands in for cuBLASLt: products of column-major matrices of floats with a bias, in the order of their terms.
+// Stands in for cuBLASLt: products of column-major matrices of floats or bfloat16 with a bias of floats, in the order of their terms.
 
 #include "queue.h"
+#include "simt.h"
 
 #include <cstdint>
 #include <cstdlib>
@@ -11,6 +12,7 @@ namespace {
 
 enum Status { kSuccess = 0, kInvalidValue = 7, kNotSupported = 15 };
 constexpr int kFloat = 0;         // CUDA_R_32F
+constexpr int kBfloat16 = 14;     // CUDA_R_16BF
 constexpr int kCompute32 = 68;    // CUBLAS_COMPUTE_32F
 constexpr int kEpilogueNone = 1;  // CUBLASLT_EPILOGUE_DEFAULT
 constexpr int kEpilogueBias = 4;  // CUBLASLT_EPILOGUE_BIAS
@@ -28,8 +30,10 @@ struct Product {
     const float* bias = nullptr;
 };
 
-float at(const float* matrix, const Layout& layout, bool transposed, uint64_t row, uint64_t column) {
-    return transposed ? matrix[row * layout.stride + column] : matrix[column * layout.stride + row];
+float at(const void* matrix, const Layout& layout, bool transposed, uint64_t row, uint64_t column) {
+    uint64_t place = transposed ? row * layout.stride + column : column * layout.stride + row;
+    if (layout.type == kFloat) return static_cast<const float*>(matrix)[place];
+    return float_of(static_cast<const uint16_t*>(matrix)[place]);
 }
 
 }  // namespace
@@ -44,7 +48,7 @@ int cublasLtCreate(void** handle) {
 }
 int cublasLtDestroy(void*) { return kSuccess; }
 int cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t stride) {
-    if (type != kFloat || stride < static_cast<int64_t>(rows)) return kInvalidValue;
+    if ((type != kFloat && type != kBfloat16) || stride < static_cast<int64_t>(rows)) return kInvalidValue;
     *layout = new Layout{type, rows, columns, stride};
     return kSuccess;
 }
@@ -106,7 +110,9 @@ int cublasLtMatmul(void*, void* description, const void* alpha, const void* a, v
     bool fits = (product.transposed_a ? la.columns : la.rows) == ld.rows && (product.transposed_b ? lb.rows : lb.columns) == ld.columns &&
                 inner == (product.transposed_b ? lb.columns : lb.rows) && lc.rows == ld.rows && lc.columns == ld.columns;
     bool biased = product.epilogue == kEpilogueBias;
-    if (!fits || (!biased && product.epilogue != kEpilogueNone) || (biased && !product.bias) || *static_cast<const uint64_t*>(algorithm) != 42) {
+    // The operands are of one type; of bfloat16, the result may be floats, and a bias has the type of the result.
+    bool types = la.type == lb.type && lc.type == ld.type && (la.type == kBfloat16 || ld.type == kFloat) && !(biased && ld.type != kFloat);
+    if (!fits || !types || (!biased && product.epilogue != kEpilogueNone) || (biased && !product.bias) || *static_cast<const uint64_t*>(algorithm) != 42) {
         return kInvalidValue;
     }
     float scale, keep;
@@ -118,14 +124,17 @@ int cublasLtMatmul(void*, void* description, const void* alpha, const void* a, v
             for (uint64_t m = 0; m < ld.rows; m++) {
                 float sum = 0;
                 for (uint64_t k = 0; k < inner; k++) {
-                    sum += at(static_cast<const float*>(a), la, product.transposed_a, m, k) * at(static_cast<const float*>(b), lb, product.transposed_b, k, n);
+                    sum += at(a, la, product.transposed_a, m, k) * at(b, lb, product.transposed_b, k, n);
                 }
                 sum *= scale;
-                if (keep != 0) sum += keep * static_cast<const float*>(c)[n * lc.stride + m];
+                if (keep != 0) sum += keep * at(c, lc, false, m, n);
                 if (biased) sum += product.bias[m];
                 column[m] = sum;
             }
-            std::memcpy(static_cast<float*>(d) + n * ld.stride, column.data(), 4 * ld.rows);
+            for (uint64_t m = 0; m < ld.rows; m++) {
+                if (ld.type == kFloat) static_cast<float*>(d)[n * ld.stride + m] = column[m];
+                else static_cast<uint16_t*>(d)[n * ld.stride + m] = bf16_of(column[m]);
+            }
         }
     }) ? 14 : kSuccess;
 }

@@ -109,6 +109,7 @@ inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline uint16_t bf16_of(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;  // what cvt makes of any NaN
     return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 inline float float_of(uint16_t bits) {

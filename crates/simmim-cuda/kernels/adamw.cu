@@ -1,11 +1,13 @@
 // AdamW over all parameters in one launch.
 #include "tensors.cuh"
+#include "values.cuh"
 
 struct AdamWTensor {
     float* param;
     float* grad;
     float* m;
     float* v;
+    uint16_t* copy;  // the parameter in bfloat16, or null
     Index count;
     float beta1, beta2, eps, weight_decay, lr_scale, unused;
 };
@@ -26,6 +28,8 @@ extern "C" __global__ void __launch_bounds__(256) adamw(const AdamWTensor* __res
         float v = fmaf(t.beta2, t.v[i], (1.0f - t.beta2) * g * g);
         t.m[i] = m;
         t.v[i] = v;
-        t.param[i] = t.param[i] * keep - rate * m / (sqrtf(v) * root + t.eps);
+        float param = t.param[i] * keep - rate * m / (sqrtf(v) * root + t.eps);
+        t.param[i] = param;
+        if (t.copy) t.copy[i] = bf16_of(param);
     }
 }

@@ -76,13 +76,13 @@ __device__ __forceinline__ void grad_bias_of(const Attention& attention, const S
 }  // namespace
 
 // Heads of up to 32, 64, 96 and 128 columns.
-extern "C" __global__ void __launch_bounds__(128, 2) attention_32(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<64, 32>(attention, out, lse); }
-extern "C" __global__ void __launch_bounds__(128, 2) attention_64(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<64, 64>(attention, out, lse); }
-extern "C" __global__ void __launch_bounds__(64, 4) attention_96(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<32, 96>(attention, out, lse); }
-extern "C" __global__ void __launch_bounds__(64, 4) attention_128(const __grid_constant__ Attention attention, float* __restrict__ out, float* __restrict__ lse) { forward<32, 128>(attention, out, lse); }
+extern "C" __global__ void __launch_bounds__(128, 2) attention_32(const __grid_constant__ Attention attention, const Values out, float* __restrict__ lse) { forward<64, 32>(attention, out, lse); }
+extern "C" __global__ void __launch_bounds__(128, 2) attention_64(const __grid_constant__ Attention attention, const Values out, float* __restrict__ lse) { forward<64, 64>(attention, out, lse); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_96(const __grid_constant__ Attention attention, const Values out, float* __restrict__ lse) { forward<32, 96>(attention, out, lse); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_128(const __grid_constant__ Attention attention, const Values out, float* __restrict__ lse) { forward<32, 128>(attention, out, lse); }
 
 // delta[row] = sum over a head of grad_out out, the rows [batch][heads][queries]: a warp takes a row.
-extern "C" __global__ void __launch_bounds__(128) attention_grad_delta(const float* __restrict__ grad_out, const float* __restrict__ out, float* __restrict__ delta, Index rows, int queries, int heads, int head_dim) {
+extern "C" __global__ void __launch_bounds__(128) attention_grad_delta(const Values grad_out, const Values out, float* __restrict__ delta, Index rows, int queries, int heads, int head_dim) {
     Index row = static_cast<Index>(blockIdx.x) * 4 + threadIdx.x / 32, kept = min(row, rows - 1);
     int lane = threadIdx.x % 32, query = static_cast<int>(kept % queries), head = static_cast<int>(kept / queries % heads);
     Index start = ((kept / queries / heads * queries + query) * heads + head) * head_dim;
@@ -92,15 +92,15 @@ extern "C" __global__ void __launch_bounds__(128) attention_grad_delta(const flo
     if (row < rows && lane == 0) delta[row] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<32, 32>(attention, saved, grad_q); }
-extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<32, 64>(attention, saved, grad_q); }
-extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_96(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<32, 96>(attention, saved, grad_q); }
-extern "C" __global__ void __launch_bounds__(32, 8) attention_grad_queries_128(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_q) { grad_queries<16, 128>(attention, saved, grad_q); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_q) { grad_queries<32, 32>(attention, saved, grad_q); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_q) { grad_queries<32, 64>(attention, saved, grad_q); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_queries_96(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_q) { grad_queries<32, 96>(attention, saved, grad_q); }
+extern "C" __global__ void __launch_bounds__(32, 8) attention_grad_queries_128(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_q) { grad_queries<16, 128>(attention, saved, grad_q); }
 
-extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<32, 32>(attention, saved, grad_kv); }
-extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<32, 64>(attention, saved, grad_kv); }
-extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_96(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<32, 96>(attention, saved, grad_kv); }
-extern "C" __global__ void __launch_bounds__(32, 8) attention_grad_keys_128(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_kv) { grad_keys<16, 128>(attention, saved, grad_kv); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_kv) { grad_keys<32, 32>(attention, saved, grad_kv); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_kv) { grad_keys<32, 64>(attention, saved, grad_kv); }
+extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_keys_96(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_kv) { grad_keys<32, 96>(attention, saved, grad_kv); }
+extern "C" __global__ void __launch_bounds__(32, 8) attention_grad_keys_128(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, const Values grad_kv) { grad_keys<16, 128>(attention, saved, grad_kv); }
 
 extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_bias_32(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_bias, int batches) { grad_bias_of<32, 32>(attention, saved, grad_bias, batches); }
 extern "C" __global__ void __launch_bounds__(64, 4) attention_grad_bias_64(const __grid_constant__ Attention attention, const __grid_constant__ Saved saved, float* __restrict__ grad_bias, int batches) { grad_bias_of<32, 64>(attention, saved, grad_bias, batches); }

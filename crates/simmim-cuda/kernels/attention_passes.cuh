@@ -8,7 +8,7 @@
 
 // blockIdx.x: sample and head; blockIdx.y: ROWS queries.
 template <int ROWS, int DIM, class A>
-__device__ __forceinline__ void forward(const A& attention, float* out, float* lse) {
+__device__ __forceinline__ void forward(const A& attention, const Values& out, float* lse) {
     constexpr int THREADS = 2 * ROWS;
     SHARED(float, queries, [ROWS][DIM + PAD]);
     SHARED(float, columns, [COLUMNS][DIM + PAD]);
@@ -56,15 +56,15 @@ __device__ __forceinline__ void forward(const A& attention, float* out, float* l
     for (int i = 0; i < 4; i++) {
         int query = first + row_of(i);
         if (query >= attention.queries) continue;
-        float* to = attention.output_row(out, batch, head, query);
-        if (to) result.write_row(i, to, attention.head_dim, 1.0f / total[i]);
+        Values to = attention.output_row(out, batch, head, query);
+        if (to.start) result.write_row(i, to, attention.head_dim, 1.0f / total[i]);
         if (threadIdx.x % 8 == 0) lse[attention.row(batch, head, query)] = largest[i] + logf(total[i]);
     }
 }
 
 // grad_q of ROWS queries.
 template <int ROWS, int DIM, class A>
-__device__ __forceinline__ void grad_queries(const A& attention, const Saved& saved, float* grad_q) {
+__device__ __forceinline__ void grad_queries(const A& attention, const Saved& saved, const Values& grad_q) {
     constexpr int THREADS = 2 * ROWS;
     SHARED(float, queries, [ROWS][DIM + PAD]);
     SHARED(float, grads, [ROWS][DIM + PAD]);
@@ -104,14 +104,14 @@ __device__ __forceinline__ void grad_queries(const A& attention, const Saved& sa
     for (int i = 0; i < 4; i++) {
         int query = first + row_of(i);
         if (query >= attention.queries) continue;
-        float* to = attention.grad_query_row(grad_q, batch, head, query);
-        if (to) result.write_row(i, to, attention.head_dim, attention.scale);
+        Values to = attention.grad_query_row(grad_q, batch, head, query);
+        if (to.start) result.write_row(i, to, attention.head_dim, attention.scale);
     }
 }
 
 // grad_k and grad_v of ROWS keys.
 template <int ROWS, int DIM, class A>
-__device__ __forceinline__ void grad_keys(const A& attention, const Saved& saved, float* grad_kv) {
+__device__ __forceinline__ void grad_keys(const A& attention, const Saved& saved, const Values& grad_kv) {
     constexpr int THREADS = 2 * ROWS;
     SHARED(float, keys, [ROWS][DIM + PAD]);
     SHARED(float, values, [ROWS][DIM + PAD]);
@@ -161,8 +161,8 @@ __device__ __forceinline__ void grad_keys(const A& attention, const Saved& saved
     for (int i = 0; i < 4; i++) {
         int key = first + row_of(i);
         if (key >= attention.tokens) continue;
-        float* to = attention.grad_key_row(grad_kv, batch, head, key);
+        Values to = attention.grad_key_row(grad_kv, batch, head, key);
         grad_k.write_row(i, to, attention.head_dim, attention.scale);
-        grad_v.write_row(i, to + attention.heads * attention.head_dim, attention.head_dim, 1.0f);
+        grad_v.write_row(i, to.from(attention.heads * attention.head_dim), attention.head_dim, 1.0f);
     }
 }

@@ -2,7 +2,7 @@
 //
 // A block of 2 ROWS threads sees its ROWS x 32 scores as [i][j]: thread t has rows `t / 8 * 4 + i` and columns `t % 8 + 8 j`.
 #pragma once
-#include "simt.cuh"
+#include "values.cuh"
 
 constexpr int COLUMNS = 32;
 constexpr int PAD = 4;
@@ -10,9 +10,9 @@ constexpr int PAD = 4;
 // In the order in which a packed layer holds them.
 enum Part { QUERIES, KEYS, VALUES };
 
-// One head of a tensor: `count` rows of head_dim floats, `stride` apart.
+// One head of a tensor: `count` rows of head_dim numbers, `stride` apart.
 struct Head {
-    const float* start;
+    Values start;
     Index stride;
     int count;
     int dim;
@@ -98,13 +98,13 @@ struct Result {
     }
 
     // Writes row i, times `factor`, to a row of a head.
-    __device__ __forceinline__ void write_row(int i, float* to, int dim, float factor) const {
+    __device__ __forceinline__ void write_row(int i, const Values& to, int dim, float factor) const {
 #pragma unroll
         for (int run = 0; run < DIM / 32; run++) {
 #pragma unroll
             for (int c = 0; c < 4; c++) {
                 int column = run * 32 + threadIdx.x % 8 * 4 + c;
-                if (column < dim) to[column] = value[i][run][c] * factor;
+                if (column < dim) to.put(column, value[i][run][c] * factor);
             }
         }
     }
@@ -122,30 +122,29 @@ __device__ __forceinline__ float row_max(float value) {
 
 // What the backward reads beside the forward's inputs: delta is the sum over a head of grad_out times out.
 struct Saved {
-    const float* grad_out;
+    Values grad_out;
     const float* lse;
     const float* delta;
 };
 
-// How queries, keys and values lie in memory. Packed: `kv` is `q + dim`, both strides are 3 dim, `query` is null.
+// How queries, keys and values lie in memory. Packed: `kv` is `q` from `dim` on, both strides are 3 dim, `query` is null.
 struct Attention {
-    const float* q;
-    const float* kv;
+    Values q, kv;
     const float* bias;  // [heads][positions][tokens], or null
     const int* query;   // row of the bias of each query, or null: its own number
     Index q_stride, kv_stride;
     int queries, tokens, heads, head_dim, positions;
     float scale;
 
-    __device__ __forceinline__ Head head_of(const float* start, Index stride, int count, int batch, int head) const {
-        return {start + batch * count * stride + head * head_dim, stride, count, head_dim};
+    __device__ __forceinline__ Head head_of(const Values& start, Index stride, int count, int batch, int head) const {
+        return {start.from(batch * count * stride + head * head_dim), stride, count, head_dim};
     }
     __device__ __forceinline__ Head part_of(Part part, int batch, int head) const {
         if (part == QUERIES) return head_of(q, q_stride, queries, batch, head);
-        return head_of(part == KEYS ? kv : kv + heads * head_dim, kv_stride, tokens, batch, head);
+        return head_of(kv.from(part == KEYS ? 0 : heads * head_dim), kv_stride, tokens, batch, head);
     }
     // A tensor of the shape of the output.
-    __device__ __forceinline__ Head outputs_of(const float* start, int batch, int head) const {
+    __device__ __forceinline__ Head outputs_of(const Values& start, int batch, int head) const {
         return head_of(start, heads * head_dim, queries, batch, head);
     }
     template <int THREADS, int COUNT, int WIDTH>
@@ -153,17 +152,17 @@ struct Attention {
         load_rows<THREADS>(tile, part_of(part, batch, head), first);
     }
     template <int THREADS, int COUNT, int WIDTH>
-    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][WIDTH], const float* start, int batch, int head, int first) const {
+    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][WIDTH], const Values& start, int batch, int head, int first) const {
         load_rows<THREADS>(tile, outputs_of(start, batch, head), first);
     }
-    __device__ __forceinline__ float* output_row(float* out, int batch, int head, int of) const {
-        return out + ((static_cast<Index>(batch) * queries + of) * heads + head) * head_dim;
+    __device__ __forceinline__ Values output_row(const Values& out, int batch, int head, int of) const {
+        return out.from(((static_cast<Index>(batch) * queries + of) * heads + head) * head_dim);
     }
-    __device__ __forceinline__ float* grad_query_row(float* grad_q, int batch, int head, int of) const {
-        return grad_q + (static_cast<Index>(batch) * queries + of) * q_stride + head * head_dim;
+    __device__ __forceinline__ Values grad_query_row(const Values& grad_q, int batch, int head, int of) const {
+        return grad_q.from((static_cast<Index>(batch) * queries + of) * q_stride + head * head_dim);
     }
-    __device__ __forceinline__ float* grad_key_row(float* grad_kv, int batch, int head, int key) const {
-        return grad_kv + (static_cast<Index>(batch) * tokens + key) * kv_stride + head * head_dim;
+    __device__ __forceinline__ Values grad_key_row(const Values& grad_kv, int batch, int head, int key) const {
+        return grad_kv.from((static_cast<Index>(batch) * tokens + key) * kv_stride + head * head_dim);
     }
     __device__ __forceinline__ float delta(const Saved& saved, int batch, int head, int of) const {
         return saved.delta[row(batch, head, of)];

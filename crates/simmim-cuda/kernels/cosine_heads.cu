@@ -1,5 +1,5 @@
 // Queries and keys of unit length. Values stay as they are.
-#include "simt.cuh"
+#include "values.cuh"
 
 namespace {
 
@@ -33,21 +33,21 @@ __device__ __forceinline__ float factor(float logit_scale) { return expf(fminf(l
 }  // namespace
 
 // In place.
-extern "C" __global__ void __launch_bounds__(128) cosine_heads(float* __restrict__ qkv, const float* __restrict__ logit_scale, float* __restrict__ rnorm, Index rows, int heads, int head_dim) {
+extern "C" __global__ void __launch_bounds__(128) cosine_heads(const Values qkv, const float* __restrict__ logit_scale, float* __restrict__ rnorm, Index rows, int heads, int head_dim) {
     Place place(rows, heads);
-    float* head = qkv + place.start(heads, head_dim);
+    Values head = qkv.from(place.start(heads, head_dim));
     float sum = 0;
     for (int c = threadIdx.x % 32; c < head_dim; c += 32) sum = fmaf(head[c], head[c], sum);
     sum = warp_sum(sum);
     if (!place.valid) return;
     float inverse = 1.0f / fmaxf(sqrtf(sum), SMALLEST_LENGTH);
     float scale = inverse * (place.part == 0 ? factor(logit_scale[place.head]) : 1.0f);
-    for (int c = threadIdx.x % 32; c < head_dim; c += 32) head[c] *= scale;
+    for (int c = threadIdx.x % 32; c < head_dim; c += 32) head.put(c, head[c] * scale);
     if (threadIdx.x % 32 == 0) rnorm[place.length(heads)] = inverse;
 }
 
 // In place; dots [rows][heads] receives what the gradient of the scale is the sum of.
-extern "C" __global__ void __launch_bounds__(128) cosine_heads_grad(float* __restrict__ grad, const float* __restrict__ y, const float* __restrict__ rnorm, const float* __restrict__ logit_scale, float* __restrict__ dots, Index rows, int heads, int head_dim) {
+extern "C" __global__ void __launch_bounds__(128) cosine_heads_grad(const Values grad, const Values y, const float* __restrict__ rnorm, const float* __restrict__ logit_scale, float* __restrict__ dots, Index rows, int heads, int head_dim) {
     Place place(rows, heads);
     Index start = place.start(heads, head_dim);
     float dot = 0;
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(128) cosine_heads_grad(float* __res
     float scale = place.part == 0 ? factor(logit_scale[place.head]) : 1.0f;
     float inverse = rnorm[place.length(heads)], along = dot / scale;
     for (int c = threadIdx.x % 32; c < head_dim; c += 32) {
-        grad[start + c] = inverse * (scale * grad[start + c] - y[start + c] * along);
+        grad.put(start + c, inverse * (scale * grad[start + c] - y[start + c] * along));
     }
     if (place.part == 0 && threadIdx.x % 32 == 0) dots[place.row * heads + place.head] = dot;
 }

@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(256) embed_rows(const float* __rest
 // there is one.
 extern "C" __global__ void __launch_bounds__(128) embed_rows_grad_pos(const float* __restrict__ grad, const int* __restrict__ index, float* __restrict__ grad_pos, int visible, int templates, int cls, int dim, int offset) {
     int position = blockIdx.x, column = blockIdx.y * 128 + threadIdx.x, token = position - offset;
-    float sum = sum_of_rows(grad, index, visible, token, column, dim);
+    float sum = sum_of_rows({const_cast<float*>(grad), 0, 0}, index, visible, token, column, dim);
     if (column >= dim) return;
     if (token >= 0 && token < templates) sum += grad[static_cast<Index>(visible + token) * dim + column];
     if (cls && position == 0) sum += grad[static_cast<Index>(visible + templates) * dim + column];

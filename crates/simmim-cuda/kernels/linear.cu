@@ -1,6 +1,6 @@
 // Products of floats on the units that multiply and add floats: what runs where there is no cuBLASLt. Tiles of 128 x 64, sixteen
 // terms at a time, which arrive by asynchronous copies while those before are multiplied.
-#include "simt.cuh"
+#include "values.cuh"
 
 namespace {
 
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(256) gelu(float* __restrict__ y, fl
 }
 
 // grad *= slope.
-extern "C" __global__ void __launch_bounds__(256) gelu_grad(float* __restrict__ grad, const float* __restrict__ slope, Index count) {
+extern "C" __global__ void __launch_bounds__(256) gelu_grad(float* __restrict__ grad, const Values slope, Index count) {
     Index at = static_cast<Index>(blockIdx.x) * 256 + threadIdx.x;
     if (at < count) grad[at] *= slope[at];
 }

@@ -1,8 +1,8 @@
 // Sums over rows, in a partition that follows from the shape: first the parts, then the parts in their order.
-#include "simt.cuh"
+#include "values.cuh"
 
 // Part `blockIdx.y` of the sums of the columns of x [rows][columns].
-extern "C" __global__ void __launch_bounds__(256) column_sums(const float* __restrict__ x, float* __restrict__ parts, int rows, int columns, int rows_of_part) {
+extern "C" __global__ void __launch_bounds__(256) column_sums(const Values x, float* __restrict__ parts, int rows, int columns, int rows_of_part) {
     SHARED(float, sums, [8][32]);
     int lane = threadIdx.x % 32, group = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
     int first = blockIdx.y * rows_of_part, end = min(rows, first + rows_of_part);

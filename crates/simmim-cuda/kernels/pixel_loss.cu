@@ -1,5 +1,5 @@
 // Regression loss on pixels. `kind`: 0 absolute, 1 squared, 2 smooth with `beta`. `weight`, one for each row, may be null.
-#include "simt.cuh"
+#include "values.cuh"
 
 namespace {
 __device__ __forceinline__ float value_of(float d, int kind, float beta) {
@@ -30,9 +30,9 @@ extern "C" __global__ void __launch_bounds__(256) pixel_loss_parts(const float* 
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-extern "C" __global__ void __launch_bounds__(256) pixel_loss_grad(const float* __restrict__ prediction, const float* __restrict__ target, const float* __restrict__ weight, float* __restrict__ grad, Index count, int columns, int kind, float beta, float scale) {
+extern "C" __global__ void __launch_bounds__(256) pixel_loss_grad(const float* __restrict__ prediction, const float* __restrict__ target, const float* __restrict__ weight, const Values grad, Index count, int columns, int kind, float beta, float scale) {
     Index at = static_cast<Index>(blockIdx.x) * 256 + threadIdx.x;
     if (at >= count) return;
     float factor = weight ? scale * weight[at / columns] : scale;
-    grad[at] = factor * derivative_of(prediction[at] - target[at], kind, beta);
+    grad.put(at, factor * derivative_of(prediction[at] - target[at], kind, beta));
 }

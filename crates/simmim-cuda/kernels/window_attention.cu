@@ -5,7 +5,7 @@ namespace {
 
 // How windows lie in memory. A sample is a window of an image: number image * windows + window.
 struct Windows {
-    const float* qkv;   // [images][map][3 dim]
+    Values qkv;         // [images][map][3 dim]
     const int* index;   // [windows][places]: the token at each place, `map` and more for none
     const int* region;  // [windows][places], or null
     const float* bias;  // [heads][places][places], or null
@@ -40,7 +40,7 @@ struct Windows {
         }
     }
     template <int THREADS, int COUNT, int WIDTH>
-    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][WIDTH], const float* start, int sample, int head, int first) const {
+    __device__ __forceinline__ void load_outputs(float (&tile)[COUNT][WIDTH], const Values& start, int sample, int head, int first) const {
         constexpr int DIM = WIDTH - PAD;
         Index image = sample / windows;
         for (int at = threadIdx.x; at < COUNT * DIM; at += THREADS) {
@@ -50,19 +50,22 @@ struct Windows {
         }
     }
 
-    // Null beyond the map.
-    __device__ __forceinline__ float* output_row(float* out, int sample, int head, int place) const {
-        int t = token(sample, place);
-        return t < map ? out + (static_cast<Index>(sample / windows) * map + t) * dim() + head * head_dim : nullptr;
+    // The values from `at` on, null beyond the map.
+    __device__ __forceinline__ Values row_of_map(const Values& values, int token, Index at) const {
+        return token < map ? values.from(at) : Values{nullptr, 0, 0};
     }
-    __device__ __forceinline__ float* grad_query_row(float* grad, int sample, int head, int place) const {
+    __device__ __forceinline__ Values output_row(const Values& out, int sample, int head, int place) const {
         int t = token(sample, place);
-        return t < map ? grad + (static_cast<Index>(sample / windows) * map + t) * 3 * dim() + head * head_dim : nullptr;
+        return row_of_map(out, t, (static_cast<Index>(sample / windows) * map + t) * dim() + head * head_dim);
     }
-    __device__ __forceinline__ float* grad_key_row(float* grad, int sample, int head, int place) const {
+    __device__ __forceinline__ Values grad_query_row(const Values& grad, int sample, int head, int place) const {
         int t = token(sample, place);
-        if (t >= map) return grad_pads + (static_cast<Index>(sample) * tokens + place) * 2 * dim() + head * head_dim;
-        return grad + ((static_cast<Index>(sample / windows) * map + t) * 3 + 1) * dim() + head * head_dim;
+        return row_of_map(grad, t, (static_cast<Index>(sample / windows) * map + t) * 3 * dim() + head * head_dim);
+    }
+    __device__ __forceinline__ Values grad_key_row(const Values& grad, int sample, int head, int place) const {
+        int t = token(sample, place);
+        if (t >= map) return {grad_pads + (static_cast<Index>(sample) * tokens + place) * 2 * dim() + head * head_dim, 0, 0};
+        return grad.from(((static_cast<Index>(sample / windows) * map + t) * 3 + 1) * dim() + head * head_dim);
     }
 
     // Number of a query's score among [images][heads][windows][places].
@@ -135,14 +138,14 @@ __device__ __forceinline__ void grad_bias_part(const Windows& windows, const Sav
 }  // namespace
 
 // Heads of up to 32 and 64 columns.
-extern "C" __global__ void __launch_bounds__(128, 2) window_attention_32(const __grid_constant__ Windows windows, float* __restrict__ out, float* __restrict__ lse) { forward<64, 32>(windows, out, lse); }
-extern "C" __global__ void __launch_bounds__(128, 2) window_attention_64(const __grid_constant__ Windows windows, float* __restrict__ out, float* __restrict__ lse) { forward<64, 64>(windows, out, lse); }
+extern "C" __global__ void __launch_bounds__(128, 2) window_attention_32(const __grid_constant__ Windows windows, const Values out, float* __restrict__ lse) { forward<64, 32>(windows, out, lse); }
+extern "C" __global__ void __launch_bounds__(128, 2) window_attention_64(const __grid_constant__ Windows windows, const Values out, float* __restrict__ lse) { forward<64, 64>(windows, out, lse); }
 
-extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_queries_32(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, float* __restrict__ grad_qkv) { grad_queries<32, 32>(windows, saved, grad_qkv); }
-extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_queries_64(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, float* __restrict__ grad_qkv) { grad_queries<32, 64>(windows, saved, grad_qkv); }
+extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_queries_32(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, const Values grad_qkv) { grad_queries<32, 32>(windows, saved, grad_qkv); }
+extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_queries_64(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, const Values grad_qkv) { grad_queries<32, 64>(windows, saved, grad_qkv); }
 
-extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_keys_32(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, float* __restrict__ grad_qkv) { grad_keys<32, 32>(windows, saved, grad_qkv); }
-extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_keys_64(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, float* __restrict__ grad_qkv) { grad_keys<32, 64>(windows, saved, grad_qkv); }
+extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_keys_32(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, const Values grad_qkv) { grad_keys<32, 32>(windows, saved, grad_qkv); }
+extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_keys_64(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, const Values grad_qkv) { grad_keys<32, 64>(windows, saved, grad_qkv); }
 
 extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_bias_32(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, float* __restrict__ parts, int samples, int samples_of_part) { grad_bias_part<32, 32>(windows, saved, parts, samples, samples_of_part); }
 extern "C" __global__ void __launch_bounds__(64, 4) window_attention_grad_bias_64(const __grid_constant__ Windows windows, const __grid_constant__ Saved saved, float* __restrict__ parts, int samples, int samples_of_part) { grad_bias_part<32, 64>(windows, saved, parts, samples, samples_of_part); }

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "calls cuBLASLt; the declarations stand beside the calls")]
 
 use crate::error::CudaError;
-use crate::step::{Address, Product};
+use crate::step::{Address, Product, Values};
 use cudarc::driver::sys::{CUresult, CUstream};
 use libloading::Library;
 use std::cell::RefCell;
@@ -20,6 +20,7 @@ use std::path::PathBuf;
 type Opaque = *mut c_void;
 
 const FLOAT: c_int = 0; // CUDA_R_32F
+const BFLOAT16: c_int = 14; // CUDA_R_16BF
 const COMPUTE_FLOAT: c_int = 68; // CUBLAS_COMPUTE_32F: no TensorFloat-32
 const TRANSPOSED: c_int = 1; // CUBLAS_OP_T
 const DESC_TRANSA: c_int = 3;
@@ -78,16 +79,19 @@ functions! {
 struct Shape {
     extents: [usize; 3],
     transposed: [bool; 2],
+    /// Whether the operands are bfloat16, and whether the result is.
+    rounded: [bool; 2],
     biased: bool,
     alignment: u32,
 }
 
 impl Shape {
     fn of(p: &Product) -> Self {
-        let aligned = [p.a, p.b, p.d].map(Address::alignment).into_iter().min().unwrap_or(1);
+        let aligned = [p.a, p.b, p.d].map(|values| values.start.alignment()).into_iter().min().unwrap_or(1);
         Self {
             extents: [p.rows, p.columns, p.terms],
             transposed: [p.a_transposed, p.b_transposed],
+            rounded: [p.a, p.d].map(Values::rounded),
             biased: p.bias.is_some(),
             alignment: p.bias.map_or(aligned, |bias| aligned.min(bias.alignment())),
         }
@@ -177,13 +181,14 @@ impl Blas {
     /// order: `d^T = b^T a^T`.
     fn plan(&self, p: &Product, shape: &Shape) -> Option<Plan> {
         let f = &self.functions;
-        let layout = |rows: usize, columns: usize| {
+        let layout = |values: Values, rows: usize, columns: usize| {
+            let ty = if values.rounded() { BFLOAT16 } else { FLOAT };
             // SAFETY: writes a handle.
-            created(|to| unsafe { (f.layout_create)(to, FLOAT, rows as u64, columns as u64, rows as i64) })
+            created(|to| unsafe { (f.layout_create)(to, ty, rows as u64, columns as u64, rows as i64) })
         };
-        let b = if p.b_transposed { layout(p.terms, p.columns) } else { layout(p.columns, p.terms) };
-        let a = if p.a_transposed { layout(p.rows, p.terms) } else { layout(p.terms, p.rows) };
-        let layouts = [b?, a?, layout(p.columns, p.rows)?];
+        let b = if p.b_transposed { layout(p.b, p.terms, p.columns) } else { layout(p.b, p.columns, p.terms) };
+        let a = if p.a_transposed { layout(p.a, p.rows, p.terms) } else { layout(p.a, p.terms, p.rows) };
+        let layouts = [b?, a?, layout(p.d, p.columns, p.rows)?];
         // SAFETY: writes a handle.
         let desc = created(|to| unsafe { (f.desc_create)(to, COMPUTE_FLOAT, FLOAT) })?;
         let mut plan = Plan { desc, layouts, heuristic: None };
@@ -253,7 +258,7 @@ impl Blas {
             return failed;
         }
         let [b, a, d] = plan.layouts;
-        let to = p.d.0 as *mut c_void;
+        let to = p.d.start.0 as *mut c_void;
         // SAFETY: (1) the handles live as long as `self`; (2) operands have the extents of their layouts and lie in allocations of
         // the executor (`Program` was verified); (3) the working memory is as large as the algorithm asked for, because `steps`
         // reserves it for this product; (4) scalars are read before the call returns (pointer mode of the host).
@@ -262,9 +267,9 @@ impl Blas {
                 self.handle,
                 plan.desc,
                 (&raw const alpha).cast(),
-                p.b.0 as *const c_void,
+                p.b.start.0 as *const c_void,
                 b,
-                p.a.0 as *const c_void,
+                p.a.start.0 as *const c_void,
                 a,
                 (&raw const beta).cast(),
                 to,

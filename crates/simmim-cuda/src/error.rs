@@ -32,9 +32,6 @@ pub enum CudaError {
         /// Major and minor.
         capability: (i32, i32),
     },
-    /// A program of mixed precision.
-    #[error("the CUDA executor has no kernels for bfloat16 yet")]
-    NoBf16,
     /// A head wider than the kernels take.
     #[error("attention with heads of {head_dim} columns, and the kernels take up to {most}")]
     WideHead {
@@ -77,7 +74,6 @@ impl CudaError {
             }
             Self::WideHead { .. } => "take more heads, or compute with --device cpu",
             Self::OutOfMemory { .. } => "take a smaller batch, or cut a step into more parts (train.accumulation)",
-            Self::NoBf16 => "ask for --precision float32, or compute with --device cpu",
             Self::Driver { .. } => return None,
         };
         Some(help.to_owned())

@@ -8,6 +8,8 @@ use crate::steps::{Bases, Builder};
 use simmim_engine::executor::{
     ArenaContents, Executor, InputSlot, Machine, Memory, OutputSlot, ProgramId, Timing, Visit, check_index_input,
 };
+use simmim_engine::graph::Bf16;
+use simmim_engine::mixed::COPY_PREFIX;
 use simmim_engine::plan::{self, ALIGNMENT, Buffer, Location, Program};
 use simmim_engine::{DType, EngineError, TensorType};
 
@@ -283,9 +285,40 @@ impl CudaExecutor {
         Ok(())
     }
 
+    /// Writes the bfloat16 copy of a state, where there are both.
+    fn round_copy(&self, name: &str) -> Result<(), CudaError> {
+        let find =
+            |wanted: &str, dtype: DType| self.states.iter().position(|s| s.name == wanted && s.ty.dtype == dtype);
+        let copy = find(&format!("{COPY_PREFIX}{name}"), DType::Bf16);
+        let (Some(from), Some(to)) = (find(name, DType::F32), copy) else { return Ok(()) };
+        let mut floats = vec![0.0; self.states[from].ty.len()];
+        self.gpu.download(self.address_of_state(from), bytemuck::cast_slice_mut(&mut floats))?;
+        self.write_copy(to, &floats)
+    }
+
+    /// Writes a state of bfloat16 that is the copy of these floats.
+    fn write_copy(&self, number: usize, floats: &[f32]) -> Result<(), CudaError> {
+        if self.states[number].ty.len() != floats.len() {
+            return Ok(());
+        }
+        let rounded: Vec<Bf16> = floats.iter().map(|&value| Bf16::nearest(value)).collect();
+        self.gpu.upload(self.address_of_state(number), bytemuck::cast_slice(&rounded))
+    }
+
+    /// Writes a state of floats, and its copy where there is one.
+    fn write_floats(&self, name: &str, at: Address, floats: &[f32]) -> Result<(), CudaError> {
+        self.gpu.upload(at, bytemuck::cast_slice(floats))?;
+        let copy = format!("{COPY_PREFIX}{name}");
+        match self.states.iter().position(|s| s.name == copy && s.ty.dtype == DType::Bf16) {
+            Some(number) => self.write_copy(number, floats),
+            None => Ok(()),
+        }
+    }
+
     fn state(&self, name: &str, len: usize) -> Result<Address, EngineError> {
-        let Some(at) = self.states.iter().position(|s| s.name == name) else {
-            let known: Vec<&str> = self.states.iter().map(|s| s.name.as_str()).collect();
+        let floats = |s: &State| s.ty.dtype == DType::F32;
+        let Some(at) = self.states.iter().position(|s| s.name == name && floats(s)) else {
+            let known: Vec<&str> = self.states.iter().filter(|s| floats(s)).map(|s| s.name.as_str()).collect();
             return Err(EngineError::Unknown { kind: "state", name: name.to_owned(), known: known.join(", ") });
         };
         let expected = self.states[at].ty.len();
@@ -311,7 +344,7 @@ pub(crate) fn laid_out(bytes: impl Iterator<Item = usize>) -> (Vec<usize>, usize
 impl Executor for CudaExecutor {
     fn machine(&self) -> Machine {
         let (major, minor) = self.gpu.capability;
-        Machine { device: self.gpu.name.clone(), threads: 1, isa: format!("sm_{major}{minor}"), bf16: false }
+        Machine { device: self.gpu.name.clone(), threads: 1, isa: format!("sm_{major}{minor}"), bf16: true }
     }
 
     fn memory(&self) -> Memory {
@@ -322,10 +355,6 @@ impl Executor for CudaExecutor {
     }
 
     fn load(&mut self, program: Program) -> Result<ProgramId, EngineError> {
-        let values = program.instructions().iter().flat_map(|i| i.inputs.iter().chain(&i.outputs));
-        if values.into_iter().any(|value| value.ty.dtype == DType::Bf16) {
-            return Err(CudaError::NoBf16.into());
-        }
         // What can fail comes first, so that a failure leaves no trace but a larger arena.
         let (states, new, bytes) = self.state_numbers(program.states())?;
         let (scratch, table_bytes) = self.needs(&program)?;
@@ -347,8 +376,12 @@ impl Executor for CudaExecutor {
             }
         };
         if !new.is_empty() {
+            let names: Vec<String> = new.iter().map(|state| state.name.clone()).collect();
             self.blocks.push(block);
             self.states.extend(new);
+            for name in names {
+                self.round_copy(name.strip_prefix(COPY_PREFIX).unwrap_or(&name))?;
+            }
         }
         let seconds = vec![0.0; program.instructions().len()];
         let (steps, graph, ran) = (Vec::new(), None, false);
@@ -405,7 +438,7 @@ impl Executor for CudaExecutor {
     }
 
     fn write_state(&mut self, name: &str, data: &[f32]) -> Result<(), EngineError> {
-        Ok(self.gpu.upload(self.state(name, data.len())?, bytemuck::cast_slice(data))?)
+        Ok(self.write_floats(name, self.state(name, data.len())?, data)?)
     }
 
     fn read_state(&mut self, name: &str, into: &mut [f32]) -> Result<(), EngineError> {
@@ -415,12 +448,12 @@ impl Executor for CudaExecutor {
     fn visit_states(&mut self, prefix: &str, visit: &mut Visit<'_>) -> Result<(), EngineError> {
         for number in 0..self.states.len() {
             let State { name, ty, .. } = &self.states[number];
-            if name.starts_with(prefix) {
+            if name.starts_with(prefix) && ty.dtype == DType::F32 {
                 let mut data = vec![0.0f32; ty.len()];
                 let at = self.address_of_state(number);
                 self.gpu.download(at, bytemuck::cast_slice_mut(&mut data))?;
                 visit(name, &mut data)?;
-                self.gpu.upload(at, bytemuck::cast_slice(&data))?;
+                self.write_floats(name, at, &data)?;
             }
         }
         Ok(())

@@ -22,6 +22,34 @@ impl Address {
     }
 }
 
+/// `struct Values` of `values.cuh`: numbers of a tensor, floats or bfloat16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Values {
+    pub(crate) start: Address,
+    rounded: i32,
+    unused: i32,
+}
+
+impl Values {
+    /// What kernels take for an operand that is not there.
+    pub(crate) const NONE: Self = Self::new(Address::NONE, false);
+
+    pub(crate) const fn new(start: Address, rounded: bool) -> Self {
+        Self { start, rounded: rounded as i32, unused: 0 }
+    }
+
+    pub(crate) fn rounded(self) -> bool {
+        self.rounded != 0
+    }
+
+    /// The values from the `n`-th on.
+    pub(crate) fn from(self, n: usize) -> Self {
+        let width = if self.rounded() { 2 } else { 4 };
+        Self { start: Address(self.start.0 + width * n as u64), ..self }
+    }
+}
+
 /// A kernel: the file that holds it, and its name there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Kernel(pub(crate) &'static str, pub(crate) &'static str);
@@ -56,6 +84,11 @@ impl Launch {
         self.with(address)
     }
 
+    /// Values for a kernel of floats, which takes their address, or for one that takes either type.
+    pub(crate) fn of(self, either: bool, values: Values) -> Self {
+        if either { self.with(values) } else { self.address(values.start) }
+    }
+
     /// An `int` of the kernel.
     pub(crate) fn int(self, value: usize) -> Self {
         self.with(i32::try_from(value).unwrap_or(i32::MAX))
@@ -72,19 +105,20 @@ impl Launch {
 }
 
 /// A product of row-major matrices for cuBLASLt: `d [rows][columns] = a b (+ d) (+ bias)`, where each operand may be stored
-/// transposed.
+/// transposed. Sums are floats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Product {
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) terms: usize,
-    pub(crate) a: Address,
+    /// Of one type with `b`.
+    pub(crate) a: Values,
     /// Whether `a` is stored as `[terms][rows]`.
     pub(crate) a_transposed: bool,
-    pub(crate) b: Address,
+    pub(crate) b: Values,
     /// Whether `b` is stored as `[columns][terms]`.
     pub(crate) b_transposed: bool,
-    pub(crate) d: Address,
+    pub(crate) d: Values,
     pub(crate) accumulate: bool,
     /// One float for each column of the result.
     pub(crate) bias: Option<Address>,

@@ -2,7 +2,7 @@
 
 use super::{Builder, Operand};
 use crate::error::CudaError;
-use crate::step::{Address, Kernel, Launch};
+use crate::step::{Address, Kernel, Launch, Values};
 use bytemuck::{Pod, Zeroable};
 use simmim_engine::ops::{
     Attention, AttentionGrad, AttentionSizes, Packing, WindowAttention, WindowAttentionGrad, WindowSizes,
@@ -12,8 +12,8 @@ use simmim_engine::ops::{
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Layout {
-    q: Address,
-    kv: Address,
+    q: Values,
+    kv: Values,
     bias: Address,
     query: Address,
     q_stride: i64,
@@ -30,7 +30,7 @@ struct Layout {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Saved {
-    grad_out: Address,
+    grad_out: Values,
     lse: Address,
     delta: Address,
 }
@@ -81,11 +81,11 @@ fn layout(op: &Attention, inputs: &[Operand]) -> (Layout, AttentionSizes) {
     let split = usize::from(op.packing == Packing::Split);
     let sizes = op.sizes(inputs[0].shape(), inputs[split].shape());
     let (kv, strides) = match op.packing {
-        Packing::Packed => (inputs[0].at.element(sizes.dim), [3 * sizes.dim; 2]),
-        Packing::Split => (inputs[1].at, [sizes.dim, 2 * sizes.dim]),
+        Packing::Packed => (inputs[0].values().from(sizes.dim), [3 * sizes.dim; 2]),
+        Packing::Split => (inputs[1].values(), [sizes.dim, 2 * sizes.dim]),
     };
     let layout = Layout {
-        q: inputs[0].at,
+        q: inputs[0].values(),
         kv,
         bias: if op.bias { inputs[1 + split].at } else { Address::NONE },
         query: if op.bias && split == 1 { inputs[3].at } else { Address::NONE },
@@ -111,7 +111,7 @@ fn delta(b: &mut Builder<'_>, inputs: &[Operand], [images, heads, tokens, head_d
     let rows = images * heads * tokens;
     let delta = b.scratch(4 * rows);
     let launch = Launch::new(Kernel("attention", "attention_grad_delta"), [rows.div_ceil(4), 1, 1], 128);
-    let launch = launch.address(inputs[0].at).address(inputs[1].at).address(delta).index(rows);
+    let launch = launch.with(inputs[0].values()).with(inputs[1].values()).address(delta).index(rows);
     b.launch(launch.int(tokens).int(heads).int(head_dim));
     delta
 }
@@ -127,7 +127,7 @@ pub(super) fn attention(
     b.launch(
         by_rows("attention", kernels.forward, sizes.batch * sizes.heads, sizes.queries)
             .with(layout)
-            .address(outputs[0].at)
+            .with(outputs[0].values())
             .address(outputs[1].at),
     );
     Ok(())
@@ -142,13 +142,13 @@ pub(super) fn attention_grad(
     let (layout, sizes) = layout(&op.forward, &inputs[3..]);
     let kernels = kernels_for(&KERNELS, sizes.head_dim())?;
     let delta = delta(b, inputs, [sizes.batch, sizes.heads, sizes.queries, sizes.head_dim()]);
-    let saved = Saved { grad_out: inputs[0].at, lse: inputs[2].at, delta };
+    let saved = Saved { grad_out: inputs[0].values(), lse: inputs[2].at, delta };
     let split = usize::from(op.forward.packing == Packing::Split);
-    let grad_kv = if split == 1 { outputs[1].at } else { outputs[0].at.element(sizes.dim) };
-    let passes = [(kernels.queries, sizes.queries, outputs[0].at), (kernels.keys, sizes.tokens, grad_kv)];
+    let grad_kv = if split == 1 { outputs[1].values() } else { outputs[0].values().from(sizes.dim) };
+    let passes = [(kernels.queries, sizes.queries, outputs[0].values()), (kernels.keys, sizes.tokens, grad_kv)];
     for (kernel, total, grad) in passes {
         let launch = by_rows("attention", kernel, sizes.batch * sizes.heads, total);
-        b.launch(launch.with(layout).with(saved).address(grad));
+        b.launch(launch.with(layout).with(saved).with(grad));
     }
     if op.forward.bias {
         let grad_bias = &outputs[1 + split];
@@ -164,7 +164,7 @@ pub(super) fn attention_grad(
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Windows {
-    qkv: Address,
+    qkv: Values,
     index: Address,
     region: Address,
     bias: Address,
@@ -185,7 +185,7 @@ fn windows(op: &WindowAttention, inputs: &[Operand]) -> (Windows, WindowSizes) {
     let sizes = op.sizes(inputs[0].shape(), inputs[1].shape());
     let [region, bias, pad] = op.optional(0).map(|at| at.map_or(Address::NONE, |at| inputs[at].at));
     let windows = Windows {
-        qkv: inputs[0].at,
+        qkv: inputs[0].values(),
         index: inputs[1].at,
         region,
         bias,
@@ -212,7 +212,7 @@ pub(super) fn window_attention(
     let (windows, s) = windows(op, inputs);
     let kernels = kernels_for(&WINDOW_KERNELS, s.head_dim())?;
     let launch = by_rows("window_attention", kernels.forward, s.batch * s.windows * s.heads, s.places);
-    b.launch(launch.with(windows).address(outputs[0].at).address(outputs[1].at));
+    b.launch(launch.with(windows).with(outputs[0].values()).address(outputs[1].at));
     Ok(())
 }
 
@@ -230,10 +230,10 @@ pub(super) fn window_attention_grad(
     if f.pad {
         windows.grad_pads = b.scratch(4 * samples * s.places * 2 * s.dim);
     }
-    let saved = Saved { grad_out: inputs[0].at, lse: inputs[2].at, delta };
+    let saved = Saved { grad_out: inputs[0].values(), lse: inputs[2].at, delta };
     for kernel in [kernels.queries, kernels.keys] {
         let launch = by_rows("window_attention", kernel, samples * s.heads, s.places);
-        b.launch(launch.with(windows).with(saved).address(outputs[0].at));
+        b.launch(launch.with(windows).with(saved).with(outputs[0].values()));
     }
     if f.bias {
         let of_part = samples.div_ceil(MOST_PARTS).max(SAMPLES_OF_PART);

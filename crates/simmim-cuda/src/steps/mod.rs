@@ -7,10 +7,10 @@ mod rows;
 mod tensors;
 
 use crate::error::CudaError;
-use crate::step::{Address, Kernel, Launch, Product, Step};
-use simmim_engine::TensorType;
+use crate::step::{Address, Kernel, Launch, Product, Step, Values};
 use simmim_engine::ops::{Function, Op, PixelDistance};
 use simmim_engine::plan::{Buffer, Instruction};
+use simmim_engine::{DType, TensorType};
 use std::cell::Cell;
 
 /// Elements of a part of a loss: as in `pixel_loss.cu`.
@@ -28,6 +28,14 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
+    fn rounded(&self) -> bool {
+        self.ty.dtype == DType::Bf16
+    }
+
+    fn values(&self) -> Values {
+        Values::new(self.at, self.rounded())
+    }
+
     fn len(&self) -> usize {
         self.ty.len()
     }
@@ -140,11 +148,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Sums of the columns of `x [rows, columns]`, in parts: their number, and where they lie one after the other.
-    fn column_sums(&mut self, x: Address, rows: usize, columns: usize) -> (usize, Address) {
+    fn column_sums(&mut self, x: Values, rows: usize, columns: usize) -> (usize, Address) {
         let (number, rows_of_part) = parts_of(rows);
         let parts = self.scratch(4 * number * columns);
         let launch = Launch::new(Kernel("partials", "column_sums"), [columns.div_ceil(32), number, 1], 256);
-        self.launch(launch.address(x).address(parts).int(rows).int(columns).int(rows_of_part));
+        self.launch(launch.with(x).address(parts).int(rows).int(columns).int(rows_of_part));
         (number, parts)
     }
 
@@ -170,9 +178,9 @@ impl<'a> Builder<'a> {
             }
             Op::Attention(op) => attention::attention(self, op, inputs, outputs)?,
             Op::AttentionGrad(op) => attention::attention_grad(self, op, inputs, outputs)?,
-            // Between floats; programs of bfloat16 are not loaded yet.
             Op::Cast(_) => {
-                self.push(Step::Copy { to: outputs[0].at, from: inputs[0].at, bytes: outputs[0].ty.bytes() });
+                let launch = Launch::for_each(Kernel("cast", "cast"), outputs[0].len());
+                self.launch(launch.with(inputs[0].values()).with(outputs[0].values()).index(outputs[0].len()));
             }
             Op::CrossEntropy(op) => rows::cross_entropy(self, op, inputs, outputs),
             Op::CrossEntropyGrad(op) => rows::cross_entropy_grad(self, op, inputs, outputs),
@@ -185,12 +193,12 @@ impl<'a> Builder<'a> {
             Op::EmbedRowsGrad(op) => rows::embed_rows_grad(self, op, inputs, outputs),
             Op::GatherRows(_) => {
                 let launch = Launch::for_each(Kernel("gather_rows", "gather_rows"), outputs[0].len());
-                let launch = launch.address(inputs[0].at).address(inputs[1].at).address(outputs[0].at);
+                let launch = launch.with(inputs[0].values()).address(inputs[1].at).with(outputs[0].values());
                 self.launch(launch.index(outputs[0].len()).int(outputs[0].columns()));
             }
             Op::GeluGrad(_) => {
                 let launch = Launch::for_each(Kernel("linear", "gelu_grad"), outputs[0].len());
-                self.launch(launch.address(outputs[0].at).address(inputs[1].at).index(outputs[0].len()));
+                self.launch(launch.address(outputs[0].at).with(inputs[1].values()).index(outputs[0].len()));
             }
             Op::GlobalNorm(op) => tensors::global_norm(self, op, inputs, outputs),
             Op::LayerNorm(op) => rows::layer_norm(self, op, inputs, outputs),
@@ -223,7 +231,8 @@ impl<'a> Builder<'a> {
             Op::PixelLossGrad(op) => {
                 let launch = Launch::for_each(Kernel("pixel_loss", "pixel_loss_grad"), outputs[0].len());
                 let weight = if op.forward.weighted { inputs[2].at } else { Address::NONE };
-                let launch = launch.address(inputs[0].at).address(inputs[1].at).address(weight).address(outputs[0].at);
+                let launch =
+                    launch.address(inputs[0].at).address(inputs[1].at).address(weight).with(outputs[0].values());
                 let (kind, beta) = kind_of(op.forward.kind);
                 let launch = launch.index(inputs[0].len()).int(inputs[0].columns()).int(kind).with(beta);
                 self.launch(launch.with(op.forward.scale));
@@ -283,7 +292,7 @@ impl<'a> Builder<'a> {
                 let (rows, dim) = (outputs[0].rows(), outputs[0].columns());
                 let kernel = Kernel("gather_rows", "scatter_add_rows");
                 let launch = Launch::new(kernel, [rows, dim.div_ceil(128), 1], 128);
-                let launch = launch.address(inputs[0].at).address(inputs[1].at).address(outputs[0].at);
+                let launch = launch.with(inputs[0].values()).address(inputs[1].at).address(outputs[0].at);
                 self.launch(launch.int(inputs[1].len()).int(dim).flag(op.accumulate));
             }
             Op::Zero(_) => self.push(Step::Zero { at: outputs[0].at, bytes: outputs[0].ty.bytes() }),

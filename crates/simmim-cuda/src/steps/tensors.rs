@@ -22,7 +22,8 @@ struct Chunk {
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct AdamWTensor {
-    addresses: [Address; 4],
+    /// Parameter, gradient, moments, and the copy of the parameter or nothing.
+    addresses: [Address; 5],
     count: i64,
     beta1: f32,
     beta2: f32,
@@ -107,7 +108,8 @@ pub(super) fn updates(b: &mut Builder<'_>, instructions: &[Instruction], operand
             let (beta1, beta2, eps, weight_decay, lr_scale) =
                 (op.beta1, op.beta2, op.eps, op.weight_decay, op.lr_scale);
             let [param, grad] = [0, 1].map(|n: usize| outputs[n].at.element(op.start));
-            let addresses = [param, grad, outputs[2].at, outputs[3].at];
+            let copy = if op.copy { outputs[4].values().from(op.start).start } else { Address::NONE };
+            let addresses = [param, grad, outputs[2].at, outputs[3].at, copy];
             adamw.push(AdamWTensor { addresses, count, beta1, beta2, eps, weight_decay, lr_scale, unused: 0.0 });
         } else {
             inputs[2] = given[2].at;

@@ -8,11 +8,12 @@ use fixture_model::{config, gradient_limit, masks};
 use simmim_cuda::Products;
 use simmim_engine::autodiff::{GRADIENT_PREFIX, differentiate};
 use simmim_engine::cpu::CpuExecutor;
+use simmim_engine::mixed::{copies, keep_copies};
 use simmim_engine::{Executor, InputSlot, OutputSlot, Program, ProgramId};
-use simmim_models::ParameterSpec;
 use simmim_models::names::{FIRST_MOMENT_PREFIX, GRADIENT_NORM, IMAGES, LOSS, SECOND_MOMENT_PREFIX, STEP};
 use simmim_models::optimizer::{AdamWConfig, sum_loss, update_graph};
-use simmim_models::simmim::{Build, StepIndices, StepSlots, Variant, simmim_graph};
+use simmim_models::simmim::{Build, Loss, StepIndices, StepSlots, Variant, simmim_graph};
+use simmim_models::{ParameterSpec, Precision};
 use simmim_testing::{Fixture, relative_error};
 
 /// The training of a fixture's model on its images.
@@ -31,8 +32,20 @@ struct Training {
 }
 
 impl Training {
-    fn new(mut executor: Box<dyn Executor>, fixture: &Fixture, variant: Variant) -> Self {
-        let config = config(&fixture.config);
+    fn new(executor: Box<dyn Executor>, fixture: &Fixture, variant: Variant) -> Self {
+        Self::with(executor, fixture, variant, Precision::Float32, None)
+    }
+
+    /// In that precision, with another loss than the fixture's where one is given.
+    fn with(
+        mut executor: Box<dyn Executor>,
+        fixture: &Fixture,
+        variant: Variant,
+        precision: Precision,
+        loss: Option<Loss>,
+    ) -> Self {
+        let mut config = config(&fixture.config);
+        config.loss = loss.unwrap_or(config.loss);
         let build = Build { batch: fixture.ints["mask"].0[0], variant, accumulation: 1, train: true, outputs: false };
         let (mut graph, loss) = simmim_graph(&config, build).unwrap();
         differentiate(&mut graph, loss).unwrap();
@@ -40,8 +53,10 @@ impl Training {
         let clip_norm = Some(fixture.config["clip_norm"].as_f64().unwrap() as f32);
         let adamw = AdamWConfig { clip_norm, ..AdamWConfig::default() };
         let parameters: Vec<ParameterSpec> = config.parameters().into_iter().filter(|p| p.used).collect();
+        let graph = precision.lower(&graph).unwrap();
         let step = executor.load(Program::compile(&graph).unwrap()).unwrap();
-        let update = Program::compile(&update_graph(&parameters, &adamw).unwrap()).unwrap();
+        let update = keep_copies(&update_graph(&parameters, &adamw).unwrap(), &copies(&graph)).unwrap();
+        let update = Program::compile(&update).unwrap();
         let update = executor.load(update).unwrap();
         for p in &parameters {
             executor.write_state(&p.name, &fixture.floats[&format!("param.{}", p.name)].1).unwrap();
@@ -171,28 +186,72 @@ fn ten_steps_are_pytorchs_and_the_processors() {
     assert_eq!(emulator.take_fault(), None);
 }
 
+/// In mixed precision: losses and norms are the processor's, and gradients about as near to those of floats as the processor's are, where both
+/// round alike but sum in other orders. Copies of parameters follow what is written from outside and what AdamW writes, else the
+/// steps after the first would not agree.
+#[test]
+fn mixed_models_are_the_processors() {
+    let (_guard, emulator) = emulator();
+    let models = ["tutorial_vit", "official_vit", "swin_window7_padded", "swinv2_window6_normalized"];
+    for (at, name) in models.into_iter().enumerate() {
+        let fixture = Fixture::load(name);
+        let products = if at % 2 == 0 { Products::Own } else { Products::Library };
+        // The gradient of L1 is a sign, which the smallest error can turn.
+        let start = |executor: Box<dyn Executor>, precision| {
+            Training::with(executor, &fixture, Variant::Fast, precision, Some(Loss::L2))
+        };
+        let on_cpu = |precision| start(Box::new(CpuExecutor::new(1).unwrap()), precision);
+        let mut training = start(Box::new(executor(products)), Precision::Bfloat16);
+        let (mut cpu, mut floats) = (on_cpu(Precision::Bfloat16), on_cpu(Precision::Float32));
+        assert!(training.executor.program(training.step).unwrap().states().iter().any(|s| s.name.starts_with("bf16.")));
+        for training in [&mut training, &mut cpu, &mut floats] {
+            training.accumulate();
+        }
+        let [found, rounded, truth] =
+            [&mut training, &mut cpu, &mut floats].map(|training| training.states(&[GRADIENT_PREFIX]));
+        for ((state, found), ((_, rounded), (_, truth))) in found.into_iter().zip(rounded.into_iter().zip(truth)) {
+            let (error, limit) = (relative_error(&found, &truth), 3.0 * relative_error(&rounded, &truth) + 1e-3);
+            assert!(error < limit, "{name} {products:?}: {state} is off by {error:e}, not {limit:e}");
+        }
+        let first = [training.update(0), cpu.update(0)];
+        let later = training.steps(1..5).into_iter().zip(cpu.steps(1..5)).map(|(found, truth)| [found, truth]);
+        // AdamW's first steps are as large for small gradients as for large ones.
+        for (at, ([[loss, norm], [cpu_loss, cpu_norm]], limit)) in
+            std::iter::once((first, 1e-3)).chain(later.map(|pair| (pair, 4e-3))).enumerate()
+        {
+            let off = (loss / cpu_loss - 1.0).abs();
+            assert!(off < limit, "{name}: a loss of {loss} at step {at}, on the processor {cpu_loss}");
+            let off = (norm / cpu_norm - 1.0).abs();
+            assert!(off < 10.0 * limit, "{name}: a norm of {norm} at step {at}, on the processor {cpu_norm}");
+        }
+        assert_eq!(emulator.take_fault(), None, "{name}");
+    }
+}
+
 /// Stopped after three steps and gone on elsewhere from what a checkpoint holds: the same to the bit, whatever the order in which
 /// threads, blocks and streams run.
 #[test]
 fn a_resumed_training_is_the_one_that_was_never_stopped() {
     let (_guard, emulator) = emulator();
     let fixture = Fixture::load("tutorial_vit");
-    let start = |seed: u64| {
-        emulator.seed(seed);
-        Training::new(Box::new(executor(Products::Own)), &fixture, Variant::Fast)
-    };
-    let mut whole = start(1);
-    let results = whole.steps(0..6);
-    let mut first = start(2);
-    assert_eq!(first.steps(0..3), results[..3]);
-    let kept = first.states(&KEPT);
-    drop(first);
-    let mut second = start(3);
-    for (name, data) in kept {
-        second.executor.write_state(&name, &data).unwrap();
+    for precision in [Precision::Float32, Precision::Bfloat16] {
+        let start = |seed: u64| {
+            emulator.seed(seed);
+            Training::with(Box::new(executor(Products::Own)), &fixture, Variant::Fast, precision, None)
+        };
+        let mut whole = start(1);
+        let results = whole.steps(0..6);
+        let mut first = start(2);
+        assert_eq!(first.steps(0..3), results[..3]);
+        let kept = first.states(&KEPT);
+        drop(first);
+        let mut second = start(3);
+        for (name, data) in kept {
+            second.executor.write_state(&name, &data).unwrap();
+        }
+        assert_eq!(second.steps(3..6), results[3..]);
+        assert!(second.states(&KEPT) == whole.states(&KEPT), "weights differ");
     }
-    assert_eq!(second.steps(3..6), results[3..]);
-    assert!(second.states(&KEPT) == whole.states(&KEPT), "weights differ");
     assert_eq!(emulator.take_fault(), None);
 }
 

@@ -1,12 +1,13 @@
 //! Every operation: the kernels against the double precision reference, over random odd shapes, in several orders of execution.
 
 use crate::{emulator, executor};
-use simmim_cases::{Case, cases, random_inputs};
+use simmim_cases::{Case, LIMIT, cases, mixed_limit, random_inputs};
 use simmim_cuda::{CudaExecutor, Products};
+use simmim_engine::mixed::{mixed, mixed_everywhere};
 use simmim_engine::ops::*;
 use simmim_engine::plan::{Buffer, Location};
 use simmim_engine::reference::{Data, Tensor, evaluate};
-use simmim_engine::{Executor, Graph, Program, ProgramId, TensorType};
+use simmim_engine::{DType, Executor, Graph, Program, ProgramId, TensorType};
 use simmim_random::{Purpose, Stream};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -67,6 +68,8 @@ pub(crate) struct Known {
     pub(crate) graph: Graph,
     pub(crate) given: HashMap<String, Tensor>,
     pub(crate) truth: Vec<Vec<f32>>,
+    /// How far each output may be off.
+    limits: Vec<f64>,
 }
 
 impl Known {
@@ -76,7 +79,22 @@ impl Known {
         let floats =
             |(_, v): &(String, simmim_engine::ValueId)| values[v.index()].f64().iter().map(|&v| v as f32).collect();
         let truth = graph.outputs().iter().map(floats).collect();
-        Self { graph, given, truth }
+        let limits = vec![LIMIT; graph.outputs().len()];
+        Self { graph, given, truth, limits }
+    }
+
+    /// A graph of mixed precision.
+    pub(crate) fn of_mixed(graph: Graph, variant: &str, stream: &mut Stream) -> Self {
+        let limits = graph.outputs().iter().map(|(_, value)| mixed_limit(&graph, *value, variant)).collect();
+        Self { limits, ..Self::of(graph, stream) }
+    }
+
+    /// A case of that seed with all in bfloat16 that can be, where anything can.
+    pub(crate) fn of_mixed_case(case: &Case, seed: u64) -> Option<Self> {
+        let mut stream = Stream::new(seed, Purpose::Test, 1, 0);
+        let graph = mixed_everywhere(&(case.build)(&mut stream)).unwrap();
+        let rounds = graph.values().iter().any(|value| value.ty.dtype == DType::Bf16);
+        rounds.then(|| Self::of_mixed(graph, case.variant, &mut stream))
     }
 
     /// A case of that seed.
@@ -89,9 +107,10 @@ impl Known {
     /// Outputs that agree with the reference, or what is wrong with them.
     pub(crate) fn check(&self, products: Products) -> Result<Vec<Vec<f32>>, String> {
         let found = run(&self.graph, &self.given, products)?;
-        for ((name, _), (found, truth)) in self.graph.outputs().iter().zip(found.iter().zip(&self.truth)) {
+        let known = self.truth.iter().zip(&self.limits);
+        for ((name, _), (found, (truth, &limit))) in self.graph.outputs().iter().zip(found.iter().zip(known)) {
             let error = simmim_testing::relative_error(found, truth);
-            if error.is_nan() || error >= 2e-5 {
+            if error.is_nan() || error > limit {
                 return Err(format!("{name} is off by {error:e}"));
             }
         }
@@ -121,11 +140,118 @@ fn kernels_agree_with_their_references() {
     }
 }
 
+#[test]
+fn kernels_of_mixed_precision_agree_with_their_references() {
+    let mut mixing = Vec::new();
+    for case in cases() {
+        for seed in 0..6 {
+            if let Some(known) = Known::of_mixed_case(&case, seed) {
+                check(&known, case.variant, seed);
+                mixing.push(case.variant);
+            }
+        }
+    }
+    mixing.dedup();
+    let expected = [
+        "Attention",
+        "AttentionGrad",
+        "CosineHeads",
+        "CosineHeadsGrad",
+        "EmbedRowsGrad",
+        "GatherRows",
+        "LayerNorm",
+        "LayerNormGradInput",
+        "LayerNormGradParameters",
+        "Linear",
+        "LinearGradInput",
+        "LinearGradWeight",
+        "PatchGather",
+        "PixelLossGrad",
+        "Residual",
+        "ResidualGrad",
+        "ScatterAddRows",
+        "WindowAttention",
+        "WindowAttentionGrad",
+    ];
+    assert!(expected.iter().all(|op| mixing.contains(op)), "{mixing:?}");
+}
+
+/// All products of a layer of `outputs` x `inputs` on `rows` rows, in bfloat16. Even extents move in pieces, odd ones number by number.
+pub(crate) fn rounded_products([rows, inputs, outputs]: [usize; 3], seed: u64) -> Known {
+    let mut g = Graph::new();
+    let input = |g: &mut Graph, name: &str, shape: &[usize]| g.input(name, TensorType::f32(shape));
+    let [x, so_far] = ["x", "so far"].map(|name| input(&mut g, name, &[rows, inputs]));
+    let [w, grad_w] = ["w", "grad w"].map(|name| input(&mut g, name, &[outputs, inputs]));
+    let [b, grad_b] = ["b", "grad b"].map(|name| input(&mut g, name, &[outputs]));
+    let grad = input(&mut g, "grad", &[rows, outputs]);
+    let slope = input(&mut g, "slope", &[rows, inputs]);
+    let mut results = g.apply(Linear { bias: true, gelu: true, rows: None }, &[x, w, b]).unwrap();
+    results.extend(g.apply(Linear::default(), &[x, w]).unwrap());
+    let through_gelu = LinearGradInput { gelu: true, ..LinearGradInput::default() };
+    results.extend(g.apply(through_gelu, &[grad, w, slope]).unwrap());
+    results.extend(g.apply(LinearGradInput::default(), &[grad, w]).unwrap());
+    let adding = LinearGradInput { accumulate: true, ..LinearGradInput::default() };
+    results.extend(g.apply(adding, &[grad, w, so_far]).unwrap());
+    let of_weight = LinearGradWeight { rows: None, bias: true };
+    results.extend(g.apply(of_weight, &[grad, x, grad_w, grad_b]).unwrap());
+    for (at, value) in results.into_iter().enumerate() {
+        g.output(format!("y{at}"), value);
+    }
+    let graph = mixed_everywhere(&g).unwrap();
+    Known::of_mixed(graph, "Linear", &mut Stream::new(seed, Purpose::Test, 2, 0))
+}
+
+#[test]
+fn products_of_bfloat16_are_right_in_whole_tiles_and_in_parts_of_them() {
+    let extents = [[128, 64, 128], [136, 104, 264], [130, 107, 131], [1301, 40, 24], [1301, 33, 17]];
+    for (extents, seed) in extents.into_iter().zip(0..) {
+        check(&rounded_products(extents, seed), "Linear, bfloat16", seed);
+    }
+}
+
+/// What is wanted as floats and by a product is written in both types at once.
+#[test]
+fn the_gradient_of_a_stream_is_written_as_floats_and_rounded() {
+    for accumulate in [false, true] {
+        let (rows, dim) = (7, 33);
+        let mut g = Graph::new();
+        let mut inputs: Vec<_> = ["g", "x"].map(|name| g.input(name, TensorType::f32([rows, dim]))).into();
+        inputs.push(g.input("w", TensorType::f32([dim])));
+        inputs.extend(["mean", "positive rstd"].map(|name| g.input(name, TensorType::f32([rows]))));
+        if accumulate {
+            inputs.push(g.input("so far", TensorType::f32([rows, dim])));
+        }
+        let grad = g.apply1(LayerNormGradInput { accumulate, rounded: false }, &inputs).unwrap();
+        let weight = g.input("weight", TensorType::f32([20, dim]));
+        let product = g.apply1(Linear::default(), &[grad, weight]).unwrap();
+        g.output("gradient", grad);
+        g.output("product", product);
+        let graph = mixed(&g, |_| false).unwrap();
+        let rounds = |op: &Op| matches!(op, Op::LayerNormGradInput(op) if op.rounded);
+        assert!(graph.nodes().iter().any(|node| rounds(&node.op)), "{graph}");
+        let mut known = Known::of_mixed(graph, "both", &mut Stream::new(5, Purpose::Test, 2, 0));
+        // An operand on the edge of two numbers may go to the other one.
+        known.limits[1] = 2f64.powi(-12);
+        check(&known, "both", 5);
+    }
+}
+
 /// Attention forward and backward with a bias, of two samples and heads.
-pub(crate) fn attention(head_dim: usize, split: bool, [tokens, queries]: [usize; 2], seed: u64) -> Known {
+pub(crate) fn attention(head_dim: usize, split: bool, extents: [usize; 2], seed: u64) -> Known {
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
+    Known::of(attention_graph(head_dim, split, extents, &mut stream), &mut stream)
+}
+
+/// The same in bfloat16.
+fn rounded_attention(head_dim: usize, split: bool, extents: [usize; 2], seed: u64) -> Known {
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
+    let graph = mixed_everywhere(&attention_graph(head_dim, split, extents, &mut stream)).unwrap();
+    Known::of_mixed(graph, "Attention", &mut stream)
+}
+
+fn attention_graph(head_dim: usize, split: bool, [tokens, queries]: [usize; 2], stream: &mut Stream) -> Graph {
     let (heads, batch) = (2, 2);
     let dim = heads * head_dim;
-    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
     let mut graph = Graph::new();
     let packing = if split { Packing::Split } else { Packing::Packed };
     let op = Attention { heads, packing, bias: true };
@@ -150,7 +276,7 @@ pub(crate) fn attention(head_dim: usize, split: bool, [tokens, queries]: [usize;
     for (at, value) in saved.into_iter().chain(grads).enumerate() {
         graph.output(format!("y{at}"), value);
     }
-    Known::of(graph, &mut stream)
+    graph
 }
 
 /// Heads of each width that has kernels.
@@ -159,6 +285,7 @@ fn heads_of_every_width_are_right() {
     for (head_dim, seed) in [(32, 0), (33, 1), (64, 2), (80, 3), (96, 4), (97, 5), (128, 6)] {
         for split in [false, true] {
             check(&attention(head_dim, split, [37, 19], seed), "attention", seed);
+            check(&rounded_attention(head_dim, split, [37, 19], seed), "attention in bfloat16", seed);
         }
     }
 }
