@@ -56,7 +56,7 @@ fn an_instruction_set_goes_with_the_processor_alone() {
     assert!(text.contains("--isa avx2 names instructions of the processor") && text.contains("leave one"), "{text}");
 }
 
-/// Operations, ten training steps against the processor, a resume: on the emulated device, with the stand-in of cuBLASLt.
+/// Operations, training steps against the processor, a resume, in floats and in bfloat16: on the emulated device, with the stand-in of cuBLASLt.
 #[test]
 fn the_self_test_is_right_on_the_emulated_device() {
     let folder = tempfile::tempdir().unwrap();
@@ -66,7 +66,10 @@ fn the_self_test_is_right_on_the_emulated_device() {
     assert!(output.status.success() && text.contains("everything is right"), "{text}\n{}", stderr(&output));
     let written = std::fs::read_to_string(table).unwrap();
     assert!(
-        written.contains("on fibers (emulated) (sm_80)") && written.contains("AttentionGrad at odd shapes"),
+        written.contains("on fibers (emulated) (sm_80)")
+            && ["AttentionGrad at odd shapes", "Linear in bfloat16", "Swin in bfloat16 resumed"]
+                .iter()
+                .all(|line| written.contains(line)),
         "{written}"
     );
 }

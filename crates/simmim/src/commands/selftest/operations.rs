@@ -3,20 +3,19 @@
 
 use super::{Report, Subject, relative_error};
 use crate::diagnostics::Failure;
-use simmim_cases::{cases, random_inputs};
+use simmim_cases::{Case, LIMIT, cases, mixed_limit, random_inputs};
+use simmim_engine::mixed::mixed_everywhere;
 use simmim_engine::ops::{
     Attention, AttentionGrad, LayerNorm, Linear, LinearGradInput, LinearGradWeight, Packing, WindowAttention,
     WindowAttentionGrad,
 };
 use simmim_engine::reference::{Data, Tensor, evaluate};
-use simmim_engine::{EngineError, Executor, Graph, Program, TensorType, ValueId};
+use simmim_engine::{DType, EngineError, Executor, Graph, Program, TensorType, ValueId};
 use simmim_random::{Purpose, Stream};
 use std::collections::HashMap;
 
 /// Random shapes of each operation.
 const SHAPES: u64 = 6;
-/// Largest error of an operation on floats.
-const LIMIT: f64 = 2e-5;
 
 type Given = HashMap<String, Tensor>;
 
@@ -46,23 +45,46 @@ fn worst(found: &[Vec<f32>], truth: &[Vec<f32>]) -> f64 {
     found.iter().zip(truth).map(|(a, b)| relative_error(a, b)).fold(0.0, f64::max)
 }
 
-/// A line for each operation: its worst error over several shapes.
+/// A line for each operation: its worst error over several shapes. Another one where it takes bfloat16.
 pub(super) fn check(subject: &Subject<'_>, report: &mut Report) -> Result<(), Failure> {
     let mut executor = subject.open()?;
     for case in cases() {
-        let mut error = 0.0f64;
-        for seed in 0..SHAPES {
-            let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
-            let graph = (case.build)(&mut stream);
-            let given = random_inputs(&graph, &mut stream);
-            let values = evaluate(&graph, &given);
-            let floats = |(_, v): &(String, ValueId)| values[v.index()].f64().iter().map(|&v| v as f32).collect();
-            let truth: Vec<Vec<f32>> = graph.outputs().iter().map(floats).collect();
-            error = error.max(worst(&run(&mut *executor, &graph, &given)?, &truth));
+        for mixed in [false, true] {
+            let mut worst = None;
+            for seed in 0..SHAPES {
+                for (error, limit) in errors(&mut *executor, &case, seed, mixed)? {
+                    let (most, its_limit) = worst.unwrap_or((0.0, LIMIT));
+                    worst = Some(if error / limit >= most / its_limit { (error, limit) } else { (most, its_limit) });
+                }
+            }
+            let numbers = if mixed { " in bfloat16" } else { "" };
+            if let Some((error, limit)) = worst {
+                report.error(&format!("{}{numbers} at odd shapes", case.variant), error, limit);
+            }
         }
-        report.error(&format!("{} at odd shapes", case.variant), error, LIMIT);
     }
     Ok(())
+}
+
+/// Error and limit of each output of a case of that seed; none where bfloat16 is asked for and nothing can be.
+fn errors(executor: &mut dyn Executor, case: &Case, seed: u64, mixed: bool) -> Result<Vec<(f64, f64)>, EngineError> {
+    let mut stream = Stream::new(seed, Purpose::Test, 0, 0);
+    let mut graph = (case.build)(&mut stream);
+    if mixed {
+        graph = mixed_everywhere(&graph)?;
+        if graph.values().iter().all(|value| value.ty.dtype != DType::Bf16) {
+            return Ok(Vec::new());
+        }
+    }
+    let given = random_inputs(&graph, &mut stream);
+    let values = evaluate(&graph, &given);
+    let found = run(executor, &graph, &given)?;
+    let error = |((_, value), found): (&(String, ValueId), &Vec<f32>)| {
+        let truth: Vec<f32> = values[value.index()].f64().iter().map(|&v| v as f32).collect();
+        let limit = if mixed { mixed_limit(&graph, *value, case.variant) } else { LIMIT };
+        (relative_error(found, &truth), limit)
+    };
+    Ok(graph.outputs().iter().zip(&found).map(error).collect())
 }
 
 /// Graphs of the size of ViT-B/16 on eight images, and of Swin-T.

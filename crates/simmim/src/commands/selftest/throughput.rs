@@ -5,7 +5,7 @@ use crate::diagnostics::Failure;
 use simmim_engine::ops::{Attention, Linear, Packing};
 use simmim_engine::{EngineError, Executor, Graph, Program};
 use simmim_models::optimizer::AdamWConfig;
-use simmim_models::{SimMimConfig, VitConfig};
+use simmim_models::{Precision, SimMimConfig, VitConfig};
 use simmim_random::{Purpose, Stream};
 use simmim_train::Session;
 use std::time::Instant;
@@ -54,14 +54,19 @@ fn attention(batch: usize, tokens: usize, heads: usize) -> Result<Graph, EngineE
 }
 
 /// Images a second of training steps on random images, after warming up.
-fn images_a_second(executor: Box<dyn Executor>, model: &str, batch: usize) -> Result<f64, Failure> {
+fn images_a_second(
+    executor: Box<dyn Executor>,
+    model: &str,
+    batch: usize,
+    precision: Precision,
+) -> Result<f64, Failure> {
     let encoder = VitConfig::preset(model)?;
     let config = SimMimConfig::tutorial(encoder, 0.5);
     let mut stream = Stream::new(0, Purpose::Test, 0, 0);
     let images: Vec<f32> =
         (0..batch * config.encoder.geometry().image_values()).map(|_| stream.normal() as f32).collect();
     let masks: Vec<Vec<bool>> = (0..batch).map(|_| super::training::mask(&config, &mut stream)).collect();
-    let mut session = Session::new(executor, config, 0)?;
+    let mut session = Session::new(executor, config, 0)?.in_precision(precision);
     session.prepare_training(batch, 1, AdamWConfig::default())?;
     let mut at = 0;
     let mut step = || {
@@ -80,27 +85,35 @@ fn images_a_second(executor: Box<dyn Executor>, model: &str, batch: usize) -> Re
 }
 
 pub(super) fn measure(subject: &Subject<'_>, report: &mut Report) -> Result<(), Failure> {
+    for precision in [Precision::Float32, Precision::Bfloat16] {
+        measure_in(precision, subject, report)?;
+    }
+    Ok(())
+}
+
+fn measure_in(precision: Precision, subject: &Subject<'_>, report: &mut Report) -> Result<(), Failure> {
     let mut executor = subject.open()?;
     let device = executor.machine().device != "cpu";
     // A card needs more work at once than a processor before it is busy.
     let (rows, batch, model_batch) = if device { (25_216, 128, 128) } else { (1_576, 8, 8) };
     for (outputs, inputs) in [(2304, 768), (3072, 768), (768, 3072)] {
-        let speed = rate(&mut *executor, &product(rows, outputs, inputs)?)?;
+        let speed = rate(&mut *executor, &*precision.lower(&product(rows, outputs, inputs)?)?)?;
         report.line(
-            &format!("product {rows} x {outputs} x {inputs}"),
+            &format!("product {rows} x {outputs} x {inputs} in {precision}"),
             &format!("{:.0} GFLOP/s", speed / 1e9),
             &Verdict::Measured,
         );
     }
-    let speed = rate(&mut *executor, &attention(batch, 197, 12)?)?;
+    let speed = rate(&mut *executor, &*precision.lower(&attention(batch, 197, 12)?)?)?;
     report.line(
-        &format!("attention of {batch} x 12 x 197 x 64"),
+        &format!("attention of {batch} x 12 x 197 x 64 in {precision}"),
         &format!("{:.0} GFLOP/s", speed / 1e9),
         &Verdict::Measured,
     );
     drop(executor);
     let model = "vit_small_patch32_224";
-    let speed = images_a_second(subject.open()?, model, model_batch)?;
-    report.line(&format!("step of {model}, batch {model_batch}"), &format!("{speed:.1} images/s"), &Verdict::Measured);
+    let speed = images_a_second(subject.open()?, model, model_batch, precision)?;
+    let what = format!("step of {model}, batch {model_batch}, in {precision}");
+    report.line(&what, &format!("{speed:.1} images/s"), &Verdict::Measured);
     Ok(())
 }

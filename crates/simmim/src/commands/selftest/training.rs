@@ -5,14 +5,13 @@ use crate::diagnostics::Failure;
 use simmim_engine::Executor;
 use simmim_models::optimizer::AdamWConfig;
 use simmim_models::swin::SwinConfig;
-use simmim_models::{Mode, Position, QkvBias, SimMimConfig, Target, VitConfig};
+use simmim_models::{Mode, Position, Precision, QkvBias, SimMimConfig, Target, VitConfig};
 use simmim_random::{Purpose, Stream};
 use simmim_train::Session;
 
-const STEPS: u64 = 10;
 const BATCH: usize = 8;
-/// Largest relative difference of a loss within the steps.
-const LIMIT: f64 = 1e-3;
+/// Numbers to compute with, steps, and the largest relative difference of a loss within them.
+const TRIALS: [(Precision, u64, f64); 2] = [(Precision::Float32, 10, 1e-3), (Precision::Bfloat16, 4, 5e-3)];
 
 /// A small ViT with what it can have: bias tables, layer scale, drop path.
 fn vit() -> Result<SimMimConfig, Failure> {
@@ -49,11 +48,11 @@ struct Run {
 }
 
 impl Run {
-    fn new(executor: Box<dyn Executor>, config: SimMimConfig) -> Result<Self, Failure> {
+    fn new(executor: Box<dyn Executor>, config: SimMimConfig, precision: Precision) -> Result<Self, Failure> {
         let mut stream = Stream::new(5, Purpose::Test, 0, 0);
         let images = (0..BATCH * config.encoder.geometry().image_values()).map(|_| stream.normal() as f32).collect();
         let masks = (0..BATCH).map(|_| mask(&config, &mut stream)).collect();
-        let mut session = Session::new(executor, config, 1)?;
+        let mut session = Session::new(executor, config, 1)?.in_precision(precision);
         // Two parts of a step, so that gradients and losses are summed.
         session.prepare_training(BATCH / 2, 2, AdamWConfig::default())?;
         Ok(Self { session, images, masks })
@@ -81,33 +80,37 @@ pub(super) fn mask(config: &SimMimConfig, stream: &mut Stream) -> Vec<bool> {
 }
 
 pub(super) fn check(subject: &Subject<'_>, reference: &Subject<'_>, report: &mut Report) -> Result<(), Failure> {
-    check_model("ViT", &vit()?, subject, reference, report)?;
-    check_model("Swin", &swin()?, subject, reference, report)
+    for trial in TRIALS {
+        check_model("ViT", &vit()?, trial, [subject, reference], report)?;
+        check_model("Swin", &swin()?, trial, [subject, reference], report)?;
+    }
+    Ok(())
 }
 
 fn check_model(
     name: &str,
     config: &SimMimConfig,
-    subject: &Subject<'_>,
-    reference: &Subject<'_>,
+    (precision, steps, limit): (Precision, u64, f64),
+    [subject, reference]: [&Subject<'_>; 2],
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let mut run = Run::new(subject.open()?, config.clone())?;
-    let first = run.losses(0..STEPS / 2)?;
+    let start = |subject: &Subject<'_>| Run::new(subject.open()?, config.clone(), precision);
+    let mut run = start(subject)?;
+    let first = run.losses(0..steps / 2)?;
     let kept = run.tensors()?;
-    let losses: Vec<f32> = first.into_iter().chain(run.losses(STEPS / 2..STEPS)?).collect();
-    let truth = Run::new(reference.open()?, config.clone())?.losses(0..STEPS)?;
+    let losses: Vec<f32> = first.into_iter().chain(run.losses(steps / 2..steps)?).collect();
+    let truth = start(reference)?.losses(0..steps)?;
     let off = |(a, b): (&f32, &f32)| f64::from(a / b - 1.0).abs();
     let error =
         losses.iter().zip(&truth).map(off).fold(0.0, |worst, e| if e > worst || e.is_nan() { e } else { worst });
-    report.error(&format!("{STEPS} steps of a small {name}: loss"), error, LIMIT);
+    report.error(&format!("{steps} steps of a small {name} in {precision}: loss"), error, limit);
     // Stopped in the middle and gone on from what a checkpoint holds: to the bit.
-    let mut resumed = Run::new(subject.open()?, config.clone())?;
+    let mut resumed = start(subject)?;
     resumed.session.device_mut().set_weights(kept)?;
-    resumed.losses(STEPS / 2..STEPS)?;
+    resumed.losses(steps / 2..steps)?;
     let same = resumed.tensors()? == run.tensors()?;
     report.line(
-        &format!("{name} resumed after half of them: same weights"),
+        &format!("{name} in {precision} resumed after half of them: same weights"),
         "",
         if same { &Verdict::Right } else { &Verdict::Wrong },
     );
