@@ -307,13 +307,9 @@ void block_barrier(Site& site) {
     for (int t = 0; t < threads; t++) wake(t);
 }
 
-void collective(Site& site, const Words& in, Words& out, Collective run, int how) {
+static void meet(Site& site, const Words& in, Words& out, Collective run, int how) {
     Warp& warp = warps[current / 32];
     int lane = current % 32;
-    if (site.skipped) {
-        out = in;
-        return;
-    }
     if (warp.arrived && warp.site != &site) {
         fault("threads of a warp meet at different places, %s and %s", name_of(site).c_str(), name_of(*warp.site).c_str());
     }
@@ -327,6 +323,11 @@ void collective(Site& site, const Words& in, Words& out, Collective run, int how
         for (int t = current / 32 * 32, end = t + 32; t < end; t++) wake(t);
     }
     out = warp.out[lane];
+}
+
+void collective(Site& site, const Words& in, Words& out, Collective run, int how) {
+    if (site.skipped) out = in;
+    else meet(site, in, out, run, how);
 }
 
 void* shared(Site& site, size_t bytes) {
@@ -411,11 +412,12 @@ void mma_bf16(Site& site, float* c, const unsigned* a, const unsigned* b) {
 
 // `ldmatrix`: lane l names row l % 8 of matrix l / 8, eight numbers of 16 bits, and gets from each matrix the two of row l / 4,
 // columns 2 (l % 4), + 1 (of the transposed matrix where asked).
+// A planted fault makes it load the fragments of the other layout.
 void load_matrix(Site& site, unsigned* to, const void* row, bool transposed) {
     if (reinterpret_cast<uintptr_t>(row) % 16) fault("a row of ldmatrix is not aligned to 16 bytes");
     Words in{}, out{};
     std::memcpy(in.word, &row, sizeof row);
-    collective(site, in, out, [](const Words* in, Words* out, int transposed) {
+    meet(site, in, out, [](const Words* in, Words* out, int transposed) {
         const uint16_t* rows[32];
         for (int lane = 0; lane < 32; lane++) std::memcpy(&rows[lane], in[lane].word, sizeof(void*));
         for (int lane = 0; lane < 32; lane++) {
@@ -429,7 +431,7 @@ void load_matrix(Site& site, unsigned* to, const void* row, bool transposed) {
                 out[lane].word[matrix] = pair;
             }
         }
-    }, transposed);
+    }, transposed != site.skipped);
     std::memcpy(to, out.word, 16);
 }
 

@@ -16,7 +16,7 @@ bool launch(dim3 grid, dim3 block, Entry entry, void** parameters, std::string& 
 void set_seed(uint64_t seed);
 uint64_t draw(uint64_t below);
 
-// Skips every site of that name (`file.cu:line`), or none when empty. Returns how many of the sites met so far have the name.
+// Skips every site of that name (`file.cu:line`; ldmatrix transposes what it should not, or not what it should), or none when empty. Returns how many of the sites met so far have the name.
 int skip(const char* name);
 
 // The sites met so far, one `kind file.cu:line` a line.

@@ -63,7 +63,8 @@ impl Emulator {
         unsafe { self.symbol::<unsafe extern "C" fn(u64)>("emulator_seed")(seed) }
     }
 
-    /// Plants a fault: threads pass the barriers and waits of that name (`linear.cu:42`) without stopping; an empty name mends it.
+    /// Plants a fault: threads pass the barriers and waits of that name (`linear.cu:42`) without stopping, or load
+    /// fragments of the wrong layout there; an empty name mends it.
     /// Returns how many places met so far have the name.
     ///
     /// # Panics

@@ -1,4 +1,5 @@
-//! The emulator notices a fault in any kernel: every barrier and every wait is left out in turn, and some case must go wrong.
+//! The emulator notices a fault in any kernel: every barrier and every wait is left out in turn, fragments
+//! of tensor cores are loaded in the wrong layout, and some case must go wrong.
 
 use crate::emulator;
 use crate::operations::{Known, attention, rounded_products};
@@ -9,7 +10,7 @@ use std::collections::BTreeSet;
 const SEEDS: u64 = 4;
 
 #[test]
-fn every_barrier_and_wait_is_needed() {
+fn every_barrier_wait_and_layout_is_needed() {
     let (_guard, emulator) = emulator();
     let mut known: Vec<(String, Known)> = cases()
         .iter()
@@ -22,10 +23,11 @@ fn every_barrier_and_wait_is_needed() {
     for (name, known) in &known {
         known.check(Products::Own).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
-    let waits = |kind: &str| matches!(kind, "barrier" | "warp barrier" | "copy wait");
+    let waits = |kind: &str| matches!(kind, "barrier" | "warp barrier" | "copy wait" | "ldmatrix");
     let sites: BTreeSet<String> =
         emulator.sites().into_iter().filter(|(kind, _)| waits(kind)).map(|(_, name)| name).collect();
     assert!(sites.len() > 20, "{sites:?}");
+    assert_eq!(emulator.sites().iter().filter(|(kind, _)| kind == "ldmatrix").count(), 2);
     let mut unnoticed = Vec::new();
     for site in &sites {
         assert!(emulator.skip(site) > 0);
