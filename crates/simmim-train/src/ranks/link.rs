@@ -12,8 +12,8 @@ use std::time::Duration;
 
 /// A rank without work looks this often whether others look for it.
 const IDLE: Duration = Duration::from_millis(200);
-/// Seconds after which a rank is missing, until a recipe says otherwise.
-const LIMIT: u64 = 600;
+/// After this long a rank is missing, until a recipe says otherwise.
+const LIMIT: Duration = Duration::from_secs(600);
 
 /// What the thread is asked to do.
 pub(super) enum Job {
@@ -39,6 +39,7 @@ pub(super) enum Done {
 /// What both threads see.
 #[derive(Debug)]
 pub(super) struct Shared {
+    /// Milliseconds.
     limit: AtomicU64,
     /// Exit code; negative as long as nothing ends.
     end: AtomicI32,
@@ -74,7 +75,7 @@ impl Link {
     pub(super) fn open<C: Collectives>(
         open: impl FnOnce(Patience) -> Result<C, TrainError> + Send + 'static,
     ) -> Result<Self, TrainError> {
-        let shared = Arc::new(Shared { limit: AtomicU64::new(LIMIT * 1000), end: AtomicI32::new(-1) });
+        let shared = Arc::new(Shared { limit: AtomicU64::new(LIMIT.as_millis() as u64), end: AtomicI32::new(-1) });
         let ((jobs, to_do), (say, done), (opened, known)) = (channel(), channel(), channel());
         let patience = Patience { shared: Arc::clone(&shared), say: say.clone() };
         let work = move || match open(patience.clone()) {
@@ -169,8 +170,8 @@ fn serve(collectives: &impl Collectives, jobs: &Receiver<Job>, done: &Sender<Don
     loop {
         match jobs.recv_timeout(IDLE) {
             Ok(job) => {
-                let done_ = perform(collectives, job, &mut work).unwrap_or_else(Done::Failed);
-                if done.send(done_).is_err() {
+                let result = perform(collectives, job, &mut work).unwrap_or_else(Done::Failed);
+                if done.send(result).is_err() {
                     return;
                 }
             }

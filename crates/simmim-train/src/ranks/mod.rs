@@ -67,8 +67,8 @@ impl std::fmt::Debug for Ranks {
 /// Says which ranks a rank has waited for in vain.
 pub(crate) fn missing(ranks: impl Iterator<Item = usize>, limit: Duration) -> String {
     let ranks: Vec<String> = ranks.map(|rank| rank.to_string()).collect();
-    let (s, do_) = if ranks.len() == 1 { ("", "does") } else { ("s", "do") };
-    format!("rank{s} {} {do_} not come, {:.0} seconds after the others", ranks.join(", "), limit.as_secs_f64())
+    let (s, verb) = if ranks.len() == 1 { ("", "does") } else { ("s", "do") };
+    format!("rank{s} {} {verb} not come, {:.0} seconds after the others", ranks.join(", "), limit.as_secs_f64())
 }
 
 impl Ranks {
@@ -223,11 +223,10 @@ impl Ranks {
     }
 
     /// The floats that rank 0 has, on all.
-    pub(crate) fn hand_out(&self, floats_: Vec<f32>, len: usize) -> Result<Vec<f32>, TrainError> {
+    pub(crate) fn hand_out(&self, mut all: Vec<f32>, len: usize) -> Result<Vec<f32>, TrainError> {
         if self.link.is_none() {
-            return Ok(floats_);
+            return Ok(all);
         }
-        let mut all = floats_;
         all.resize(len, 0.0);
         for piece in all.chunks_mut(PIECE) {
             let bytes = self.broadcast(0, bytemuck::cast_slice(piece).to_vec())?;
