@@ -1,9 +1,65 @@
-//! Mean and standard deviation measured from data.
+//! What images are like: sizes, means and mean squares, and which cannot be read.
 
-use std::sync::Mutex;
+use crate::{Alpha, Channels, DataError, Pixels, Source};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 
-use crate::loader::lock;
-use crate::{Channels, DataError, Pixels, Source};
+/// What one image is like.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
+    /// Columns.
+    pub width: usize,
+    /// Rows.
+    pub height: usize,
+    /// Whether it has transparent pixels.
+    pub transparent: bool,
+    /// Mean and mean square of each channel, of samples in 0..1.
+    pub moments: Vec<(f64, f64)>,
+}
+
+/// Reads the images of `source` at `indices` with so many threads, and calls `each` with every place in `indices`, in order, and what is
+/// there.
+pub fn survey(
+    source: &dyn Source,
+    wanted: impl Into<Channels>,
+    indices: &[usize],
+    threads: usize,
+    each: &mut dyn FnMut(usize, Result<Seen, DataError>),
+) {
+    let (wanted, next) = (wanted.into(), AtomicUsize::new(0));
+    let look = |index: usize| {
+        let image = source.load(index, wanted)?;
+        let transparent = image.alpha != Alpha::Opaque;
+        let moments = image_moments(&image.pixels, wanted.count);
+        Ok(Seen { width: image.width, height: image.height, transparent, moments })
+    };
+    std::thread::scope(|scope| {
+        let (sender, receiver) = channel();
+        for _ in 0..threads.clamp(1, indices.len().max(1)) {
+            let (sender, next, look) = (sender.clone(), &next, &look);
+            scope.spawn(move || {
+                loop {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&index) = indices.get(place) else { return };
+                    // A receiver that is gone has panicked, and the scope ends with it.
+                    if sender.send((place, look(index))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let (mut early, mut expected) = (BTreeMap::new(), 0);
+        for (place, seen) in receiver {
+            early.insert(place, seen);
+            while let Some(seen) = early.remove(&expected) {
+                each(expected, seen);
+                expected += 1;
+            }
+        }
+    });
+}
 
 /// Per-channel mean and standard deviation of pixels in 0..1, over at most `max_images` images spread evenly over the
 /// source. Every image weighs the same, whatever its size.
@@ -22,33 +78,19 @@ pub fn mean_std(
     let channels = wanted.count;
     let len = source.len();
     let count = max_images.clamp(1, len.max(1)).min(len);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(count.max(1));
-    let mut moments: Vec<Option<Vec<(f64, f64)>>> = vec![None; count];
-    let first_failure = Mutex::new(None::<(usize, String)>);
-    let work = Mutex::new(moments.iter_mut().enumerate());
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let Some((i, slot)) = lock(&work).next() else { break };
-                    // u128 keeps the product exact for any length.
-                    let index = (i as u128 * len as u128 / count as u128) as usize;
-                    match source.load(index, wanted) {
-                        Ok(image) => *slot = Some(image_moments(&image.pixels, channels)),
-                        Err(error) => {
-                            let mut first = lock(&first_failure);
-                            if first.as_ref().is_none_or(|(known, _)| i < *known) {
-                                *first = Some((i, error.to_string()));
-                            }
-                        }
-                    }
-                }
-            });
+    let indices: Vec<usize> =
+        // u128 keeps the product exact for any length.
+        (0..count).map(|i| (i as u128 * len as u128 / count as u128) as usize).collect();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let (mut read, mut first_failure) = (Vec::new(), None::<String>);
+    survey(source, wanted, &indices, threads, &mut |_, seen| match seen {
+        Ok(seen) => read.push(seen.moments),
+        Err(error) => {
+            first_failure.get_or_insert_with(|| error.to_string());
         }
     });
-    let read: Vec<Vec<(f64, f64)>> = moments.into_iter().flatten().collect();
     if read.is_empty() {
-        let examples = lock(&first_failure).take().map_or_else(|| "the source is empty".into(), |(_, reason)| reason);
+        let examples = first_failure.unwrap_or_else(|| "the source is empty".into());
         return Err(DataError::NothingReadable { found: count, examples });
     }
     let images = read.len() as f64;

@@ -29,6 +29,7 @@ fn main() -> ExitCode {
     let result: Result<ExitCode, Failure> = match arguments.command {
         Command::Pretrain(a) => commands::pretrain::run(&a, format),
         Command::Reconstruct(a) => commands::reconstruct::run(&a),
+        Command::Data(a) => commands::data::run(&a, format),
         Command::Embed(a) => commands::embed::run(&a, format),
         Command::Probe(a) => commands::probe::run(&a, format),
         Command::Neighbors(a) => commands::neighbors::run(&a, format),

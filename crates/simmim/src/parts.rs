@@ -170,6 +170,25 @@ impl Share {
     }
 }
 
+/// The files of all parts in a folder, in order.
+pub(crate) fn all(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Failure> {
+    let entries = std::fs::read_dir(folder)
+        .map_err(|e| Failure::input(format!("{}: {e}", folder.display()), "name another folder"))?;
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let of_part =
+        |name: &String| name.starts_with("part-") && Path::new(name).extension().is_some_and(|e| e == extension);
+    let mut found: Vec<String> = names.filter(of_part).collect();
+    found.sort();
+    let count = found.first().and_then(|name| name.split(['-', '.']).nth(3)?.parse().ok()).unwrap_or(0);
+    if found.is_empty() || found.len() != count {
+        return Err(Failure::input(
+            format!("{} holds {} of {count} parts", folder.display(), found.len()),
+            "make the others first",
+        ));
+    }
+    Ok(found.iter().map(|name| folder.join(name)).collect())
+}
+
 impl Slot {
     /// Says what the part was made from, once its files are complete.
     pub(crate) fn seal(self, files: &[PathBuf]) -> Result<(), Failure> {

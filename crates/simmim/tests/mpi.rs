@@ -425,6 +425,11 @@ fn ranks_embed_their_shares() {
     };
     let together = [rows("shares.csv/part-00000-of-00002.csv"), rows("shares.csv/part-00001-of-00002.csv")].concat();
     assert!(together == rows("whole.csv"));
+    let stats = |ranks: usize| {
+        let output = succeed(simmim(ranks, &["data", "stats", "--data", &path("images"), "--channels", "1"], &[]));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert!(stats(0).contains("data.mean") && stats(0) == stats(2), "{}", stats(2));
     let refused = only_error(&finish(embed(2, "new.csv", &["--part", "0/2"]).spawn().unwrap()));
     assert!(refused.contains("--part is given, and a launcher has started several ranks"), "{refused}");
     std::fs::remove_dir_all(path("images")).unwrap();

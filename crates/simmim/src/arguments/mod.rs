@@ -1,5 +1,6 @@
 //! Arguments as typed. The commands resolve what they mean.
 
+mod data;
 mod export;
 mod finetune;
 mod memory;
@@ -7,6 +8,7 @@ mod pretrain;
 mod probe;
 mod use_weights;
 
+pub(crate) use data::{Check, Data, DataWhat, Stats, Surveyed};
 pub(crate) use export::{Export, ExportFormat};
 pub(crate) use finetune::{Compare, CompareMethod, Evaluate, Finetune, Predict, StartOf};
 pub(crate) use memory::MemoryArguments;
@@ -58,6 +60,8 @@ pub(crate) enum Command {
     Pretrain(Box<Pretrain>),
     /// Draw original, masked and reconstructed images side by side.
     Reconstruct(Reconstruct),
+    /// See what images are like before anything is trained on them: unreadable ones, mean and deviation, sizes.
+    Data(Data),
     /// Compute features of images and write them to a file.
     Embed(Embed),
     /// Train a classifier from pre-trained weights, or from scratch.

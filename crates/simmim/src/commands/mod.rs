@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod compare;
+pub(crate) mod data;
 pub(crate) mod embed;
 pub(crate) mod evaluate;
 pub(crate) mod export;
