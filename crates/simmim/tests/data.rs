@@ -45,6 +45,14 @@ fn a_check_names_what_cannot_be_read_and_its_parts_are_the_whole_report() {
         together.extend(rows(&parts.join(format!("part-{index:05}-of-00004.csv"))));
     }
     assert_eq!(together, report);
+    // Parts that are there are as unreadable as when they were made.
+    let again =
+        |index: usize| simmim(&["data", "check", "--data", data, "--out", out, "--part", &format!("{index}/4")]);
+    let again: Vec<Output> = (0..4).map(again).collect();
+    assert!(again.iter().all(|output| said(output).contains("is there already")));
+    let codes: Vec<_> = again.iter().map(|output| output.status.code()).collect();
+    assert_eq!(codes.iter().filter(|code| **code == Some(1)).count(), 1, "{codes:?}");
+    assert_eq!(codes.iter().filter(|code| **code == Some(0)).count(), 3, "{codes:?}");
     std::fs::remove_file(Path::new(data).join("a/none.png")).unwrap();
     assert_eq!(simmim(&["data", "check", "--data", data]).status.code(), Some(0));
 }

@@ -430,6 +430,15 @@ fn ranks_embed_their_shares() {
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     assert!(stats(0).contains("data.mean") && stats(0) == stats(2), "{}", stats(2));
+    // A rank whose part is there must not leave the other, which makes its own again, waiting for it.
+    let check = || {
+        let given = ["data", "check", "--data", &path("images"), "--channels", "1", "--out", &path("report.csv")];
+        String::from_utf8_lossy(&succeed(simmim(2, &given, &[])).stdout).into_owned()
+    };
+    assert!(check().contains("5 images can be read"));
+    std::fs::remove_file(path("report.csv/part-00001-of-00002.csv")).unwrap();
+    let again = check();
+    assert!(again.contains("is there already") && again.contains("5 images can be read"), "{again}");
     let refused = only_error(&finish(embed(2, "new.csv", &["--part", "0/2"]).spawn().unwrap()));
     assert!(refused.contains("--part is given, and a launcher has started several ranks"), "{refused}");
     std::fs::remove_dir_all(path("images")).unwrap();

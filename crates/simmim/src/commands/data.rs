@@ -179,15 +179,24 @@ fn write(slot: Slot, bytes: &[u8]) -> Result<(), Failure> {
 
 fn check(a: &Check, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failure> {
     let share = a.surveyed.parts.share(open_images(&a.data)?, ranks)?;
-    let slot = match place(&share, &a.surveyed, a.out.as_deref())? {
+    // A report that is there counts like one that is made now: its images are as unreadable, and other ranks wait for its numbers.
+    let mut counts = match place(&share, &a.surveyed, a.out.as_deref())? {
         Some(Place::There(path)) => {
             println!("{} is there already", path.display());
-            return Ok(ExitCode::SUCCESS);
+            counted(&path)?
         }
-        Some(Place::Make(slot)) => Some(slot),
-        None => None,
+        Some(Place::Make(slot)) => report(a, &*share.images, format, Some(slot))?,
+        None => report(a, &*share.images, format, None)?,
     };
-    let images = &*share.images;
+    ranks.sum(&mut counts)?;
+    if ranks.is_first() {
+        println!("{} images can be read{}", counts[0], unreadable(counts[1] as u64));
+    }
+    Ok(if counts[1] > 0.0 { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS })
+}
+
+/// Checks the images of a share and writes their report; gives the numbers of those that can be read and of those that cannot.
+fn report(a: &Check, images: &dyn Source, format: LogFormat, slot: Option<Slot>) -> Result<[f64; 2], Failure> {
     let mut table = csv::Writer::from_writer(Vec::new());
     let mut written = table.write_record(["path", "class", "width", "height", "transparent", "error"]);
     let sums = look(&a.surveyed, images, "check", format, &mut |place, seen| {
@@ -206,12 +215,19 @@ fn check(a: &Check, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failur
         write(slot, &table.into_inner().map_err(|e| Failure::running(e.to_string()))?)?;
         println!("{}", path.display());
     }
-    let mut counts = [sums.images as f64, sums.unreadable as f64];
-    ranks.sum(&mut counts)?;
-    if ranks.is_first() {
-        println!("{} images can be read{}", counts[0], unreadable(counts[1] as u64));
+    Ok([sums.images as f64, sums.unreadable as f64])
+}
+
+/// What [`report`] gave for a report that is there: the last column says why an image cannot be read.
+fn counted(path: &Path) -> Result<[f64; 2], Failure> {
+    let wrong = |e: csv::Error| Failure::running(format!("{}: {e}", path.display()));
+    let mut counts = [0.0; 2];
+    for row in csv::Reader::from_path(path).map_err(wrong)?.records() {
+        let row = row.map_err(wrong)?;
+        let failed = row.iter().next_back().is_some_and(|error| !error.is_empty());
+        counts[usize::from(failed)] += 1.0;
     }
-    Ok(if counts[1] > 0.0 { ExitCode::from(UNREADABLE) } else { ExitCode::SUCCESS })
+    Ok(counts)
 }
 
 fn stats(a: &Stats, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failure> {
