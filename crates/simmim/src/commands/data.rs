@@ -178,7 +178,7 @@ fn write(slot: Slot, bytes: &[u8]) -> Result<(), Failure> {
 }
 
 fn check(a: &Check, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failure> {
-    let share = a.surveyed.parts.share(open_images(&a.data)?, ranks)?;
+    let share = ranks::agree(ranks, || a.surveyed.parts.share(open_images(&a.data)?, ranks))?;
     // A report that is there counts like one that is made now: its images are as unreadable, and other ranks wait for its numbers.
     let mut counts = match place(&share, &a.surveyed, a.out.as_deref())? {
         Some(Place::There(path)) => {
@@ -236,7 +236,7 @@ fn stats(a: &Stats, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failur
         read_sums(from)?.print();
         return Ok(ExitCode::SUCCESS);
     };
-    let share = a.surveyed.parts.share(open_images(data)?, ranks)?;
+    let share = ranks::agree(ranks, || a.surveyed.parts.share(open_images(data)?, ranks))?;
     if a.surveyed.parts.part.is_some() && a.out.is_none() {
         return Err(Failure::input("--part needs --out", "name the file for the sums, such as stats.json"));
     }

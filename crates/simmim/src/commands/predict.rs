@@ -23,9 +23,12 @@ pub(crate) fn run(a: &Predict, format: LogFormat) -> Result<ExitCode, Failure> {
 }
 
 fn predict(a: &Predict, ranks: &Ranks) -> Result<ExitCode, Failure> {
-    let (file, mut classifier) = load(&a.weights, &a.device)?;
-    let share = a.parts.share(open_images(&a.data)?, ranks)?;
-    share.check_output(&a.out)?;
+    let (file, mut classifier, share) = ranks::agree(ranks, || {
+        let (file, classifier) = load(&a.weights, &a.device)?;
+        let share = a.parts.share(open_images(&a.data)?, ranks)?;
+        share.check_output(&a.out)?;
+        Ok((file, classifier, share))
+    })?;
     let (images, transform) = (&*share.images, file.recipe.transform());
     let made_from = || {
         let rest = format!("{:?} {:?} {:?}", classifier.config(), file.classes, a.device.precision());

@@ -44,10 +44,13 @@ pub(crate) fn run(a: &Embed, format: LogFormat) -> Result<ExitCode, Failure> {
 
 fn embed(a: &Embed, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failure> {
     let kind = Kind::of(a)?;
-    // What costs little to refuse comes first.
-    weights::recipe(&a.weights)?;
-    let share = a.parts.share(open_images(&a.data)?, ranks)?;
-    share.check_output(&a.out)?;
+    // What costs little to refuse comes first, and all ranks refuse it with one message.
+    let share = ranks::agree(ranks, || {
+        weights::recipe(&a.weights)?;
+        let share = a.parts.share(open_images(&a.data)?, ranks)?;
+        share.check_output(&a.out)?;
+        Ok(share)
+    })?;
     let images = &*share.images;
     let model = weights::encoder(&a.weights, images)?;
     if ranks.is_first() {
