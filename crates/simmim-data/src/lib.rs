@@ -47,4 +47,4 @@ pub use pixels::{Alpha, Image, Pixels};
 pub use policy::{Mix, Mixture, Policy, RandAugment};
 pub use read::Reading;
 pub use source::{LabelledSource, Source, Subset, demo, demo_held_out, split};
-pub use statistics::{Seen, mean_std, survey};
+pub use statistics::{Seen, mean_and_deviation, mean_std, survey};

@@ -95,12 +95,19 @@ pub fn mean_std(
     }
     let images = read.len() as f64;
     let channel = |c: usize| {
-        let mean = read.iter().map(|m| m[c].0).sum::<f64>() / images;
-        let square = read.iter().map(|m| m[c].1).sum::<f64>() / images;
-        let std = (square - mean * mean).max(0.0).sqrt();
-        (mean as f32, if std < 1e-6 { 1.0 } else { std as f32 })
+        let (mean, square) = (read.iter().map(|m| m[c].0).sum(), read.iter().map(|m| m[c].1).sum());
+        let (mean, std) = mean_and_deviation(mean, square, images);
+        (mean as f32, std as f32)
     };
     Ok((0..channels).map(channel).unzip())
+}
+
+/// Mean and standard deviation of a channel from the sums of the means and mean squares of so many images. That of a constant channel is 1.
+#[must_use]
+pub fn mean_and_deviation(means: f64, squares: f64, images: f64) -> (f64, f64) {
+    let mean = means / images;
+    let std = (squares / images - mean * mean).max(0.0).sqrt();
+    (mean, if std < 1e-6 { 1.0 } else { std })
 }
 
 /// Mean and mean square of each channel.

@@ -190,6 +190,14 @@ pub(crate) fn all(folder: &Path, extension: &str) -> Result<Vec<PathBuf>, Failur
 }
 
 impl Slot {
+    /// Writes a part that is one file, and seals it; gives its path.
+    pub(crate) fn write(self, bytes: &[u8]) -> Result<PathBuf, Failure> {
+        let path = self.path.clone();
+        super::commands::write_file(&path, bytes)?;
+        self.seal(std::slice::from_ref(&path))?;
+        Ok(path)
+    }
+
     /// Says what the part was made from, once its files are complete.
     pub(crate) fn seal(self, files: &[PathBuf]) -> Result<(), Failure> {
         let Some((seal, made_from)) = self.seal else { return Ok(()) };

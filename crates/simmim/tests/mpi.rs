@@ -124,6 +124,19 @@ fn wait_for_checkpoint(run: &Path) {
     }
 }
 
+fn metrics_bytes(run: &Path) -> u64 {
+    std::fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len())
+}
+
+/// Waits until a run has logged more than so many bytes.
+fn wait_for_metrics(run: &Path, bytes: u64) {
+    let start = Instant::now();
+    while metrics_bytes(run) <= bytes {
+        assert!(start.elapsed() < PATIENCE, "there is no step");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The processes that mpirun has started.
 fn ranks_of(mpirun: u32) -> Vec<u32> {
     let is_child = |pid: u32| {
@@ -284,11 +297,7 @@ fn a_signal_stops_all_ranks_with_a_checkpoint() {
     let quiet = ["schedule.steps=100000", "checkpoint.every_steps=100000", "validate.every_steps=0"];
     let mut command = pretrain(3, &run, &quiet);
     let child = command.env("OMPI_MCA_odls_base_sigkill_timeout", "5").spawn().unwrap();
-    let start = Instant::now();
-    while std::fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
-        assert!(start.elapsed() < PATIENCE, "there is no step");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_metrics(&run, 0);
     signal("-TERM", child.id());
     let output = finish(child);
     let said = text(&output);
@@ -342,14 +351,9 @@ fn a_rank_that_hangs_is_named_and_ends_all() {
     let run = place.path().join("run");
     let set = ["schedule.steps=1000000", "checkpoint.every_steps=50", "validate.every_steps=0", "train.rank_timeout=2"];
     for stopped in [2, 0] {
-        let lines = || std::fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len());
-        let before = lines();
+        let before = metrics_bytes(&run);
         let child = if before > 0 { resume(3, &run).spawn() } else { pretrain(3, &run, &set).spawn() }.unwrap();
-        let start = Instant::now();
-        while lines() <= before + 1000 {
-            assert!(start.elapsed() < PATIENCE, "there is no step");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_metrics(&run, before + 1000);
         let ranks = ranks_of(child.id());
         signal("-STOP", ranks[stopped]);
         let start = Instant::now();
@@ -372,11 +376,7 @@ fn the_signal_for_requeueing_gives_its_exit_code_on_ranks_and_alone() {
         let mut command =
             pretrain(ranks, &run, &["schedule.steps=1000000", "checkpoint.every_steps=0", "validate.every_steps=0"]);
         let child = command.args(["--requeue-signal", "usr1"]).spawn().unwrap();
-        let start = Instant::now();
-        while std::fs::metadata(run.join("metrics.jsonl")).map_or(0, |file| file.len()) == 0 {
-            assert!(start.elapsed() < PATIENCE, "there is no step");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_metrics(&run, 0);
         // mpirun hands this signal on; batch systems send it to every rank.
         signal("-USR1", child.id());
         let output = finish(child);

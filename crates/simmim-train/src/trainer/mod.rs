@@ -3,6 +3,7 @@
 mod classifier;
 mod data;
 mod device;
+mod event;
 mod finetuning;
 mod held_out;
 mod live_probe;
@@ -16,6 +17,7 @@ mod task;
 pub use classifier::Classifier;
 pub use data::{Data, open_data};
 pub use device::Device;
+pub use event::{Event, Outcome, Summary};
 pub use finetuning::{FineTuning, LabelledData, settle_finetuning};
 pub use live_probe::LiveProbe;
 pub use memory::{Budget, Recompute, StepMemory, fit};
@@ -55,30 +57,6 @@ const COUNTED: usize = 4096;
 /// Steps between comparisons of the weights of all ranks.
 const COMPARED: u64 = 100;
 
-/// Something that happened while training, for progress and logs.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// A step was done.
-    Step {
-        /// Steps done.
-        step: u64,
-        /// Length of the training.
-        total: u64,
-        /// Loss of the step.
-        loss: f32,
-        /// Images for each second since the last line.
-        images_per_second: f64,
-    },
-    /// A line was written to the metrics.
-    Logged(Record),
-    /// A checkpoint was written.
-    Checkpoint(u64),
-    /// The losses of trivial predictors on the held-out images are known.
-    Trivial(TrivialLosses),
-    /// Something to know.
-    Warning(String),
-}
-
 /// Says that the run was computed on another instruction set so far.
 fn warn_of_change(now: &Machine, before: &str, precision: Precision, tell: &mut dyn FnMut(Event)) {
     if !before.is_empty() && !now.gives_bits_of(before, precision == Precision::Bfloat16) {
@@ -88,38 +66,6 @@ fn warn_of_change(now: &Machine, before: &str, precision: Precision, tell: &mut 
             now.isa
         )));
     }
-}
-
-/// How a training ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// All steps are done.
-    Finished,
-    /// It was asked to stop; a checkpoint was written.
-    Stopped,
-}
-
-/// What a training did.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Summary {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Steps done.
-    pub step: u64,
-    /// The run's first held-out loss and the step at which it was measured.
-    pub first_val_loss: Option<(u64, f32)>,
-    /// Held-out loss at the end; not measured where the training was stopped.
-    pub val_loss: Option<f32>,
-    /// Held-out accuracy at the end, where there are classes.
-    pub val_top1: Option<f32>,
-    /// The best held-out accuracy.
-    pub best: Option<Best>,
-    /// Losses of trivial predictors on the held-out images; unknown where the training was stopped early.
-    pub trivial: Option<TrivialLosses>,
-    /// The held-out loss rose while the training loss fell.
-    pub overfitting: Option<Overfitting>,
-    /// First and last accuracy of the kNN probe, with their steps.
-    pub probe_knn: Option<[(u64, f32); 2]>,
 }
 
 /// Trains a model in a run folder.

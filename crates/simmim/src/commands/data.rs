@@ -3,13 +3,13 @@
 #![allow(clippy::print_stdout, reason = "results go to standard output")]
 
 use crate::arguments::{Check, Data, DataWhat, LogFormat, Stats, Surveyed};
-use crate::commands::{open_images, write_file};
+use crate::commands::{class_name, open_images, write_file};
 use crate::diagnostics::Failure;
 use crate::meter::{Meter, warn_unreadable};
 use crate::parts::{self, Place, Share, Slot};
 use crate::ranks;
 use serde::{Deserialize, Serialize};
-use simmim_data::{DataError, Seen, Source, Transform, survey};
+use simmim_data::{DataError, Seen, Source, Transform, mean_and_deviation, survey};
 use simmim_train::Ranks;
 use simmim_train::features::Key;
 use std::collections::BTreeMap;
@@ -84,12 +84,7 @@ impl Sums {
     /// Mean and standard deviation of each channel, as `data.mean` and `data.std` take them.
     fn mean_std(&self) -> (Vec<f64>, Vec<f64>) {
         let n = self.images.max(1) as f64;
-        let of = |(mean, square): (&f64, &f64)| {
-            let mean = mean / n;
-            let std = (square / n - mean * mean).max(0.0).sqrt();
-            (mean, if std < 1e-6 { 1.0 } else { std })
-        };
-        self.means.iter().zip(&self.squares).map(of).unzip()
+        self.means.iter().zip(&self.squares).map(|(&mean, &square)| mean_and_deviation(mean, square, n)).unzip()
     }
 
     fn print(&self) {
@@ -143,7 +138,7 @@ fn look(
     survey(images, a.channels, &all, threads, &mut |place, seen| {
         each(place, &seen);
         match &seen {
-            Ok(seen) => sums.add(seen, class(images, place)),
+            Ok(seen) => sums.add(seen, class_name(images, place)),
             Err(error) => {
                 sums.unreadable += 1;
                 reasons.push(error.to_string());
@@ -156,10 +151,6 @@ fn look(
     sums
 }
 
-fn class(images: &dyn Source, place: usize) -> Option<&str> {
-    images.class_names().get(images.label(place)?).map(String::as_str)
-}
-
 /// Where a share goes; none where that is nowhere.
 fn place(share: &Share, a: &Surveyed, out: Option<&Path>) -> Result<Option<Place>, Failure> {
     let Some(out) = out else { return Ok(None) };
@@ -169,12 +160,6 @@ fn place(share: &Share, a: &Surveyed, out: Option<&Path>) -> Result<Option<Place
         Ok(Key::of(&*share.images, &transform, "data", std::iter::empty())?.conditions())
     };
     share.place(out, made_from).map(Some)
-}
-
-fn write(slot: Slot, bytes: &[u8]) -> Result<(), Failure> {
-    let path = slot.path.clone();
-    write_file(&path, bytes)?;
-    slot.seal(&[path])
 }
 
 fn check(a: &Check, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failure> {
@@ -205,14 +190,13 @@ fn report(a: &Check, images: &dyn Source, format: LogFormat, slot: Option<Slot>)
             Err(error) => [String::new(), String::new(), String::new(), error.to_string()],
         };
         if written.is_ok() {
-            let (name, class) = (images.name(place), class(images, place).unwrap_or_default().to_owned());
+            let (name, class) = (images.name(place), class_name(images, place).unwrap_or_default().to_owned());
             written = table.write_record([name, class, width, height, transparent, error]);
         }
     });
     written.map_err(|e| Failure::running(e.to_string()))?;
     if let Some(slot) = slot {
-        let path = slot.path.clone();
-        write(slot, &table.into_inner().map_err(|e| Failure::running(e.to_string()))?)?;
+        let path = slot.write(&table.into_inner().map_err(|e| Failure::running(e.to_string()))?)?;
         println!("{}", path.display());
     }
     Ok([sums.images as f64, sums.unreadable as f64])
@@ -259,7 +243,7 @@ fn stats(a: &Stats, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failur
     }
     let text = serde_json::to_vec_pretty(&sums).map_err(|e| Failure::running(e.to_string()))?;
     match (slot, &a.out) {
-        (Some(slot), _) => write(slot, &text)?,
+        (Some(slot), _) => drop(slot.write(&text)?),
         (None, Some(out)) => write_file(out, &text)?,
         (None, None) => {}
     }

@@ -66,6 +66,11 @@ pub(crate) fn said_of_runs(images: &[&dyn Source]) -> Option<String> {
     (!folders.is_empty()).then(|| format!("{what} passed over: {}", folders.join(", ")))
 }
 
+/// The name of an image's class, where it is known.
+pub(crate) fn class_name(images: &dyn Source, index: usize) -> Option<&str> {
+    images.class_names().get(images.label(index)?).map(String::as_str)
+}
+
 /// Refuses a path that no file can be written to, before any work is done for it.
 pub(crate) fn check_output(path: &Path) -> Result<(), Failure> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

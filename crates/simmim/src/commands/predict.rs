@@ -8,7 +8,7 @@
 
 use crate::arguments::{LogFormat, Predict};
 use crate::commands::evaluate::load;
-use crate::commands::{open_images, write_file};
+use crate::commands::open_images;
 use crate::diagnostics::Failure;
 use crate::parts::Place;
 use crate::ranks;
@@ -62,9 +62,7 @@ fn predict(a: &Predict, ranks: &Ranks) -> Result<ExitCode, Failure> {
     written.map_err(|e| Failure::running(e.to_string()))?;
     bad.iter().for_each(|(_, e)| eprintln!("warning: skipped: {e}"));
     let bytes = table.into_inner().map_err(|e| Failure::running(e.to_string()))?;
-    write_file(&slot.path, &bytes)?;
-    println!("{count} images, {} skipped; {}", bad.len(), slot.path.display());
-    let path = slot.path.clone();
-    slot.seal(&[path])?;
+    let path = slot.write(&bytes)?;
+    println!("{count} images, {} skipped; {}", bad.len(), path.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ mod npy;
 mod table;
 
 use crate::arguments::{Embed, LogFormat};
-use crate::commands::{open_images, weights};
+use crate::commands::{class_name, open_images, weights};
 use crate::device;
 use crate::diagnostics::Failure;
 use crate::meter::{Meter, warn_unreadable};
@@ -72,11 +72,11 @@ fn embed(a: &Embed, format: LogFormat, ranks: &Ranks) -> Result<ExitCode, Failur
         _ => vec![layer.shape(&model.encoder).width],
     };
     let mut sink = kind.create(&slot.path, images.len(), shape)?;
-    let done = if !images.is_empty() {
+    let done = if images.is_empty() {
+        0
+    } else {
         let mut extractor = Extractor::new(device::open(&a.weights.device)?, &model.encoder, &model.tensors, plan)?;
         rows(&mut extractor, images, &mut *sink, format)?
-    } else {
-        0
     };
     if done == 0 && !share.may_be_empty() {
         return Err(Failure::input("no image could be read", "check that the files are images"));
@@ -99,7 +99,7 @@ fn rows(
     let (mut done, mut failed) = (0, None);
     let mut take = |_: usize, place: usize, feature: &[f32]| {
         if failed.is_none() {
-            failed = sink.row(&images.name(place), label(images, place), feature).err();
+            failed = sink.row(&images.name(place), class_name(images, place), feature).err();
             done += 1;
         }
     };
@@ -111,11 +111,6 @@ fn rows(
     warn_unreadable(format, reasons.len(), reasons.iter().map(String::as_str));
     meter.finish(done);
     Ok(done)
-}
-
-/// The name of an image's class.
-fn label(images: &dyn Source, index: usize) -> Option<&str> {
-    images.class_names().get(images.label(index)?).map(String::as_str)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
